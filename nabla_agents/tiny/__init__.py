@@ -1,0 +1,16 @@
+"""The embedded models: a small policy, its implicit process reward, and the word problems both were trained on.
+
+The two folders load with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`. Nothing here imports
+torch or transformers; `nabla_agents.tiny.train` does. What the pair is for, and what it is not, is in `MODEL_CARD.md`.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from nabla_agents.tiny.word_problems import Problem, is_correct, problems
+
+WEIGHTS: Final = Path(__file__).resolve().parent / "weights"
+LM_PATH: Final = WEIGHTS / "lm"
+REWARD_PATH: Final = WEIGHTS / "reward"
+
+__all__ = ["LM_PATH", "REWARD_PATH", "Problem", "is_correct", "problems"]
