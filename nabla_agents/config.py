@@ -1,0 +1,61 @@
+"""Settings a user writes: validated, frozen, unknown names refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from nabla_agents.errors import ConfigurationError
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of all settings: errors are `ConfigurationError` and name the field, what was got and what is allowed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as e:
+            problems = "; ".join(
+                f"{'.'.join(map(str, p['loc'])) or 'settings'} = {p['input']!r}: {p['msg']}" for p in e.errors()
+            )
+            known = ", ".join(type(self).model_fields)
+            raise ConfigurationError(f"{type(self).__name__}: {problems}. Known settings: {known}.") from e
+
+    def replace(self: SettingsT, **changes: Any) -> SettingsT:
+        """A validated copy with some settings changed."""
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+class Sampling(Settings):
+    """How tokens are chosen. Temperature 0 is greedy everywhere; None switches a filter off.
+
+    `max_tokens` None means as long as the context allows. Stop strings may span several tokens; they end the rollout
+    and are not part of its text.
+    """
+
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: tuple[str, ...] = ()
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else tuple(value)
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not s for s in value):
+            raise ValueError("a stop string is empty")
+        return value
+
+
+GREEDY = Sampling(temperature=0.0)

@@ -1,0 +1,31 @@
+"""Every error the package raises on purpose. Each says what was got, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class NablaError(Exception):
+    """Base of all errors raised by nabla-agents."""
+
+
+class ConfigurationError(NablaError, ValueError):
+    """A setting, option or combination of parts that cannot work; raised before any weight is loaded where possible."""
+
+
+class ModelLoadError(NablaError, OSError):
+    """A model or tokenizer that cannot be loaded, or whose architecture the engine cannot run faithfully."""
+
+
+class PromptError(NablaError, ValueError):
+    """A prompt that cannot be turned into token ids: empty, of an unknown role, or refused by the chat template."""
+
+
+class ContextOverflowError(PromptError):
+    """A prompt that leaves no room for one completion token in the model's context."""
+
+
+class VocabularyMismatchError(ConfigurationError):
+    """A reward that compares token by token with the language model, but has another vocabulary."""
+
+
+class RewardError(NablaError, RuntimeError):
+    """A reward that broke its contract, for example by returning the wrong number of scores."""

@@ -1,0 +1,234 @@
+"""The frozen records that travel between the parts. Facts are stored once; what follows from them is a property."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal
+
+from nabla_agents.errors import ConfigurationError, PromptError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation. `extra` holds what a chat template may read besides: name, tool_calls, ..."""
+
+    role: str
+    content: str
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        if self.role not in ("system", "user", "assistant", "tool"):
+            raise PromptError(f"Message role is {self.role!r}; expected system, user, assistant or tool.")
+
+    def as_template_input(self) -> dict[str, Any]:
+        return {**self.extra, "role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation and the token ids the language model reads for it; never refined."""
+
+    messages: tuple[Message, ...]
+    text: str
+    ids: tuple[int, ...]
+
+    @property
+    def question(self) -> str:
+        """Content of the last user turn, or the whole text of a prompt that was given as plain text."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), self.text)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was spent. Tokens are counted as computed, padding included, so that they equal what the modules saw.
+
+    `flops` is 2·N per token forward and 2·N more per token backward (frozen weights), N being the parameters of the
+    model that ran, without the attention term. `seconds` is wall-clock; `peak_memory_bytes` does not add, it is a
+    maximum.
+    """
+
+    rollouts: int = 0
+    generated_tokens: int = 0
+    prefill_tokens: int = 0
+    lm_forward_tokens: int = 0
+    lm_backward_tokens: int = 0
+    reward_forward_tokens: int = 0
+    reward_backward_tokens: int = 0
+    gradient_passes: int = 0
+    reward_calls: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        summed = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Usage(**{**summed, "peak_memory_bytes": max(self.peak_memory_bytes, other.peak_memory_bytes)})
+
+    def as_dict(self) -> dict[str, float]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent on one prompt; None means no limit. Field names equal those of `Usage`.
+
+    A rollout that was started is finished, so a budget is overrun by at most one unit of work of its field;
+    `rollouts` and `generated_tokens` are never overrun.
+    """
+
+    rollouts: int | None = 8
+    generated_tokens: int | None = None
+    gradient_passes: int | None = None
+    reward_calls: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            limit = getattr(self, f.name)
+            least = 1 if f.name in ("rollouts", "generated_tokens") else 0
+            if limit is not None and not (limit >= least and not isinstance(limit, bool)):
+                raise ConfigurationError(
+                    f"Budget.{f.name} is {limit!r}; expected None (no limit) or a number of at least {least}"
+                    + (": one completion needs one rollout of one token." if least else ".")
+                )
+
+    def exhausted(self, usage: Usage) -> str | None:
+        """Says which limit is reached, as `name spent/allowed`, or None."""
+        for f in fields(self):
+            limit = getattr(self, f.name)
+            if limit is not None and getattr(usage, f.name) >= limit:
+                return f"{f.name} {getattr(usage, f.name):g}/{limit:g}"
+        return None
+
+
+class FinishReason(StrEnum):
+    """Why a search ended."""
+
+    STOP = "stop"  # nothing promising was left, and the answer ended by itself
+    LENGTH = "length"  # nothing promising was left, and the answer was cut by max_tokens or the context
+    VERIFIED = "verified"  # a tool verified the answer
+    BUDGET = "budget"  # a limit of the budget was reached
+    INTERRUPTED = "interrupted"  # the caller stopped it; the best answer so far is returned
+
+
+@dataclass(frozen=True)
+class Span:
+    """A located verdict on the characters start:end of a completion's text.
+
+    `value` in [-1, 1]: -1 wrong, 1 right. `expected` is the right text for the range where the tool knows it.
+    `credit` is the verdict's strength in nats in the objective's gradient.
+    """
+
+    start: int
+    end: int
+    value: float
+    expected: str | None = None
+    explanation: str = ""
+    credit: float = 1.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """A reward's judgement of one completion. NaN in `value` means: could not judge, and `explanation` says why.
+
+    `verdict` is the part of `value` that comes from tools, None where no tool judged; a better verdict outranks any
+    likelihood and learned score. `verified` is True when a tool vouches for the whole answer.
+    """
+
+    value: float
+    verdict: float | None = None
+    verified: bool | None = None
+    spans: tuple[Span, ...] = ()
+    explanation: str = ""
+    usage: Usage = Usage()
+
+    @property
+    def judged(self) -> bool:
+        return not math.isnan(self.value)
+
+    @staticmethod
+    def not_judged(explanation: str, usage: Usage = Usage()) -> Score:
+        return Score(math.nan, explanation=explanation, usage=usage)
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One completion. `completion_ids` includes a final end-of-sequence token; `text` has neither it nor a stop string.
+
+    `log_probs` [time] are log π(y_t | x, y_<t) in nats at temperature 1, on the CPU, whatever the sampling was;
+    None for a text that no model was asked about.
+    """
+
+    prompt: Prompt
+    completion_ids: tuple[int, ...]
+    text: str
+    log_probs: Tensor | None = None
+    finish_reason: FinishReason = FinishReason.STOP
+    usage: Usage = Usage()
+
+    @property
+    def log_likelihood(self) -> float:
+        """Σ log π in nats, unweighted; NaN where no model was asked."""
+        return math.nan if self.log_probs is None else float(self.log_probs.double().sum())
+
+    @staticmethod
+    def from_text(prompt: str | Sequence[Message], text: str) -> Rollout:
+        """A completion known as text only: enough for tool-verified rewards."""
+        messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
+        return Rollout(Prompt(messages, "", ()), (), text)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One refine-propose-judge round. Token fields are None for a step that proposed nothing (a whole rollout).
+
+    `predicted_gain` is what the gradient promised for the objective, `gain` what the proposal gave, both in nats.
+    `committed_text` only grows from step to step; `done` marks the last step.
+    """
+
+    kind: Literal["rollout", "refine", "commit"]
+    committed_text: str
+    accepted: bool = False
+    position: int | None = None
+    old_token: str | None = None
+    new_token: str | None = None
+    predicted_gain: float | None = None
+    gain: float | None = None
+    log_likelihood: float = math.nan
+    score: Score | None = None
+    text: str = ""
+    usage: Usage = Usage()
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """The best completion a search saw, why it ended and what it cost.
+
+    `score` is None when no reward was given. `truncated` says that this completion was cut by max_tokens or the
+    context. `detail` explains the finish reason, e.g. `rollouts 8/8`.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    score: Score | None
+    finish_reason: FinishReason
+    usage: Usage
+    trace: tuple[Step, ...] = ()
+    log_likelihood: float = math.nan
+    truncated: bool = False
+    detail: str = ""
+    seed: int = 0
+    prompt_tokens: int = 0
+
+    def with_usage(self, usage: Usage) -> Result:
+        return replace(self, usage=usage)
