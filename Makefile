@@ -1,0 +1,72 @@
+# Everything here starts from a bare clone: it needs python3 (3.11 or newer) and make, and puts all else into .venv.
+# The second time is fast: a stamp in .venv is renewed only when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -qq --constraint constraints.txt
+INPUTS := pyproject.toml constraints.txt
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow lint format types floors check bench tiny clean
+.DELETE_ON_ERROR:
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/' | expand -t 16
+
+demo: $(VENV)/.installed-core ## watch the embedded model's answer being refined
+	@$(BIN)/nabla solve --sample 1
+
+test: $(VENV)/.installed-test ## run the tests (the blocks of README.md among them)
+	@$(BIN)/python -m pytest -q
+
+slow: $(VENV)/.installed-test ## run the tests that take long
+	@$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+lint: $(VENV)/.installed-dev ## check format and style
+	@$(BIN)/ruff format --check --quiet . || { echo "make format puts this right"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+
+format: $(VENV)/.installed-dev ## put format and style right
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+types: $(VENV)/.installed-dev ## check the types
+	@$(BIN)/pyright
+
+floors: $(VENV)/.installed-dev ## check that modules import only from floors below
+	@$(BIN)/lint-imports
+
+check: lint types floors test ## everything that CI runs
+
+bench: $(VENV)/.installed-core ## strategies x accuracy on the embedded model's test problems
+	@$(BIN)/nabla bench
+
+tiny: $(VENV)/.installed-core ## train the embedded models from nothing (resumes where it stopped)
+	@$(BIN)/python -m nabla_agents.tiny.train
+
+clean: ## remove the environment, caches and builds
+	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python")'
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-core: $(INPUTS) | $(BIN)/python
+	@echo "Installing nabla-agents into $(VENV) (minutes the first time, torch is large)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(INPUTS) | $(BIN)/python
+	@echo "Installing nabla-agents and what its tests need into $(VENV) (minutes the first time, torch is large)"
+	@$(INSTALL) --editable '.[test]'
+	@touch $@ $(VENV)/.installed-core
+
+$(VENV)/.installed-dev: $(INPUTS) | $(BIN)/python
+	@echo "Installing nabla-agents and the development tools into $(VENV) (minutes the first time, torch is large)"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed-core $(VENV)/.installed-test
