@@ -130,4 +130,6 @@ def _training_text(seed: int) -> Iterator[str]:
             yield f"system\n{prompt}\n"
         for tool in EXAMPLE_TOOLS:
             yield json.dumps(tool)
-        yield "Tools You may call one or more of these functions For each call write a JSON object between tool response"
+        yield (
+            "Tools You may call one or more of these functions For each call write a JSON object between tool response"
+        )

@@ -1,7 +1,7 @@
 """Arithmetic word problems of two to five steps, drawn from a seed, in three splits that share no computation.
 
-A problem is a chain: a start number, then operations, each with one operand. The story tells the chain in its own order,
-one sentence a step, so that reading it is easy; what is hard for a small model is the arithmetic.
+A problem is a chain: a start number, then operations, each with one operand. The story tells the chain in its own
+order, one sentence a step, so that reading it is easy; what is hard for a small model is the arithmetic.
 """
 
 import hashlib
@@ -56,13 +56,12 @@ class Chain:
         return values
 
 
-_PEOPLE: Final = tuple(
-    [(name, "She") for name in "Mia Anna Sara Lena Ruth Ella Nina Clara Ida Zoe Maya Lucy".split()]
-    + [(name, "He") for name in "Tom Ben Omar Leo Max Paul Finn Noah Jack Ivan Sam Karl".split()]
-)
-_OBJECTS: Final = tuple(
+_WOMEN: Final = "Mia Anna Sara Lena Ruth Ella Nina Clara Ida Zoe Maya Lucy"
+_MEN: Final = "Tom Ben Omar Leo Max Paul Finn Noah Jack Ivan Sam Karl"
+_PEOPLE: Final = [(name, "She") for name in _WOMEN.split()] + [(name, "He") for name in _MEN.split()]
+_OBJECTS: Final = (
     "apples books coins cards pens shells stamps marbles pears stickers beads nuts "
-    "cookies buttons stones eggs plums flowers balls cups bricks keys tickets candles".split()
+    "cookies buttons stones eggs plums flowers balls cups bricks keys tickets candles"
 )
 _OPENINGS: Final = (
     "{name} has {n} {things}.",
@@ -193,7 +192,7 @@ def _draw_number(random: Random, largest: int) -> int:
 
 def _story(chain: Chain, random: Random) -> str:
     name, pronoun = random.choice(_PEOPLE)
-    things = random.choice(_OBJECTS)
+    things = random.choice(_OBJECTS.split())
     sentences = [random.choice(_OPENINGS).format(name=name, n=chain.start, things=things)]
     for operation, operand in chain.steps:
         who = pronoun if random.random() < 0.7 else name

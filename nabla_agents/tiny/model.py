@@ -1,0 +1,117 @@
+"""The architecture of the tiny models, their folders on disk, and batched completion of problems."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from nabla_agents.tiny.tokenizer import CONTEXT_TOKENS
+from nabla_agents.tiny.word_problems import Problem, is_correct
+
+MAX_NEW_TOKENS: Final = 96  # the longest solution has 84
+
+
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, *, layers: int, width: int, heads: int, inner: int
+) -> Qwen2ForCausalLM:
+    """A model with fresh weights, drawn from torch's global generator."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=CONTEXT_TOKENS,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="sdpa",
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return model
+
+
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes weights, rounded to bfloat16, and tokenizer as a transformers folder; `model` stays as it is."""
+    rounded = Qwen2ForCausalLM(model.config).to(torch.bfloat16)
+    rounded.load_state_dict(model.state_dict())
+    rounded.generation_config = model.generation_config
+    rounded.save_pretrained(folder)
+    tokenizer.backend_tokenizer.no_padding()  # padding a batch leaves its length in the tokenizer's file
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+    """The model of a folder in float32 (its weights are bfloat16 values) and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def prompt_of(problem: Problem, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The chat-templated prompt that asks for `problem`'s solution."""
+    turn = [{"role": "user", "content": problem.question}]
+    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+
+
+@torch.inference_mode()
+def complete(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """One completion per prompt as token ids, its end-of-turn token included where it was reached.
+
+    Temperature 0 is greedy. Costs one prefill and up to MAX_NEW_TOKENS decoding passes over the whole batch.
+    """
+    device = model.device
+    generator = torch.Generator(device).manual_seed(seed)
+    encoded = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(device)
+    mask, ids, cache = encoded.attention_mask, encoded.input_ids, None
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    columns: list[Tensor] = []
+    running = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    for _ in range(MAX_NEW_TOKENS):
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+        logits, cache = out.logits[:, -1].float(), out.past_key_values
+        if temperature > 0:
+            chosen = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+        else:
+            chosen = logits.argmax(-1)
+        chosen = chosen.where(running, tokenizer.pad_token_id)
+        columns.append(chosen)
+        running = running & (chosen != tokenizer.eos_token_id)
+        if not running.any():
+            break
+        ids, positions = chosen[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+    rows = torch.stack(columns, dim=1).tolist()
+    return [row[: row.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in row else row for row in rows]
+
+
+def greedy_verdicts(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[Problem], *, rows: int = 128
+) -> list[tuple[str, bool]]:
+    """The greedy completion of each problem and whether it is correct, `rows` problems at a time."""
+    texts: list[str] = []
+    for start in range(0, len(asked), rows):
+        prompts = [prompt_of(problem, tokenizer) for problem in asked[start : start + rows]]
+        texts += tokenizer.batch_decode(complete(model, tokenizer, prompts), skip_special_tokens=True)
+    return [(text, is_correct(text, problem)) for text, problem in zip(texts, asked, strict=True)]
