@@ -1,0 +1,1 @@
+"""Local models: prompts, batched rollouts and gradients on any Hugging Face causal language model."""

@@ -1,0 +1,101 @@
+"""Gradient carriers: [time, hidden] vectors from which the objective's row over the vocabulary is built on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nabla_agents.functional import wide
+
+if TYPE_CHECKING:
+    from nabla_agents.models.language_model import LanguageModel
+    from nabla_agents.models.transformer import Transformer
+
+
+class Carrier(Protocol):
+    """A gradient with respect to the one-hot rows of a rollout's tokens."""
+
+    def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
+        """∂/∂(one-hot row) at these completion positions, in the language model's vocabulary, fp32 or better."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LikelihoodCarrier:
+    """Of Σ log π: the direct term log π(v | …) and the embedding term E[v]·a_t (method §3).
+
+    `hidden` [time, hidden] are the states that predict the tokens from position `start` on; `embedding_gradient`
+    [time, hidden] is a, or None where only the direct term is wanted.
+    """
+
+    model: LanguageModel
+    start: int
+    hidden: Tensor
+    embedding_gradient: Tensor | None
+
+    def logits(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
+        """The model's logits at these positions of the completion."""
+        return self.model.head(self.hidden[[p - self.start for p in positions]])
+
+    def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
+        direct = wide(self.logits(positions)).log_softmax(-1)
+        if self.embedding_gradient is None:
+            return direct
+        a = self.embedding_gradient[[p - self.start for p in positions]]
+        return direct + wide(self.model.transformer.embedding_scores(a))
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingCarrier:
+    """Of a reward that reads the tokens' embeddings: E_RM[v]·b_t, with `embedding_gradient` b [time, hidden].
+
+    `vocab_size` is the language model's; rows are cut or padded by zeros to it (embedding matrices are often padded
+    beyond the tokenizer).
+    """
+
+    transformer: Transformer
+    start: int
+    embedding_gradient: Tensor
+    vocab_size: int
+
+    def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
+        rows = self.transformer.embedding_scores(self.embedding_gradient[[p - self.start for p in positions]])
+        return fitted(wide(rows), self.vocab_size)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedCarrier:
+    """Σ weight · carrier."""
+
+    terms: tuple[tuple[float, Carrier], ...]
+
+    def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
+        rows = [weight * carrier.rows(positions) for weight, carrier in self.terms if weight != 0]
+        # Learned rewards may sit on another device or in another precision than the language model.
+        return torch.stack([r.to(rows[0]) for r in rows]).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class CreditCarrier:
+    """Sparse credit c_t(v) from tool verdicts: {position: {token: credit in nats}}."""
+
+    credit: Mapping[int, Mapping[int, float]]
+    vocab_size: int
+    device: torch.device
+
+    def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
+        rows = torch.zeros(len(positions), self.vocab_size, device=self.device)
+        for i, position in enumerate(positions):
+            for token, credit in self.credit.get(position, {}).items():
+                rows[i, token] += credit
+        return rows
+
+
+def fitted(rows: Float[Tensor, "n any"], vocab_size: int) -> Float[Tensor, "n vocab"]:
+    """Cut, or padded with zeros, to the language model's vocabulary."""
+    return torch.nn.functional.pad(rows, (0, vocab_size - rows.shape[-1]))

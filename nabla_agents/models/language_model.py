@@ -1,0 +1,242 @@
+"""A causal language model that renders prompts, samples rollouts and differentiates their likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from nabla_agents import tiny
+from nabla_agents.errors import ContextOverflowError, ModelLoadError, PromptError
+from nabla_agents.functional import token_log_probs
+from nabla_agents.models.carriers import LikelihoodCarrier
+from nabla_agents.models.decoding import RolloutJob, rollout
+from nabla_agents.models.loading import Loading, load
+from nabla_agents.models.tokenizer import Tokenizer
+from nabla_agents.models.transformer import PrefixCache, Transformer
+from nabla_agents.types import Message, Prompt, Rollout, Usage
+
+HEAD_CHUNK = 64  # positions whose [vocab] rows exist at a time
+
+
+@dataclass(frozen=True, eq=False)
+class LikelihoodGradient:
+    """The carrier of one rollout's log-likelihood and what it cost."""
+
+    carrier: LikelihoodCarrier
+    usage: Usage
+
+
+class LanguageModel:
+    """Any Hugging Face causal language model with its tokenizer. Holds no request state; threads may share it.
+
+    Raises:
+        ModelLoadError: the architecture's logits are not its head applied to its body's hidden states.
+    """
+
+    def __init__(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "") -> None:
+        self.transformer = Transformer(module)
+        self.name = name or str(getattr(module.config, "_name_or_path", "")) or type(module).__name__
+        self.tokenizer = Tokenizer(tokenizer, name=self.name)
+        self._lm_head: Any = module.get_output_embeddings()
+        self.context_length = int(getattr(self.transformer.config, "max_position_embeddings", None) or 1 << 30)
+        self.eos_ids = frozenset(_ids(getattr(module.generation_config, "eos_token_id", None)) | _ids(tokenizer.eos_token_id))
+        self._check_head()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **loading: Any) -> LanguageModel:
+        """Loads a hub id, a folder, or `tiny` (the embedded model); options are those of `Loading`."""
+        module, tokenizer = load(name, AutoModelForCausalLM, Loading(**loading), tiny_path=tiny.LM_PATH)
+        return cls(module, tokenizer, name=str(name))
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return int(self.transformer.embedding.weight.shape[0])
+
+    # ── text ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def prompt(
+        self,
+        conversation: str | Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        formatted: bool = False,
+    ) -> Prompt:
+        """Renders a conversation by the chat template; a plain string is one user turn.
+
+        `formatted=True` takes a string verbatim, for completion models or already rendered prompts.
+
+        Raises:
+            PromptError: empty, no chat template, or refused by the template.
+            ContextOverflowError: no room for one completion token.
+        """
+        if formatted:
+            if not isinstance(conversation, str):
+                raise PromptError("formatted=True takes the prompt verbatim: expected one string, got messages.")
+            messages, text = (), conversation
+        else:
+            messages = (Message("user", conversation),) if isinstance(conversation, str) else tuple(conversation)
+            if not any(m.content.strip() or m.extra for m in messages):
+                raise PromptError("The prompt is empty; expected a question or a conversation with some text.")
+            text = self.tokenizer.render(messages, tools=tools)
+        ids = tuple(self.tokenizer.encode(text))
+        if not ids:
+            raise PromptError("The prompt is empty; expected text that gives at least one token.")
+        if len(ids) >= self.context_length:
+            raise ContextOverflowError(
+                f"The prompt has {len(ids)} tokens, but the context of {self.name} is {self.context_length} tokens and "
+                "must also hold the completion. Shorten the prompt or choose a model with a longer context."
+            )
+        return Prompt(messages, text, ids)
+
+    # ── sampling ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
+        """Completes every job's prefix in one batch; see `decoding.rollout`."""
+        return rollout(self, jobs)
+
+    # ── tensors ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def head(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits of hidden states, soft-capped where the architecture does so."""
+        logits = self._lm_head(hidden.to(self._lm_head.weight.device))
+        cap = getattr(self.transformer.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def log_probs(self, hidden: Float[Tensor, "time hidden"], tokens: Sequence[int]) -> Float[Tensor, "time"]:
+        """log π of each token from the hidden state that predicts it, a chunk of vocabulary rows at a time."""
+        targets = torch.tensor(list(tokens), device=hidden.device)
+        chunks = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
+        parts = [token_log_probs(self.head(h), t) for h, t in chunks]
+        return torch.cat(parts) if parts else torch.zeros(0, device=hidden.device)
+
+    def prefill(self, prompt: Prompt) -> tuple[PrefixCache, Usage]:
+        """Keys and values of the prompt without its last token, to be shared by every pass of a request."""
+        cache = self.transformer.prefill(prompt.ids[:-1])
+        tokens = len(prompt.ids) - 1
+        return cache, self.usage(prefill=tokens)
+
+    def likelihood_gradient(
+        self,
+        rollouts: Sequence[Rollout],
+        starts: Sequence[int],
+        caches: Sequence[PrefixCache | None],
+        *,
+        embedding_terms: bool = True,
+    ) -> list[LikelihoodGradient]:
+        """∂ Σ_{t ≥ start} log π(y_t) / ∂ one-hot rows, for every position from `start` on, in one pass over the batch.
+
+        The prompt and the tokens before `start` are read without gradient. Cost: one forward over everything not
+        cached and one backward over the tails; with `embedding_terms=False` the forward only.
+        """
+        tails, hidden, embeddings, read, fed = tail_states(
+            self.transformer, rollouts, starts, caches, needs_grad=embedding_terms
+        )
+        gradients: list[Tensor | None] = [None] * len(rollouts)
+        if embedding_terms:
+            cotangent = torch.zeros_like(hidden)
+            for i, tail in enumerate(tails):
+                cotangent[i, : len(tail)] = self._head_gradient(hidden[i, : len(tail)].detach(), tail)
+            (gradient,) = torch.autograd.grad(hidden, embeddings, cotangent)
+            gradients = [token_gradient(gradient[i], len(tail)) for i, tail in enumerate(tails)]
+        usage = self.usage(prefill=read, forward=fed, backward=fed if embedding_terms else 0)
+        return [
+            LikelihoodGradient(
+                LikelihoodCarrier(self, start, hidden[i, : len(tail)].detach(), gradients[i]),
+                usage,
+            )
+            for i, (tail, start) in enumerate(zip(tails, starts, strict=True))
+        ]
+
+    def token_log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[Float[Tensor, "time"], Usage]]:
+        """log π of every completion token and the cost, in one forward over the batch."""
+        none = [None] * len(rollouts)
+        tails, hidden, _, read, fed = tail_states(
+            self.transformer, rollouts, [0] * len(rollouts), none, needs_grad=False
+        )
+        usage = self.usage(prefill=read, forward=fed)
+        return [(self.log_probs(hidden[i, : len(t)], t).double().cpu(), usage) for i, t in enumerate(tails)]
+
+    def usage(self, *, prefill: int = 0, forward: int = 0, backward: int = 0) -> Usage:
+        """The ledger entry of tokens that this model computed; prefill tokens are forward tokens too."""
+        return Usage(
+            prefill_tokens=prefill,
+            lm_forward_tokens=prefill + forward,
+            lm_backward_tokens=backward,
+            flops=2.0 * self.transformer.parameter_count * (prefill + forward + backward),
+        )
+
+    def _head_gradient(self, hidden: Float[Tensor, "time hidden"], tokens: Sequence[int]) -> Float[Tensor, "time hidden"]:
+        """∂ Σ log π / ∂ hidden, without ever holding [time, vocab]."""
+        parts = []
+        targets = torch.tensor(list(tokens), device=hidden.device)
+        for h, t in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True):
+            leaf = h.detach().requires_grad_()
+            with torch.enable_grad():
+                total = token_log_probs(self.head(leaf), t).sum()
+            parts.append(torch.autograd.grad(total, leaf)[0])
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        ids = torch.arange(min(4, self.vocab_size), device=self.transformer.device)[None]
+        expected = self.transformer.module(input_ids=ids, use_cache=False).logits
+        got = self.head(self.transformer.body(input_ids=ids, use_cache=False).last_hidden_state)
+        if got.shape != expected.shape or not torch.allclose(got, expected, rtol=1e-2, atol=1e-2):
+            raise ModelLoadError(
+                f"The logits of {type(self.transformer.module).__name__} are not its output head applied to its last "
+                "hidden states (an extra scaling?), so its gradient would be wrong. Choose another architecture."
+            )
+
+
+def tail_states(
+    transformer: Transformer,
+    rollouts: Sequence[Rollout],
+    starts: Sequence[int],
+    caches: Sequence[PrefixCache | None],
+    *,
+    needs_grad: bool,
+    include_last: bool = False,
+) -> tuple[list[tuple[int, ...]], Tensor, Tensor, int, int]:
+    """Reads each rollout up to `start` without gradient and its tail with gradient with respect to embeddings.
+
+    The states at index i of the tail predict completion token start + i; with `include_last` one further state has
+    read the whole completion. Returns the tails, the hidden states [batch, time, hidden] (right-padded), the
+    embeddings they came from, and per row the tokens read without and with gradient.
+    """
+    known = [(*r.prompt.ids, *r.completion_ids[:start])[:-1] for r, start in zip(rollouts, starts, strict=True)]
+    tails = [r.completion_ids[start:] for r, start in zip(rollouts, starts, strict=True)]
+    fed = [
+        (*r.prompt.ids, *r.completion_ids)[len(before) : None if include_last else -1]
+        for r, before in zip(rollouts, known, strict=True)
+    ]
+    width = max(map(len, fed))
+    total = max(len(k) for k in known) + width
+    context, read = transformer.read(known, caches, total_tokens=total)
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in fed], device=transformer.device)
+    ragged = any(len(row) < width for row in fed)
+    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in fed], device=transformer.device)
+    embeddings = transformer.embed(ids).detach().requires_grad_(needs_grad)
+    with torch.set_grad_enabled(needs_grad):
+        hidden = transformer.extend(context, embeddings=embeddings, mask=mask if ragged else None)
+    return tails, hidden, embeddings, read.shape[1], width
+
+
+def token_gradient(gradient: Float[Tensor, "fed hidden"], tail_length: int) -> Float[Tensor, "time hidden"]:
+    """From fed embeddings to tail tokens: the first fed embedding is the token before the tail; a token that was not
+    fed (the last, where nothing follows it) has gradient zero."""
+    shifted = gradient[1 : tail_length + 1]
+    return torch.nn.functional.pad(shifted, (0, 0, 0, tail_length - shifted.shape[0]))
+
+
+def _ids(value: int | Sequence[int] | None) -> set[int]:
+    return set() if value is None else {value} if isinstance(value, int) else set(value)
+
+

@@ -1,0 +1,74 @@
+"""`from_pretrained` for language and reward models: checks first, weights last, errors that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from nabla_agents import tiny
+from nabla_agents.config import Settings
+from nabla_agents.errors import ModelLoadError
+
+LoadedT = TypeVar("LoadedT")
+
+TINY = "tiny"
+
+
+class Loading(Settings):
+    """How weights are loaded; passed on to transformers' `from_pretrained`.
+
+    `dtype` None means the checkpoint's own on a GPU and float32 on a CPU. `device_map` None means one GPU if there is
+    one, else the CPU; any other value needs accelerate. Code shipped with a checkpoint runs only with
+    `trust_remote_code=True`.
+    """
+
+    dtype: str | torch.dtype | None = None
+    device_map: str | dict[str, Any] | None = None
+    revision: str | None = None
+    quantization_config: Any = None
+    trust_remote_code: bool = False
+
+
+def load(
+    name: str | Path, auto_class: Any, loading: Loading, *, tiny_path: Path
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a hub id or folder; the name `tiny` is the embedded model.
+
+    Config and tokenizer are read before any weight.
+
+    Raises:
+        ModelLoadError: nothing loadable under that name, remote code without consent, or wrong architecture.
+    """
+    path = str(tiny_path) if str(name) == TINY else str(name)
+    common = {"revision": loading.revision} if loading.revision else {}
+    common["trust_remote_code"] = loading.trust_remote_code  # type: ignore[assignment]
+    _attempt(name, "config", lambda: AutoConfig.from_pretrained(path, **common))
+    tokenizer = _attempt(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(path, **common))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = dict(common)
+    options["dtype"] = loading.dtype or ("auto" if device == "cuda" else torch.float32)
+    if loading.device_map is not None:
+        options["device_map"] = loading.device_map
+    if loading.quantization_config is not None:
+        options["quantization_config"] = loading.quantization_config
+    model = _attempt(name, "weights", lambda: auto_class.from_pretrained(path, **options))
+    if loading.device_map is None and loading.quantization_config is None:
+        model = model.to(device)
+    return model, tokenizer
+
+
+def _attempt(name: str | Path, what: str, load_it: Any) -> Any:
+    try:
+        return load_it()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
+        if "trust_remote_code" in str(e):
+            advice = "It ships its own code: read that code, then consent with trust_remote_code=True."
+        else:
+            advice = "Give a folder with config.json and tokenizer files, a model hub id, or 'tiny' (embedded)."
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ModelLoadError(f"Cannot load the {what} of model {str(name)!r}: {reason} {advice}") from e
+
+

@@ -1,0 +1,86 @@
+"""A tokenizer with its chat template: text to ids and back, where each token stands in the text, vocabulary identity."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from nabla_agents.errors import PromptError
+from nabla_agents.types import Message
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer that threads may share (fast tokenizers refuse concurrent use)."""
+
+    def __init__(self, hf: PreTrainedTokenizerBase, *, name: str) -> None:
+        self.hf, self.name = hf, name
+        self._lock = threading.Lock()
+
+    @property
+    def eos_id(self) -> int | None:
+        eos: Any = self.hf.eos_token_id
+        return eos
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the ordered vocabulary, special tokens included: equal fingerprints may exchange token ids."""
+        items = sorted((i, t) for t, i in self.hf.get_vocab().items())
+        return hashlib.sha256(repr(items).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text in which special tokens are already written; none are added."""
+        with self._lock:
+            return list(self.hf.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of tokens, special tokens left out."""
+        with self._lock:
+            return str(self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def token_text(self, token: int) -> str:
+        """One token for human eyes; special tokens are shown by name."""
+        with self._lock:
+            return str(self.hf.decode([token]))
+
+    def token_offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Character range of each token in `decode(ids)`; a character split over tokens belongs to the last of them."""
+        ends, end = [0], 0
+        for i in range(1, len(ids) + 1):
+            end = max(end, len(self.decode(ids[:i]).rstrip("\ufffd")))
+            ends.append(end)
+        return list(zip(ends, ends[1:], strict=False))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The conversation in the model's own chat format.
+
+        Raises:
+            PromptError: there is no chat template, or it refuses the conversation.
+        """
+        if not self.hf.chat_template:
+            raise PromptError(
+                f"The tokenizer of {self.name} has no chat template, so a conversation cannot be rendered. Set "
+                "tokenizer.chat_template, choose an instruction-tuned model, or pass the text itself with formatted=True."
+            )
+        try:
+            return str(
+                self.hf.apply_chat_template(
+                    [m.as_template_input() for m in messages],
+                    tools=list(tools) if tools else None,  # pyright: ignore[reportArgumentType]
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                )
+            )
+        except Exception as e:  # jinja raises its own errors, templates raise anything
+            roles = ", ".join(m.role for m in messages)
+            raise PromptError(f"The chat template of {self.name} refuses this conversation ({roles}): {e}") from e

@@ -1,0 +1,177 @@
+"""A frozen Hugging Face decoder: embeddings in, hidden states out, with prompt KV reuse and ragged batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from nabla_agents.errors import ModelLoadError
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixCache:
+    """Keys and values of known tokens [1, heads, time, head_dim], per layer; computed once, shared, never written to."""
+
+    ids: tuple[int, ...]
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+@dataclass(eq=False)
+class Context:
+    """What a batch has read so far. `mask` [batch, time] is False on padding; `padded` says whether there is any."""
+
+    cache: DynamicCache
+    mask: Bool[Tensor, "batch time"]
+    lengths: Int[Tensor, "batch"]
+    padded: bool = False
+
+    def select(self, rows: Int[Tensor, "kept"]) -> None:
+        """Keeps only these rows of the batch."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.lengths = self.mask[rows], self.lengths[rows]
+
+
+class Transformer:
+    """The body of a causal model with its weights frozen. Stateless: threads may share it.
+
+    Raises:
+        ModelLoadError: the architecture has no plain key/value cache or no linear input embedding.
+    """
+
+    def __init__(self, module: PreTrainedModel) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.body: Any = module.base_model
+        self.embedding: nn.Embedding = module.get_input_embeddings()  # pyright: ignore[reportAssignmentType]
+        self.parameter_count = sum(p.numel() for p in module.parameters())
+        self.config: Any = module.config.get_text_config(decoder=True)
+        self.embedding_scale = self._embedding_scale()
+        windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=self.config).layers]
+        self.sliding_window: int | None = min((int(w) for w in windows if w), default=None)
+        if not all(hasattr(layer, "keys") for layer in DynamicCache(config=self.config).layers):
+            raise ModelLoadError(
+                f"{type(module).__name__} keeps a recurrent state; the engine expects attention layers with a "
+                "key/value cache. Choose a transformer decoder."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    def embed(self, ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time hidden"]:
+        return self.embedding(ids)
+
+    def embedding_scores(self, vectors: Float[Tensor, "n hidden"]) -> Float[Tensor, "n vocab"]:
+        """<vector, embedding of v> for every token v, as the forward pass embeds it (scaling included)."""
+        weight = self.embedding.weight
+        return self.embedding_scale * (vectors.to(weight.dtype) @ weight.T)
+
+    @torch.no_grad()
+    def prefill(self, ids: Sequence[int]) -> PrefixCache:
+        """Reads known tokens once; costs one forward over len(ids) tokens, none when there are none."""
+        if not ids:
+            return PrefixCache((), ())
+        context = self.empty_context(1)
+        self.extend(context, ids=torch.tensor([list(ids)], device=self.device))
+        return PrefixCache(tuple(ids), tuple((layer.keys, layer.values) for layer in context.cache.layers))  # type: ignore[misc]
+
+    @torch.no_grad()
+    def read(
+        self, rows: Sequence[Sequence[int]], caches: Sequence[PrefixCache | None], *, total_tokens: int
+    ) -> tuple[Context, Float[Tensor, "batch time hidden"]]:
+        """Feeds each row's tokens, left-padded, skipping what its cache already holds.
+
+        Returns the context and the hidden states of the tokens fed, right-aligned. `total_tokens` is the longest
+        length the context will reach: beyond a sliding window, cached prefixes of ragged rows cannot be joined
+        exactly, and the rows are read from their start.
+        """
+        fits = self.sliding_window is None or total_tokens <= self.sliding_window
+        known = [c if c is not None and fits and c.ids == tuple(row[: len(c.ids)]) else None for c, row in zip(caches, rows, strict=True)]
+        context = self._joined(known)
+        rest = [list(row[len(c.ids) if c else 0 :]) for c, row in zip(known, rows, strict=True)]
+        width = max(map(len, rest))
+        if width == 0:
+            return context, self.embedding.weight.new_zeros(len(rows), 0, self.embedding.weight.shape[1])
+        ids = torch.tensor([[0] * (width - len(r)) + r for r in rest], device=self.device)
+        ragged = any(len(r) < width for r in rest)
+        mask = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rest], device=self.device)
+        return context, self.extend(context, ids=ids, mask=mask if ragged else None)
+
+    def extend(
+        self,
+        context: Context,
+        *,
+        ids: Int[Tensor, "batch time"] | None = None,
+        embeddings: Float[Tensor, "batch time hidden"] | None = None,
+        mask: Bool[Tensor, "batch time"] | None = None,
+    ) -> Float[Tensor, "batch time hidden"]:
+        """Reads further tokens, given as ids or as embeddings, and returns their hidden states.
+
+        The context grows in place. `mask` is False on padding; None says that there is none.
+        """
+        batch, time = (ids if ids is not None else embeddings).shape[:2]  # type: ignore[union-attr]
+        context.padded = context.padded or mask is not None
+        if mask is None:
+            mask = torch.ones(batch, time, dtype=torch.bool, device=self.device)
+        positions = (context.lengths[:, None] + mask.cumsum(1) - 1).clamp_min(0)
+        context.mask = torch.cat([context.mask, mask], dim=1)
+        context.lengths = context.lengths + mask.sum(1)
+        output = self.body(
+            input_ids=ids,
+            inputs_embeds=embeddings,
+            attention_mask=context.mask if context.padded else None,
+            position_ids=positions,
+            past_key_values=context.cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state
+
+    def empty_context(self, batch: int) -> Context:
+        return Context(
+            DynamicCache(config=self.config),
+            torch.zeros(batch, 0, dtype=torch.bool, device=self.device),
+            torch.zeros(batch, dtype=torch.long, device=self.device),
+        )
+
+    def _joined(self, caches: Sequence[PrefixCache | None]) -> Context:
+        """One context from per-row caches, left-padded with zeros to the longest."""
+        lengths = [len(c.ids) if c else 0 for c in caches]
+        context, longest = self.empty_context(len(caches)), max(lengths)
+        template = next((c for c in caches if c and c.layers), None)
+        if template is None:
+            return context
+        for layer, (keys, values) in enumerate(template.layers):
+            if all(c is template for c in caches):
+                joined = [t.expand(len(caches), -1, -1, -1) for t in (keys, values)]
+            else:
+                joined = [
+                    torch.cat([_left_padded(c.layers[layer][part] if c and c.layers else like[:, :, :0], longest) for c in caches])
+                    for part, like in enumerate((keys, values))
+                ]
+            context.cache.update(joined[0], joined[1], layer)
+        context.lengths = torch.tensor(lengths, device=self.device)
+        context.mask = torch.arange(longest, device=self.device) >= longest - context.lengths[:, None]
+        context.padded = min(lengths) < longest
+        return context
+
+    @torch.no_grad()
+    def _embedding_scale(self) -> float:
+        """The factor between embedding rows and what the embedding layer returns (Gemma-3 scales inside it)."""
+        weight, ids = self.embedding.weight, torch.arange(min(8, self.embedding.num_embeddings), device=self.device)
+        returned, rows = self.embedding(ids).double(), weight[ids].double()
+        scale = float((returned * rows).sum() / (rows * rows).sum().clamp_min(1e-30))
+        if not torch.allclose(returned, scale * rows, rtol=2e-2, atol=1e-6):
+            raise ModelLoadError(
+                f"{type(self.module).__name__} does not embed tokens linearly, so the objective has no gradient with "
+                "respect to tokens. Choose a model with a plain (or constantly scaled) input embedding."
+            )
+        return scale
+
+
+def _left_padded(x: Float[Tensor, "one heads time dim"], length: int) -> Float[Tensor, "one heads length dim"]:
+    return nn.functional.pad(x, (0, 0, length - x.shape[2], 0))
