@@ -1,0 +1,140 @@
+"""The objective: likelihood, rewards and tool credit joined into one value and one gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nabla_agents.errors import ConfigurationError
+from nabla_agents.models.carriers import Carrier, CreditCarrier, LikelihoodCarrier, WeightedCarrier
+from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.tokenizer import Tokenizer
+from nabla_agents.models.transformer import PrefixCache
+from nabla_agents.rewards.base import Reward, judged
+from nabla_agents.types import Rollout, Score, Span, Usage
+
+_LOOKAHEAD = 32  # characters of a corrected text that decide its next token
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectiveGradient:
+    """∂J/∂ one-hot rows of one rollout for every position from `start` on (method §3), and what it cost."""
+
+    likelihood: LikelihoodCarrier
+    carrier: Carrier
+    usage: Usage
+
+    def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
+        """g_t over the vocabulary, in the objective's units (nats at likelihood weight 1)."""
+        return self.carrier.rows(positions)
+
+    def logits(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
+        """The language model's logits for the same positions."""
+        return self.likelihood.logits(positions)
+
+
+class Objective:
+    """J(y) = likelihood_weight · Σ log π(y_t | …) + reward(y).
+
+    The paper's λ is 1 / likelihood_weight. Without a reward, J is the likelihood alone. `embedding_terms=False` keeps
+    only the direct term of each gradient, which needs no backward pass.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        reward: Reward | None = None,
+        *,
+        likelihood_weight: float = 1.0,
+        embedding_terms: bool = True,
+    ) -> None:
+        if not 0 <= likelihood_weight < float("inf"):
+            raise ConfigurationError(f"likelihood_weight is {likelihood_weight!r}; expected a finite number ≥ 0.")
+        if reward is not None and not isinstance(reward, Reward):
+            raise ConfigurationError(
+                f"reward is {reward!r}; expected a Reward such as ArithmeticSteps(), or a sum of them."
+            )
+        self.model = model
+        self.reward = None if reward is None else reward.bind(model)
+        self.likelihood_weight, self.embedding_terms = likelihood_weight, embedding_terms
+
+    def value(self, rollout: Rollout, score: Score | None) -> float:
+        """J of a scored rollout; NaN if its reward could not judge."""
+        weighted = self.likelihood_weight * rollout.log_likelihood if self.likelihood_weight else 0.0
+        return weighted + (0.0 if score is None else score.value)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
+        """The reward's scores; None for each rollout where there is no reward."""
+        return [None] * len(rollouts) if self.reward is None else list(judged(self.reward, rollouts))
+
+    def gradient(
+        self,
+        rollouts: Sequence[Rollout],
+        scores: Sequence[Score | None],
+        starts: Sequence[int],
+        caches: Sequence[PrefixCache | None],
+    ) -> list[ObjectiveGradient]:
+        """One gradient pass per rollout: a forward and backward of each model over its tail.
+
+        The gradient is that of the tail's objective: the tokens before `start` are committed and fixed.
+        """
+        likelihoods = self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=self.embedding_terms)
+        carriers = [g.carrier for g in likelihoods]
+        rewards = (
+            [None] * len(rollouts) if self.reward is None else self.reward.gradient(rollouts, starts, carriers)
+        )
+        gradients: list[ObjectiveGradient] = []
+        for rollout, score, likelihood, reward in zip(rollouts, scores, likelihoods, rewards, strict=True):
+            terms: list[tuple[float, Carrier]] = [(self.likelihood_weight, likelihood.carrier)]
+            usage = likelihood.usage + Usage(gradient_passes=1)
+            if reward is not None:
+                terms.append((1.0, reward.carrier))
+                usage = usage + reward.usage
+            credit = {} if score is None else token_credit(self.model.tokenizer, rollout, score.spans)
+            if credit or all(weight == 0 for weight, _ in terms):
+                device = self.model.transformer.device
+                terms.append((1.0, CreditCarrier(credit, self.model.vocab_size, device)))
+            gradients.append(ObjectiveGradient(likelihood.carrier, WeightedCarrier(tuple(terms)), usage))
+        return gradients
+
+
+def token_credit(tokenizer: Tokenizer, rollout: Rollout, spans: Sequence[Span]) -> dict[int, dict[int, float]]:
+    """Located verdicts as credit c_t(v) in nats (method §5.1): {position: {token: credit}}.
+
+    A token in a judged range gets value · credit. Where the expected text is known, credit starts at the first token
+    that differs from it, and the token that the expected text begins with there gets +credit.
+    """
+    steering = [s for s in spans if s.credit and s.end <= len(rollout.text) and s.start < s.end]
+    if not steering:
+        return {}
+    offsets = tokenizer.token_offsets(rollout.completion_ids)
+    credit: dict[int, dict[int, float]] = {}
+
+    def add(position: int, token: int, amount: float) -> None:
+        row = credit.setdefault(position, {})
+        row[token] = row.get(token, 0.0) + amount
+
+    for span in steering:
+        inside = [i for i, (start, end) in enumerate(offsets) if start < span.end and end > span.start]
+        if span.expected is not None:
+            corrected = rollout.text[: span.start] + span.expected + rollout.text[span.end :]
+            from_here = range(inside[0], len(offsets)) if inside else range(0)
+            first = next((i for i in from_here if _differs(rollout.text, corrected, offsets[i])), None)
+            if first is None:
+                continue
+            start = offsets[first][0]
+            right = tokenizer.encode(corrected[start : start + _LOOKAHEAD])
+            if right:
+                add(first, right[0], span.credit)
+            inside = [first, *[i for i in inside if i > first]]
+        for i in inside:
+            add(i, rollout.completion_ids[i], span.value * span.credit)
+    return credit
+
+
+def _differs(text: str, corrected: str, offset: tuple[int, int]) -> bool:
+    start, end = offset
+    return start < end and text[start:end] != corrected[start:end]

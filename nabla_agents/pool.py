@@ -1,0 +1,96 @@
+"""Every rollout a search has scored: the best one is returned, and all of them may vote."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from nabla_agents.answers import extract_answer
+from nabla_agents.types import Rollout, Score
+
+AcceptanceRule = Literal["objective", "reward"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A rollout with its score (None without a reward) and its objective J (NaN: could not be judged)."""
+
+    rollout: Rollout
+    score: Score | None
+    objective: float
+
+    @property
+    def verified(self) -> bool:
+        return self.score is not None and self.score.verified is True
+
+    def rank(self, rule: AcceptanceRule) -> tuple[float, ...]:
+        """Larger is better; what could not be judged is below everything.
+
+        objective: verified first, then the better tool verdict, then J. reward: the reward's value alone.
+        """
+        judged = self.score is None or self.score.judged
+        if not judged or math.isnan(self.objective):
+            return (-math.inf, -math.inf, -math.inf)
+        if rule == "reward":
+            return (0.0 if self.score is None else self.score.value, 0.0, 0.0)
+        verdict = 0.0 if self.score is None or self.score.verdict is None else self.score.verdict
+        return (float(self.verified), verdict, self.objective)
+
+
+class Pool:
+    """Scored rollouts in the order they came; ties keep the earlier one."""
+
+    def __init__(self, rule: AcceptanceRule = "objective") -> None:
+        self.rule: AcceptanceRule = rule
+        self._entries: list[Scored] = []
+
+    def add(self, entry: Scored) -> None:
+        self._entries.append(entry)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Scored]:
+        return iter(self._entries)
+
+    def better(self, proposal: Scored, incumbent: Scored) -> bool:
+        """Strictly better under the rule; a proposal that could not be judged never is."""
+        return proposal.rank(self.rule) > incumbent.rank(self.rule)
+
+    def best(self) -> Scored | None:
+        """The best entry seen; with nothing judged, the first."""
+        best: Scored | None = None
+        for entry in self._entries:
+            if best is None or self.better(entry, best):
+                best = entry
+        return best
+
+    def vote(self, weighting: Literal["majority", "reward"] = "majority") -> Scored | None:
+        """The best entry among those with the winning answer.
+
+        majority: one vote each. reward: votes weighted by softmax of the reward over the pool, so that rewards of any
+        range and sign count alike. Entries without an answer, or unjudged under `reward`, do not vote.
+        """
+        votes: defaultdict[str, float] = defaultdict(float)
+        weights = self._softmax_rewards() if weighting == "reward" else [1.0] * len(self._entries)
+        answers = [extract_answer(e.rollout.text) for e in self._entries]
+        for answer, weight in zip(answers, weights, strict=True):
+            if answer is not None and weight > 0:
+                votes[answer] += weight
+        if not votes:
+            return self.best()
+        winner = max(votes, key=lambda a: votes[a])  # dicts keep order: ties go to the answer seen first
+        members = Pool(self.rule)
+        for entry, answer in zip(self._entries, answers, strict=True):
+            if answer == winner:
+                members.add(entry)
+        return members.best()
+
+    def _softmax_rewards(self) -> list[float]:
+        values = [e.score.value if e.score is not None else 0.0 for e in self._entries]
+        known = [v for v in values if not math.isnan(v)]
+        top = max(known, default=0.0)
+        return [0.0 if math.isnan(v) else math.exp(v - top) for v in values]

@@ -1,0 +1,76 @@
+"""Which tokens are worth refining, and what the refined rows propose there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from nabla_agents.config import Settings
+from nabla_agents.functional import entropy, wide
+
+
+class Refinable(Settings):
+    """The tests a position passes before its token is refined; None switches a test off.
+
+    `min_entropy` in nats and `max_probability` look at the language model's own row (paper: 0.25; research code:
+    0.97). A tool's located verdict overrules both.
+    """
+
+    min_entropy: Annotated[float, Field(ge=0)] | None = None
+    max_probability: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    def select(self, logits: Float[Tensor, "n vocab"]) -> Bool[Tensor, "n"]:
+        """True where the row passes both tests."""
+        chosen = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+        if self.min_entropy is not None:
+            chosen &= entropy(logits) > self.min_entropy
+        if self.max_probability is not None:
+            chosen &= wide(logits).softmax(-1).amax(-1) <= self.max_probability
+        return chosen
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A token that the refined row prefers, or comes closest to preferring, over the written one.
+
+    `promise` is log π'(new) - log π'(old) in nats under the refined row; `predicted_gain` is g(new) - g(old), the
+    change of the objective to first order.
+    """
+
+    position: int
+    old: int
+    new: int
+    promise: float
+    predicted_gain: float
+
+
+def plausible(
+    logits: Float[Tensor, "n vocab"], tokens: Int[Tensor, "n"], floor: float | None
+) -> Bool[Tensor, "n vocab"]:
+    """Tokens within `floor` nats of the written token's log-probability, the written token itself excluded."""
+    log_p = wide(logits).log_softmax(-1)
+    allowed = log_p > -torch.inf
+    if floor is not None:
+        allowed = log_p >= log_p.gather(-1, tokens[:, None]) - floor
+    return allowed.scatter(-1, tokens[:, None], False)
+
+
+def best_alternatives(
+    positions: Sequence[int],
+    tokens: Int[Tensor, "n"],
+    refined: Float[Tensor, "n vocab"],
+    gradient: Float[Tensor, "n vocab"],
+    allowed: Bool[Tensor, "n vocab"],
+) -> list[Proposal]:
+    """Per position the most promising allowed token; positions without an allowed token give none."""
+    promise, new = torch.where(allowed, refined, -torch.inf).max(-1)
+    promise = promise - refined.gather(-1, tokens[:, None])[:, 0]
+    gain = (gradient.gather(-1, new[:, None]) - gradient.gather(-1, tokens[:, None]))[:, 0]
+    columns = zip(positions, tokens.tolist(), new.tolist(), promise.tolist(), gain.tolist(), strict=True)
+    return [Proposal(*row) for row in columns if row[3] > -torch.inf]
