@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint format types floors check bench tiny clean
+.PHONY: help demo test slow lint format types floors check bench tiny api clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -45,7 +45,10 @@ bench: $(VENV)/.installed-core ## strategies x accuracy on the embedded model's 
 	@$(BIN)/nabla bench
 
 tiny: $(VENV)/.installed-core ## train the embedded models from nothing (resumes where it stopped)
-	@$(BIN)/python -m nabla_agents.tiny.train
+	@$(BIN)/python -m nabla_agents.tiny.train --resume
+
+api: $(VENV)/.installed-test ## record the public API after a change that is meant
+	@$(BIN)/python tests/test_public_api.py > tests/public_api.txt
 
 clean: ## remove the environment, caches and builds
 	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,50 @@
+"""Everything the README shows is run: its Python blocks in one namespace, its `nabla` commands in a process each."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+COMMAND = "import sys; from nabla_agents.cli import main; sys.exit(main())"
+
+
+def code_blocks(language: str) -> list[str]:
+    """The blocks of one language, each after as many empty lines as stand before it: tracebacks name README lines."""
+    text = README.read_text()
+    found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return ["\n" * text[: block.start(1)].count("\n") + block[1] for block in found]
+
+
+def commands() -> list[str]:
+    lines = (line.split("  #")[0].strip() for block in code_blocks("sh") for line in block.splitlines())
+    return [line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith("nabla ")]
+
+
+def test_the_readme_shows_something() -> None:
+    assert code_blocks("python")
+    assert commands()
+
+
+def test_python_blocks_run_in_order() -> None:
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    for block in code_blocks("python"):
+        exec(compile(block, str(README), "exec"), namespace)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_runs(command: str, tmp_path: Path) -> None:
+    arguments = shlex.split(command)[1:]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
