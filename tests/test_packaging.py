@@ -107,3 +107,11 @@ def test_every_direct_dependency_has_a_constraint() -> None:
     named = {re.match(r"[\w-]+", requirement)[0] for requirement in listed} - {"nabla-agents"}  # type: ignore[index]
     pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     assert named <= pinned
+
+
+def test_the_map_is_short_and_shows_every_module() -> None:
+    text = (ROOT / "AGENTS.md").read_text()
+    modules = {path.name for path in (ROOT / "nabla_agents").glob("*.py")} - {"__init__.py"}
+    packages = {f"{path.parent.name}/" for path in (ROOT / "nabla_agents").glob("*/__init__.py")}
+    assert len(text.splitlines()) <= 120
+    assert {name for name in modules | packages if name not in text} == set()
