@@ -32,13 +32,14 @@ class Settings(BaseModel):
 
 
 class Sampling(Settings):
-    """How tokens are chosen. Temperature 0 is greedy everywhere; None switches a filter off.
+    """How tokens are chosen. Temperature 0 is greedy everywhere, None is the strategy's own default; a filter that is
+    None is off.
 
     `max_tokens` None means as long as the context allows. Stop strings may span several tokens; they end the rollout
     and are not part of its text.
     """
 
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.7
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None

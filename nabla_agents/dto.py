@@ -18,9 +18,7 @@ _BISECTIONS = 30
 class DTO(Protocol):
     """A rule that refines rows of logits; rows are independent of each other."""
 
-    def refine(
-        self, logits: Float[Tensor, "n vocab"], gradient: Float[Tensor, "n vocab"]
-    ) -> Float[Tensor, "n vocab"]:
+    def refine(self, logits: Float[Tensor, "n vocab"], gradient: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
         """New logits, fp32 or better; `gradient` is ∂J/∂ one-hot at the rollout's own tokens."""
         ...
 
@@ -39,9 +37,7 @@ class AdamDTO(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     stop_on_flip: bool = True
 
-    def refine(
-        self, logits: Float[Tensor, "n vocab"], gradient: Float[Tensor, "n vocab"]
-    ) -> Float[Tensor, "n vocab"]:
+    def refine(self, logits: Float[Tensor, "n vocab"], gradient: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
         start = wide(logits).detach()
         z = start.clone().requires_grad_()
         optimizer = torch.optim.AdamW([z], lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -67,9 +63,7 @@ class MirrorDTO(Settings):
     beta: Annotated[float, Field(ge=0)] = 1.0
     kl_budget: Annotated[float, Field(gt=0)] | None = None
 
-    def refine(
-        self, logits: Float[Tensor, "n vocab"], gradient: Float[Tensor, "n vocab"]
-    ) -> Float[Tensor, "n vocab"]:
+    def refine(self, logits: Float[Tensor, "n vocab"], gradient: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
         log_p = wide(logits).log_softmax(-1)
         g = torch.where(log_p == -torch.inf, 0.0, gradient.to(log_p))
         beta = torch.full_like(log_p[..., :1], self.beta)

@@ -9,9 +9,7 @@ from torch import Tensor
 from nabla_agents.config import Sampling
 
 
-def token_log_probs(
-    logits: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
+def token_log_probs(logits: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """log softmax(logits)[token] in nats, without building the full log-softmax."""
     logits = wide(logits)
     return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
@@ -50,7 +48,7 @@ def filtered_logits(logits: Float[Tensor, "*batch vocab"], sampling: Sampling) -
     Order as in transformers: temperature, top-k, top-p, min-p. The most likely token is never removed.
     Requires temperature > 0.
     """
-    logits = wide(logits) / sampling.temperature
+    logits = wide(logits) / (1.0 if sampling.temperature is None else sampling.temperature)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         kth = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = torch.where(logits < kth, -torch.inf, logits)

@@ -83,9 +83,7 @@ class Objective:
         """
         likelihoods = self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=self.embedding_terms)
         carriers = [g.carrier for g in likelihoods]
-        rewards = (
-            [None] * len(rollouts) if self.reward is None else self.reward.gradient(rollouts, starts, carriers)
-        )
+        rewards = [None] * len(rollouts) if self.reward is None else self.reward.gradient(rollouts, starts, carriers)
         gradients: list[ObjectiveGradient] = []
         for rollout, score, likelihood, reward in zip(rollouts, scores, likelihoods, rewards, strict=True):
             terms: list[tuple[float, Carrier]] = [(self.likelihood_weight, likelihood.carrier)]

@@ -47,7 +47,9 @@ class LanguageModel:
         self.tokenizer = Tokenizer(tokenizer, name=self.name)
         self._lm_head: Any = module.get_output_embeddings()
         self.context_length = int(getattr(self.transformer.config, "max_position_embeddings", None) or 1 << 30)
-        self.eos_ids = frozenset(_ids(getattr(module.generation_config, "eos_token_id", None)) | _ids(tokenizer.eos_token_id))
+        self.eos_ids = frozenset(
+            _ids(getattr(module.generation_config, "eos_token_id", None)) | _ids(tokenizer.eos_token_id)
+        )
         self._check_head()
 
     @classmethod
@@ -173,7 +175,9 @@ class LanguageModel:
             flops=2.0 * self.transformer.parameter_count * (prefill + forward + backward),
         )
 
-    def _head_gradient(self, hidden: Float[Tensor, "time hidden"], tokens: Sequence[int]) -> Float[Tensor, "time hidden"]:
+    def _head_gradient(
+        self, hidden: Float[Tensor, "time hidden"], tokens: Sequence[int]
+    ) -> Float[Tensor, "time hidden"]:
         """∂ Σ log π / ∂ hidden, without ever holding [time, vocab]."""
         parts = []
         targets = torch.tensor(list(tokens), device=hidden.device)
@@ -231,12 +235,11 @@ def tail_states(
 
 def token_gradient(gradient: Float[Tensor, "fed hidden"], tail_length: int) -> Float[Tensor, "time hidden"]:
     """From fed embeddings to tail tokens: the first fed embedding is the token before the tail; a token that was not
-    fed (the last, where nothing follows it) has gradient zero."""
+    fed (the last, where nothing follows it) has gradient zero.
+    """
     shifted = gradient[1 : tail_length + 1]
     return torch.nn.functional.pad(shifted, (0, 0, 0, tail_length - shifted.shape[0]))
 
 
 def _ids(value: int | Sequence[int] | None) -> set[int]:
     return set() if value is None else {value} if isinstance(value, int) else set(value)
-
-

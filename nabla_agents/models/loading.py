@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from nabla_agents import tiny
 from nabla_agents.config import Settings
 from nabla_agents.errors import ModelLoadError
 
@@ -70,5 +69,3 @@ def _attempt(name: str | Path, what: str, load_it: Any) -> Any:
             advice = "Give a folder with config.json and tokenizer files, a model hub id, or 'tiny' (embedded)."
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ModelLoadError(f"Cannot load the {what} of model {str(name)!r}: {reason} {advice}") from e
-
-

@@ -91,7 +91,10 @@ class Transformer:
         exactly, and the rows are read from their start.
         """
         fits = self.sliding_window is None or total_tokens <= self.sliding_window
-        known = [c if c is not None and fits and c.ids == tuple(row[: len(c.ids)]) else None for c, row in zip(caches, rows, strict=True)]
+        known = [
+            c if c is not None and fits and c.ids == tuple(row[: len(c.ids)]) else None
+            for c, row in zip(caches, rows, strict=True)
+        ]
         context = self._joined(known)
         rest = [list(row[len(c.ids) if c else 0 :]) for c, row in zip(known, rows, strict=True)]
         width = max(map(len, rest))
@@ -150,7 +153,12 @@ class Transformer:
                 joined = [t.expand(len(caches), -1, -1, -1) for t in (keys, values)]
             else:
                 joined = [
-                    torch.cat([_left_padded(c.layers[layer][part] if c and c.layers else like[:, :, :0], longest) for c in caches])
+                    torch.cat(
+                        [
+                            _left_padded(c.layers[layer][part] if c and c.layers else like[:, :, :0], longest)
+                            for c in caches
+                        ]
+                    )
                     for part, like in enumerate((keys, values))
                 ]
             context.cache.update(joined[0], joined[1], layer)

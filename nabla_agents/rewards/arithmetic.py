@@ -15,7 +15,9 @@ _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 _SIGNED = rf"[-−]?(?:{_NUMBER})"
 _OPERATOR = r"[-+*/×÷·−]"
 # The result stands in a look-ahead, so that in `3 * 4 = 12 + 5 = 17` the second equation is found too.
-_EQUATION = re.compile(rf"(?<![\w.,])({_SIGNED}(?:\s*{_OPERATOR}\s*{_SIGNED})+)\s*=(?=\s*(?P<result>{_SIGNED})(?![\w%]|[.,]\d))")
+_EQUATION = re.compile(
+    rf"(?<![\w.,])({_SIGNED}(?:\s*{_OPERATOR}\s*{_SIGNED})+)\s*=(?=\s*(?P<result>{_SIGNED})(?![\w%]|[.,]\d))"
+)
 _TOKEN = re.compile(rf"({_NUMBER})|({_OPERATOR})|\s+")
 _MAX_DIGITS = 30  # longer numbers are not schoolbook arithmetic, and cost time
 
@@ -94,7 +96,7 @@ def _equations(text: str) -> list[_Equation]:
     found = []
     for match in _EQUATION.finditer(text):
         before = text[: match.start()].rstrip(" \t")
-        if before and before[-1] in "+-*/×÷·−^)(" or len(match.group()) > 40 * _MAX_DIGITS:
+        if (before and before[-1] in "+-*/×÷·−^)(") or len(match.group()) > 40 * _MAX_DIGITS:
             continue  # part of a longer expression, which these equations are not
         if any(len(number) > _MAX_DIGITS for number in re.findall(r"[\d.,]+", match.group() + match["result"])):
             continue

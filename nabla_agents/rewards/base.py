@@ -127,7 +127,9 @@ def judged(reward: Reward, rollouts: Sequence[Rollout]) -> list[Score]:
     except Exception as e:  # a broken tool must not end the process
         return [Score.not_judged(f"{reward.name} raised {type(e).__name__}: {e}")] * len(rollouts)
     if len(scores) != len(rollouts):
-        raise RewardError(f"{reward.name} returned {len(scores)} scores for {len(rollouts)} rollouts; expected one each.")
+        raise RewardError(
+            f"{reward.name} returned {len(scores)} scores for {len(rollouts)} rollouts; expected one each."
+        )
     return scores
 
 

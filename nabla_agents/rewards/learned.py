@@ -131,7 +131,11 @@ class HeadReward(DifferentiableReward):
     def _own_rollout(self, rollout: Rollout) -> Rollout:
         """Prompt and completion in this model's ids: its own template, one terminal token where the answer ended."""
         prompt = rollout.prompt
-        text = self.tokenizer.render(prompt.messages) if prompt.messages and self.tokenizer.hf.chat_template else prompt.text
+        text = (
+            self.tokenizer.render(prompt.messages)
+            if prompt.messages and self.tokenizer.hf.chat_template
+            else prompt.text
+        )
         ids = tuple(self.tokenizer.encode(text))
         completion = rollout.completion_ids
         if self.vocab_size is None or not completion:
@@ -223,9 +227,7 @@ class ProcessReward(HeadReward):
             nothing = (hidden * 0).sum()
             return nothing, Score.not_judged(f"{self.name} found no step in an empty completion")
         logits = self._logits(hidden[[token for _, token in ends]])
-        log_p = (
-            torch.nn.functional.logsigmoid(logits[:, 0]) if logits.shape[-1] == 1 else logits.log_softmax(-1)[:, 1]
-        )
+        log_p = torch.nn.functional.logsigmoid(logits[:, 0]) if logits.shape[-1] == 1 else logits.log_softmax(-1)[:, 1]
         value = _AGGREGATE[self.aggregation](log_p)
         starts = [0, *[end for end, _ in ends[:-1]]]
         spans = tuple(

@@ -1,0 +1,113 @@
+"""Gradient-refined reasoning that an agent can call as one step of a larger chain.
+
+Importing this package is light: torch and transformers are imported with the first name that needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nabla_agents.errors import (
+    ConfigurationError,
+    ContextOverflowError,
+    ModelLoadError,
+    NablaError,
+    PromptError,
+    RewardError,
+    VocabularyMismatchError,
+)
+from nabla_agents.types import Budget, FinishReason, Message, Prompt, Result, Rollout, Score, Span, Step, Usage
+
+if TYPE_CHECKING:
+    from nabla_agents.config import Sampling
+    from nabla_agents.dto import AdamDTO, MirrorDTO
+    from nabla_agents.engine import Engine, Run
+    from nabla_agents.models.language_model import LanguageModel
+    from nabla_agents.objective import Objective
+    from nabla_agents.positions import Refinable
+    from nabla_agents.rewards import (
+        ArithmeticSteps,
+        DifferentiableReward,
+        ImplicitReward,
+        OutcomeReward,
+        ProcessReward,
+        Reward,
+    )
+    from nabla_agents.strategies import BestOfN, Greedy, Nabla, SelfConsistency, Strategy
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "AdamDTO": "dto",
+    "ArithmeticSteps": "rewards",
+    "BestOfN": "strategies",
+    "DifferentiableReward": "rewards",
+    "Engine": "engine",
+    "Greedy": "strategies",
+    "ImplicitReward": "rewards",
+    "LanguageModel": "models.language_model",
+    "MirrorDTO": "dto",
+    "Nabla": "strategies",
+    "Objective": "objective",
+    "OutcomeReward": "rewards",
+    "ProcessReward": "rewards",
+    "Refinable": "positions",
+    "Reward": "rewards",
+    "Run": "engine",
+    "Sampling": "config",
+    "SelfConsistency": "strategies",
+    "Strategy": "strategies",
+}
+
+__all__ = [
+    "AdamDTO",
+    "ArithmeticSteps",
+    "BestOfN",
+    "Budget",
+    "ConfigurationError",
+    "ContextOverflowError",
+    "DifferentiableReward",
+    "Engine",
+    "FinishReason",
+    "Greedy",
+    "ImplicitReward",
+    "LanguageModel",
+    "Message",
+    "MirrorDTO",
+    "ModelLoadError",
+    "Nabla",
+    "NablaError",
+    "Objective",
+    "OutcomeReward",
+    "ProcessReward",
+    "Prompt",
+    "PromptError",
+    "Refinable",
+    "Result",
+    "Reward",
+    "RewardError",
+    "Rollout",
+    "Run",
+    "Sampling",
+    "Score",
+    "SelfConsistency",
+    "Span",
+    "Step",
+    "Strategy",
+    "Usage",
+    "VocabularyMismatchError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

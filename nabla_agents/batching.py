@@ -1,0 +1,142 @@
+"""Several searches, one batch: threads run the searches, and their operations are joined and run by one thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.transformer import PrefixCache
+from nabla_agents.objective import ObjectiveGradient
+from nabla_agents.strategies.search import Cancelled, Worker
+from nabla_agents.types import Rollout, Score
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(eq=False)
+class _Request:
+    """One operation of one search: columns of equal length, and later one result per row."""
+
+    kind: str
+    columns: tuple[Sequence[Any], ...]
+    results: list[Any] | None = None
+    error: BaseException | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Coalescer:
+    """A `Worker` for many threads at once. An operation waits until every running search waits for one; then the
+    operations of one kind run as one batch, on the thread that called `run`.
+    """
+
+    def __init__(self, worker: Worker, *, max_batch: int) -> None:
+        self._worker, self._max_batch = worker, max_batch
+        self._changed = threading.Condition()
+        self._running = 0
+        self._waiting: list[_Request] = []
+        self._cancelled = False
+
+    def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
+        return self._submit("rollout", jobs)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
+        return self._submit("score", rollouts)
+
+    def gradient(
+        self,
+        rollouts: Sequence[Rollout],
+        scores: Sequence[Score | None],
+        starts: Sequence[int],
+        caches: Sequence[PrefixCache | None],
+    ) -> list[ObjectiveGradient]:
+        return self._submit("gradient", rollouts, scores, starts, caches)
+
+    def run(self, searches: Sequence[Callable[[], ResultT]]) -> list[ResultT]:
+        """Runs all searches to their end, at most `max_batch` at a time. The first error is raised when all have
+        ended; an interrupt cancels them, and each returns what it has.
+        """
+        results: list[Any] = [None] * len(searches)
+        errors: list[BaseException] = []
+        queue = iter(enumerate(searches))
+
+        def work() -> None:
+            while True:
+                with self._changed:
+                    item = next(queue, None)
+                    if item is None:
+                        self._running -= 1
+                        self._changed.notify_all()
+                        return
+                index, search = item
+                try:
+                    results[index] = search()
+                except BaseException as e:
+                    errors.append(e)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self._max_batch, len(searches)))]
+        self._running = len(threads)
+        for thread in threads:
+            thread.start()
+        while self._serve_interruptibly():
+            pass
+        if errors:
+            raise errors[0]
+        return results
+
+    def _serve_interruptibly(self) -> bool:
+        try:
+            return self._serve_once()
+        except KeyboardInterrupt:
+            with self._changed:
+                self._cancelled = True
+                for request in self._waiting:
+                    request.error = Cancelled()
+                    request.done.set()
+                self._waiting.clear()
+            return True
+
+    def _submit(self, kind: str, *columns: Sequence[Any]) -> list[Any]:
+        request = _Request(kind, columns)
+        with self._changed:
+            if self._cancelled:
+                raise Cancelled
+            self._waiting.append(request)
+            self._changed.notify_all()
+        request.done.wait()
+        if request.error is not None:
+            raise request.error
+        return request.results or []
+
+    def _serve_once(self) -> bool:
+        """Waits until every running search waits, then runs one kind of operation for all that want it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._running == 0 or len(self._waiting) == self._running)
+            if not self._waiting:
+                return self._running > 0
+            # Cheap kinds first, so that rollouts, which gain most from a wide batch, wait for the others.
+            kind = min((r.kind for r in self._waiting), key=("score", "gradient", "rollout").index)
+            batch = [r for r in self._waiting if r.kind == kind]
+        self._execute(kind, batch)
+        with self._changed:
+            self._waiting = [r for r in self._waiting if r not in batch]
+        for request in batch:
+            request.done.set()
+        return True
+
+    def _execute(self, kind: str, batch: Sequence[_Request]) -> None:
+        columns = [[x for r in batch for x in r.columns[c]] for c in range(len(batch[0].columns))]
+        operation: Callable[..., list[Any]] = getattr(self._worker, kind)
+        try:
+            results: list[Any] = []
+            for first in range(0, len(columns[0]), self._max_batch):
+                results += operation(*(column[first : first + self._max_batch] for column in columns))
+        except Exception as e:
+            for request in batch:
+                request.error = e
+            return
+        for request in batch:
+            count = len(request.columns[0])
+            request.results, results = results[:count], results[count:]

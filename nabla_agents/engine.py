@@ -1,0 +1,293 @@
+"""Engine: a language model, a reward and a strategy that turn a prompt into a refined answer."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nabla_agents.batching import Coalescer
+from nabla_agents.config import Sampling
+from nabla_agents.errors import ConfigurationError
+from nabla_agents.models.decoding import RolloutBackend
+from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.objective import Objective
+from nabla_agents.pool import Scored
+from nabla_agents.rewards.base import Reward
+from nabla_agents.rewards.implicit import ImplicitReward
+from nabla_agents.strategies.base import Strategy
+from nabla_agents.strategies.nabla import Nabla
+from nabla_agents.strategies.search import Cancelled, LocalWorker, Search, Worker
+from nabla_agents.types import Budget, FinishReason, Message, Prompt, Result, Step
+
+PromptLike = str | Prompt | Sequence[Message] | Sequence[Mapping[str, Any]]
+
+
+class Engine:
+    """Answers prompts with a strategy that refines the language model's own rollouts. Threads may share one engine.
+
+    Args:
+        model: a `LanguageModel`, a hub id, a folder, or `tiny` (embedded).
+        reward: what the answer is judged by; without one, the likelihood alone.
+        strategy: the search; `Nabla()` by default.
+        budget: what one prompt may cost unless a call says otherwise.
+        likelihood_weight: weight of log π in the objective (1 / the paper's λ).
+        embedding_terms: False keeps only the direct term of the gradient: no backward pass.
+        rollouts: samples completions in the model's place, for example on a server.
+        loading: options of `Loading` when `model` is a name: dtype, device_map, revision, ...
+
+    Raises:
+        ConfigurationError, ModelLoadError, VocabularyMismatchError: before any weight is loaded where possible.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: LanguageModel | str | Path,
+        reward: Reward | None = None,
+        strategy: Strategy | None = None,
+        budget: Budget | None = None,
+        likelihood_weight: float = 1.0,
+        embedding_terms: bool = True,
+        rollouts: RolloutBackend | None = None,
+        **loading: Any,
+    ) -> None:
+        self.strategy = _strategy(Nabla() if strategy is None else strategy)
+        self.budget = _budget(Budget() if budget is None else budget)
+        if isinstance(model, LanguageModel):
+            if loading:
+                raise ConfigurationError(
+                    f"{', '.join(loading)}: loading options need a model name, got a loaded model."
+                )
+            self.model = model
+        else:
+            self.model = LanguageModel.from_pretrained(model, **loading)
+        self.objective = Objective(
+            self.model, reward, likelihood_weight=likelihood_weight, embedding_terms=embedding_terms
+        )
+        self._worker: Worker = LocalWorker(self.objective, rollouts or self.model)
+
+    @classmethod
+    def tiny(cls, **options: Any) -> Engine:
+        """The embedded language model with its embedded process reward and `Nabla`; every keyword replaces a part."""
+        if "reward" not in options:
+            options["reward"] = ImplicitReward.from_pretrained("tiny")
+        return cls(**{"model": "tiny", **options})
+
+    def generate(self, prompt: PromptLike, **options: Any) -> Result:
+        """The best completion found within the budget; options as in `steps`. Ctrl-C returns the best so far."""
+        run = self.steps(prompt, **options)
+        try:
+            for _ in run:
+                pass
+        except KeyboardInterrupt:
+            run.interrupt()
+        return run.result
+
+    def steps(
+        self,
+        prompt: PromptLike,
+        *,
+        budget: Budget | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        strategy: Strategy | None = None,
+        tools: Sequence[dict[str, Any]] | None = None,
+        formatted: bool = False,
+    ) -> Run:
+        """An iterator over the search's steps, whose `result` is the best so far at any time.
+
+        `formatted=True` takes a string verbatim instead of as a user turn. The same seed gives the same text, in any
+        order and on any thread.
+
+        Raises:
+            PromptError, ContextOverflowError, ConfigurationError: before anything is computed.
+        """
+        return self._start(self._worker, prompt, budget, seed, sampling, strategy, tools, formatted)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[PromptLike],
+        *,
+        budget: Budget | None = None,
+        seeds: Sequence[int] | None = None,
+        sampling: Sampling | None = None,
+        strategy: Strategy | None = None,
+        tools: Sequence[dict[str, Any]] | None = None,
+        formatted: bool = False,
+        max_batch: int = 32,
+    ) -> list[Result]:
+        """One result per prompt, as `generate` gives it for the same seed; the prompts' rollouts, scores and gradient
+        passes run together, `max_batch` prompts at a time. Every prompt has the whole budget; seeds default to
+        0, 1, 2, ... `usage.seconds` is the batch's wall-clock shared out by FLOPs.
+        """
+        if max_batch < 1:
+            raise ConfigurationError(f"max_batch is {max_batch}; expected at least 1.")
+        seeds = range(len(prompts)) if seeds is None else seeds
+        if len(seeds) != len(prompts):
+            raise ConfigurationError(f"Got {len(seeds)} seeds for {len(prompts)} prompts; expected one each.")
+        coalescer = Coalescer(self._worker, max_batch=max_batch)
+        runs = [
+            self._start(coalescer, prompt, budget, seed, sampling, strategy, tools, formatted)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        started = time.perf_counter()
+        results = coalescer.run([run.drain for run in runs])
+        seconds, flops = time.perf_counter() - started, sum(r.usage.flops for r in results)
+        return [
+            r.with_usage(replace(r.usage, seconds=seconds * (r.usage.flops / flops if flops else 1 / len(results))))
+            for r in results
+        ]
+
+    def prompt(
+        self, prompt: PromptLike, *, tools: Sequence[dict[str, Any]] | None = None, formatted: bool = False
+    ) -> Prompt:
+        """The prompt as the language model reads it; messages may be mappings with `role` and `content`."""
+        if isinstance(prompt, Prompt):
+            return prompt
+        if not isinstance(prompt, str):
+            prompt = [m if isinstance(m, Message) else _message(m) for m in prompt]
+        return self.model.prompt(prompt, tools=tools, formatted=formatted)
+
+    def _start(
+        self,
+        worker: Worker,
+        prompt: PromptLike,
+        budget: Budget | None,
+        seed: int,
+        sampling: Sampling | None,
+        strategy: Strategy | None,
+        tools: Sequence[dict[str, Any]] | None,
+        formatted: bool,
+    ) -> Run:
+        strategy = self.strategy if strategy is None else _strategy(strategy)
+        search = Search(
+            objective=self.objective,
+            worker=worker,
+            prompt=self.prompt(prompt, tools=tools, formatted=formatted),
+            sampling=Sampling() if sampling is None else _sampling(sampling),
+            budget=self.budget if budget is None else _budget(budget),
+            seed=seed,
+            rule=strategy.rule,
+        )
+        return Run(search, strategy)
+
+
+class Run(Iterator[Step]):
+    """A search in progress. The last step is of kind `commit` and carries the whole text; `result` is the best so far.
+
+    `cancel()`, from any thread, ends the search before its next operation.
+    """
+
+    def __init__(self, search: Search, strategy: Strategy) -> None:
+        self._search, self._strategy = search, strategy
+        self._steps = strategy.steps(search)
+        self._trace: list[Step] = []
+        self._finished = False
+
+    def __next__(self) -> Step:
+        if self._finished:
+            raise StopIteration
+        try:
+            step = next(self._steps, None)
+        except (Cancelled, KeyboardInterrupt):
+            self.interrupt()
+            step = None
+        if step is None:
+            self._finished = True
+            step = self._last_step()
+        self._trace.append(step)
+        return step
+
+    def cancel(self) -> None:
+        self._search.cancel()
+
+    def interrupt(self) -> None:
+        """Ends the run here; `result` says that it was interrupted."""
+        self._search.cancel()
+        self._search.ended = (FinishReason.INTERRUPTED, "stopped by the caller")
+
+    def drain(self) -> Result:
+        """Runs to the end and returns the result."""
+        for _ in self:
+            pass
+        return self.result
+
+    @property
+    def result(self) -> Result:
+        best, search = self._best, self._search
+        rollout = None if best is None else best.rollout
+        truncated = rollout is not None and rollout.finish_reason is FinishReason.LENGTH
+        natural = FinishReason.LENGTH if truncated else FinishReason.STOP
+        reason, detail = search.ended or (natural, "nothing promising left")
+        return Result(
+            text="" if rollout is None else rollout.text,
+            token_ids=() if rollout is None else rollout.completion_ids,
+            score=None if best is None else best.score,
+            finish_reason=reason,
+            usage=replace(search.usage, peak_memory_bytes=_peak_memory_bytes()),
+            trace=tuple(self._trace),
+            log_likelihood=float("nan") if rollout is None else rollout.log_likelihood,
+            truncated=truncated,
+            detail=detail,
+            seed=search.seed,
+            prompt_tokens=len(search.prompt.ids),
+        )
+
+    @property
+    def _best(self) -> Scored | None:
+        return self._strategy.select(self._search.pool)
+
+    def _last_step(self) -> Step:
+        best = self._best
+        return Step(
+            kind="commit",
+            committed_text="" if best is None else best.rollout.text,
+            accepted=True,
+            log_likelihood=float("nan") if best is None else best.rollout.log_likelihood,
+            score=None if best is None else best.score,
+            text="" if best is None else best.rollout.text,
+            usage=self._search.usage,
+            done=True,
+        )
+
+
+def _message(given: Any) -> Message:
+    if not isinstance(given, Mapping) or "role" not in given:
+        raise ConfigurationError(f"A message is {given!r}; expected Message(role, content) or a mapping with both.")
+    extra = {k: v for k, v in given.items() if k not in ("role", "content")}
+    return Message(str(given["role"]), str(given.get("content") or ""), extra)
+
+
+def _strategy(strategy: Any) -> Strategy:
+    if isinstance(strategy, type) or not callable(getattr(strategy, "steps", None)):
+        raise ConfigurationError(
+            f"strategy is {strategy!r}; expected a strategy object such as Nabla() or BestOfN(n=8)."
+        )
+    return strategy
+
+
+def _budget(budget: Any) -> Budget:
+    if not isinstance(budget, Budget):
+        raise ConfigurationError(f"budget is {budget!r}; expected for example Budget(rollouts=8).")
+    return budget
+
+
+def _sampling(sampling: Any) -> Sampling:
+    if not isinstance(sampling, Sampling):
+        raise ConfigurationError(f"sampling is {sampling!r}; expected for example Sampling(temperature=0.7).")
+    return sampling
+
+
+def _peak_memory_bytes() -> int:
+    """Of the GPU since the process began where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

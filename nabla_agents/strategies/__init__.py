@@ -1,0 +1,8 @@
+"""Searches over completions; all share one budget and one ledger."""
+
+from nabla_agents.strategies.base import Strategy
+from nabla_agents.strategies.nabla import Nabla
+from nabla_agents.strategies.sampling_only import BestOfN, Greedy, SelfConsistency
+from nabla_agents.strategies.search import Search
+
+__all__ = ["BestOfN", "Greedy", "Nabla", "Search", "SelfConsistency", "Strategy"]

@@ -1,0 +1,40 @@
+"""What a strategy is: a loop over rollouts, scores and gradients that says how it goes, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from nabla_agents.pool import AcceptanceRule, Pool, Scored
+from nabla_agents.strategies.search import Search
+from nabla_agents.types import Step
+
+
+class Strategy(Protocol):
+    """A search. It holds settings only; all state is in the `Search`, so one object serves many requests."""
+
+    @property
+    def rule(self) -> AcceptanceRule:
+        """How completions are compared."""
+        ...
+
+    def steps(self, search: Search) -> Iterator[Step]:
+        """Searches until nothing is left to do or the budget is spent."""
+        ...
+
+    def select(self, pool: Pool) -> Scored | None:
+        """The completion to return."""
+        ...
+
+
+def rollout_step(search: Search, entry: Scored, *, accepted: bool) -> Step:
+    """The step that reports a whole rollout."""
+    return Step(
+        kind="rollout",
+        committed_text="",
+        accepted=accepted,
+        log_likelihood=entry.rollout.log_likelihood,
+        score=entry.score,
+        text=entry.rollout.text,
+        usage=search.usage,
+    )

@@ -1,0 +1,171 @@
+"""Nabla: the left-to-right loop of ∇-Reasoner (arXiv 2603.04948, Alg. 1): refine, propose, judge, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from nabla_agents.config import Sampling, Settings
+from nabla_agents.dto import AdamDTO, MirrorDTO
+from nabla_agents.functional import choose_tokens
+from nabla_agents.objective import ObjectiveGradient
+from nabla_agents.pool import AcceptanceRule, Pool, Scored
+from nabla_agents.positions import Proposal, Refinable, best_alternatives, plausible
+from nabla_agents.strategies.base import rollout_step
+from nabla_agents.strategies.search import Search
+from nabla_agents.types import FinishReason, Step
+
+_CHUNK = 64  # positions whose [vocab] rows exist at a time
+UNDIRECTED_PROMISE = -3.0
+
+
+class Nabla(Settings):
+    """Refines one rollout from left to right: where the refined row prefers another token, the answer is completed
+    anew from there, and kept only if it is better. One gradient pass per accepted change.
+
+    direction: `gradient`; the controls are `random` (a Gaussian row with the gradient's mean and spread over the
+    plausible tokens) and `none` (the language model's own row).
+    min_promise: nats by which the refined row must prefer the new token; None is 0 with the gradient and
+    `UNDIRECTED_PROMISE` for the controls, whose rows hardly ever prefer another token than a greedy one.
+    resample: how a token is drawn from the refined row; None takes the best other token.
+    acceptance: by the whole objective, or by `reward` alone (the paper's rule, prone to over-optimisation).
+    plausibility_floor: nats that a proposed token may be below the written one; None is no floor.
+    """
+
+    direction: Literal["gradient", "random", "none"] = "gradient"
+    dto: MirrorDTO | AdamDTO = MirrorDTO()
+    refinable: Refinable = Refinable()
+    min_promise: float | None = None
+    resample: Sampling | None = None
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    acceptance: AcceptanceRule = "objective"
+    plausibility_floor: Annotated[float, Field(ge=0)] | None = 6.0
+    stop_when_verified: bool = True
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The published settings: AdamDTO, entropy > 0.25 nats, sampled tokens, acceptance by the reward alone."""
+        return cls(
+            dto=AdamDTO(),
+            refinable=Refinable(min_entropy=0.25, max_probability=0.97),
+            resample=Sampling(temperature=0.5, top_p=0.95),
+            temperature=0.7,
+            acceptance="reward",
+            plausibility_floor=None,
+            stop_when_verified=False,
+        )
+
+    @property
+    def rule(self) -> AcceptanceRule:
+        return self.acceptance
+
+    def select(self, pool: Pool) -> Scored | None:
+        return pool.best()
+
+    def steps(self, search: Search) -> Iterator[Step]:
+        found = search.roll([()], temperature=self.temperature)
+        if not found:
+            return
+        [incumbent] = found
+        yield rollout_step(search, incumbent, accepted=True)
+        committed = 0
+        improved = True
+        while improved and not self._verified(search, incumbent):
+            improved = False
+            for proposal in self._proposals(search, incumbent, committed):
+                prefix = (*incumbent.rollout.completion_ids[: proposal.position], proposal.new)
+                found = search.roll([prefix], temperature=self.temperature)
+                if not found:
+                    return
+                [candidate] = found
+                improved = search.pool.better(candidate, incumbent)
+                committed = proposal.position + 1
+                yield self._step(search, incumbent, candidate, proposal, accepted=improved)
+                if improved:
+                    incumbent = candidate
+                    break
+
+    def _verified(self, search: Search, incumbent: Scored) -> bool:
+        if not (self.stop_when_verified and incumbent.verified):
+            return False
+        explanation = incumbent.score.explanation if incumbent.score else ""
+        search.ended = (FinishReason.VERIFIED, explanation)
+        return True
+
+    def _proposals(self, search: Search, incumbent: Scored, start: int) -> Iterator[Proposal]:
+        """The tokens worth a rollout, from left to right; the gradient is taken once."""
+        ids = incumbent.rollout.completion_ids
+        if start >= len(ids) or search.exhausted():
+            return
+        gradient = search.gradient(incumbent, start)
+        for first in range(start, len(ids), _CHUNK):
+            chunk = range(first, min(first + _CHUNK, len(ids)))
+            yield from self._refined(search, gradient, chunk, [ids[p] for p in chunk])
+
+    def _refined(
+        self, search: Search, gradient: ObjectiveGradient, chunk: Sequence[int], ids: Sequence[int]
+    ) -> list[Proposal]:
+        logits = gradient.logits(chunk)
+        selected = self.refinable.select(logits).nonzero()[:, 0].tolist()
+        if not selected:
+            return []
+        positions, logits = [chunk[i] for i in selected], logits[selected]
+        tokens = torch.tensor([ids[i] for i in selected], device=logits.device)
+        allowed = plausible(logits, tokens, self.plausibility_floor)
+        g = self._directed(search, gradient.rows(positions), tokens, allowed)
+        refined = self.dto.refine(logits, g)
+        if self.resample is None:
+            least = self.min_promise
+            if least is None:
+                least = 0.0 if self.direction == "gradient" else UNDIRECTED_PROMISE
+            proposals = best_alternatives(positions, tokens, refined, g, allowed)
+            return [p for p in proposals if p.promise > least]
+        drawn = choose_tokens(refined, self.resample, search.uniforms(len(positions)))
+        rows = torch.arange(len(positions), device=drawn.device)
+        only = torch.zeros_like(allowed)
+        only[rows, drawn] = allowed[rows, drawn]
+        return best_alternatives(positions, tokens, refined, g, only)
+
+    def _directed(
+        self,
+        search: Search,
+        g: Float[Tensor, "n vocab"],
+        tokens: Int[Tensor, "n"],
+        allowed: Bool[Tensor, "n vocab"],
+    ) -> Float[Tensor, "n vocab"]:
+        """The gradient, or the control's row in its place."""
+        if self.direction == "gradient":
+            return g
+        if self.direction == "none":
+            return torch.zeros_like(g)
+        considered = allowed.scatter(-1, tokens[:, None], True)
+        count = considered.sum(-1, keepdim=True)
+        mean = torch.where(considered, g, 0.0).sum(-1, keepdim=True) / count
+        spread = torch.where(considered, (g - mean).square(), 0.0).sum(-1, keepdim=True).div(count).sqrt()
+        noise = torch.randn(g.shape, generator=search.generator).to(g)
+        return mean + spread * noise
+
+    def _step(
+        self, search: Search, incumbent: Scored, candidate: Scored, proposal: Proposal, *, accepted: bool
+    ) -> Step:
+        kept = candidate if accepted else incumbent
+        tokenizer = search.model.tokenizer
+        return Step(
+            kind="refine",
+            committed_text=search.committed_text(kept.rollout, proposal.position + 1),
+            accepted=accepted,
+            position=proposal.position,
+            old_token=tokenizer.token_text(proposal.old),
+            new_token=tokenizer.token_text(proposal.new),
+            predicted_gain=proposal.predicted_gain,
+            gain=candidate.objective - incumbent.objective,
+            log_likelihood=candidate.rollout.log_likelihood,
+            score=candidate.score,
+            text=candidate.rollout.text,
+            usage=search.usage,
+        )

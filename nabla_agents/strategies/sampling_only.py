@@ -1,0 +1,68 @@
+"""The baselines without gradient: greedy decoding, best-of-n and self-consistency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nabla_agents.config import Settings
+from nabla_agents.pool import AcceptanceRule, Pool, Scored
+from nabla_agents.strategies.base import rollout_step
+from nabla_agents.strategies.search import Search
+from nabla_agents.types import Step
+
+
+class Greedy(Settings):
+    """One rollout of the likeliest tokens (of the request's temperature, if it has one)."""
+
+    rule: AcceptanceRule = "objective"
+
+    def steps(self, search: Search) -> Iterator[Step]:
+        for entry in search.roll([()], temperature=0.0):
+            yield rollout_step(search, entry, accepted=True)
+
+    def select(self, pool: Pool) -> Scored | None:
+        return pool.best()
+
+
+class BestOfN(Settings):
+    """n rollouts in one batch; the best by the acceptance rule is returned.
+
+    The default rule compares by the reward alone, as best-of-n does everywhere; `objective` adds the likelihood.
+    """
+
+    n: Annotated[int, Field(ge=1)] = 8
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    rule: AcceptanceRule = "reward"
+
+    def steps(self, search: Search) -> Iterator[Step]:
+        yield from _sampled(search, self.n, self.temperature)
+
+    def select(self, pool: Pool) -> Scored | None:
+        return pool.best()
+
+
+class SelfConsistency(Settings):
+    """n rollouts in one batch; the answer with most votes wins (majority), or with most reward (weighted vote)."""
+
+    n: Annotated[int, Field(ge=1)] = 8
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    weighting: Literal["majority", "reward"] = "majority"
+    rule: AcceptanceRule = "objective"
+
+    def steps(self, search: Search) -> Iterator[Step]:
+        yield from _sampled(search, self.n, self.temperature)
+
+    def select(self, pool: Pool) -> Scored | None:
+        return pool.vote(self.weighting)
+
+
+def _sampled(search: Search, n: int, temperature: float) -> Iterator[Step]:
+    found = search.roll([()] * n, temperature=temperature)
+    best = search.pool.best()
+    for entry in found:
+        yield rollout_step(search, entry, accepted=entry is best)
+    if len(found) < n:
+        search.exhausted()

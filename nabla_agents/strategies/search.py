@@ -1,0 +1,165 @@
+"""The live state of one request: what was spent, what was found, and the three operations a strategy has."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nabla_agents.config import Sampling
+from nabla_agents.errors import RewardError
+from nabla_agents.models.decoding import RolloutBackend, RolloutJob
+from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.transformer import PrefixCache
+from nabla_agents.objective import Objective, ObjectiveGradient
+from nabla_agents.pool import AcceptanceRule, Pool, Scored
+from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Score, Usage
+
+
+class Worker(Protocol):
+    """Runs a search's operations; batch-first, so that the operations of several searches can be joined."""
+
+    def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]: ...
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]: ...
+
+    def gradient(
+        self,
+        rollouts: Sequence[Rollout],
+        scores: Sequence[Score | None],
+        starts: Sequence[int],
+        caches: Sequence[PrefixCache | None],
+    ) -> list[ObjectiveGradient]: ...
+
+
+class LocalWorker:
+    """Runs operations at once: rollouts on a backend, scores and gradients on the objective."""
+
+    def __init__(self, objective: Objective, backend: RolloutBackend) -> None:
+        self.rollout, self.score, self.gradient = backend.rollout, objective.score, objective.gradient
+
+
+class Cancelled(Exception):
+    """The caller stopped the search; strategies let it pass."""
+
+
+class Search:
+    """One request's pool, ledger, budget and random numbers. Used by one thread; `cancel` may come from any."""
+
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        worker: Worker,
+        prompt: Prompt,
+        sampling: Sampling,
+        budget: Budget,
+        seed: int,
+        rule: AcceptanceRule = "objective",
+    ) -> None:
+        self.objective, self.worker, self.prompt = objective, worker, prompt
+        self.sampling, self.budget, self.seed = sampling, budget, seed
+        self.pool = Pool(rule)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.ended: tuple[FinishReason, str] | None = None
+        self._usage = Usage()
+        self._started = time.perf_counter()
+        self._cancelled = threading.Event()
+        self._cache: PrefixCache | None = None
+
+    @property
+    def model(self) -> LanguageModel:
+        return self.objective.model
+
+    @property
+    def usage(self) -> Usage:
+        """Everything spent so far, wall-clock seconds included."""
+        return replace(self._usage, seconds=time.perf_counter() - self._started)
+
+    def cancel(self) -> None:
+        """Stops the search before its next operation."""
+        self._cancelled.set()
+
+    def exhausted(self) -> bool:
+        """True once a limit of the budget is reached; records it as the reason the search ended."""
+        if (limit := self.budget.exhausted(self.usage)) is None:
+            return False
+        self.ended = (FinishReason.BUDGET, limit)
+        return True
+
+    def roll(self, prefixes: Sequence[tuple[int, ...]], *, temperature: float) -> list[Scored]:
+        """Completes each prefix, scores the completions, keeps them in the pool. One batch.
+
+        The request's own temperature, if it has one, goes before `temperature`. Fewer than asked come back where the
+        budget has less room; none, and the search counts as ended, where it has none.
+        """
+        if self.exhausted():
+            return []
+        prefixes = prefixes[: self._room(len(prefixes))]
+        sampling = (
+            self.sampling if self.sampling.temperature is not None else self.sampling.replace(temperature=temperature)
+        )
+        self._check_cancelled()
+        jobs = [self._job(prefix, sampling, len(prefixes)) for prefix in prefixes]
+        rollouts = self.worker.rollout(jobs)
+        self._usage = sum((r.usage for r in rollouts), self._usage)
+        self._check_cancelled()
+        scores = self.worker.score(rollouts)
+        if len(scores) != len(rollouts):
+            raise RewardError(f"{len(scores)} scores came back for {len(rollouts)} rollouts; expected one each.")
+        self._usage = sum((s.usage for s in scores if s is not None), self._usage)
+        found = [Scored(r, s, self.objective.value(r, s)) for r, s in zip(rollouts, scores, strict=True)]
+        for entry in found:
+            self.pool.add(entry)
+        return found
+
+    def gradient(self, entry: Scored, start: int) -> ObjectiveGradient:
+        """The objective's gradient at every position from `start` on: one gradient pass."""
+        self._check_cancelled()
+        [gradient] = self.worker.gradient([entry.rollout], [entry.score], [start], [self._prompt_cache()])
+        self._usage = self._usage + gradient.usage
+        return gradient
+
+    def uniforms(self, count: int) -> Tensor:
+        """The request's next random numbers in [0, 1)."""
+        return torch.rand(count, generator=self.generator)
+
+    def committed_text(self, rollout: Rollout, tokens: int) -> str:
+        """Text of the first tokens: always a prefix of the rollout's text, cut before a half-written character."""
+        text = self.model.tokenizer.decode(rollout.completion_ids[:tokens]).rstrip("\ufffd")
+        while not rollout.text.startswith(text):
+            text = text[:-1]
+        return text
+
+    def _room(self, wanted: int) -> int:
+        """How many rollouts the budget still allows; at least one token each. Requires a budget not exhausted."""
+        if self.budget.rollouts is not None:
+            wanted = min(wanted, self.budget.rollouts - self._usage.rollouts)
+        if self.budget.generated_tokens is not None:
+            wanted = min(wanted, self.budget.generated_tokens - self._usage.generated_tokens)
+        return wanted
+
+    def _job(self, prefix: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
+        room = self.model.context_length - len(self.prompt.ids)
+        if sampling.max_tokens is not None:
+            room = min(room, sampling.max_tokens)
+        if self.budget.generated_tokens is not None:
+            share = (self.budget.generated_tokens - self._usage.generated_tokens) // batch
+            room = min(room, len(prefix) + share)
+        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache())
+
+    def _prompt_cache(self) -> PrefixCache:
+        """Keys and values of the prompt, read once per request."""
+        if self._cache is None:
+            self._cache, usage = self.model.prefill(self.prompt)
+            self._usage = self._usage + usage
+        return self._cache
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled
