@@ -241,5 +241,5 @@ def token_gradient(gradient: Float[Tensor, "fed hidden"], tail_length: int) -> F
     return torch.nn.functional.pad(shifted, (0, 0, 0, tail_length - shifted.shape[0]))
 
 
-def _ids(value: int | Sequence[int] | None) -> set[int]:
+def _ids(value: Any) -> set[int]:
     return set() if value is None else {value} if isinstance(value, int) else set(value)

@@ -1,4 +1,4 @@
-"""A tokenizer with its chat template: text to ids and back, where each token stands in the text, vocabulary identity."""
+"""A tokenizer with its chat template: text to ids and back, the place of each token, the identity of a vocabulary."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -53,7 +54,7 @@ class Tokenizer:
         for i in range(1, len(ids) + 1):
             end = max(end, len(self.decode(ids[:i]).rstrip("\ufffd")))
             ends.append(end)
-        return list(zip(ends, ends[1:], strict=False))
+        return list(pairwise(ends))
 
     def render(
         self,
@@ -70,7 +71,7 @@ class Tokenizer:
         if not self.hf.chat_template:
             raise PromptError(
                 f"The tokenizer of {self.name} has no chat template, so a conversation cannot be rendered. Set "
-                "tokenizer.chat_template, choose an instruction-tuned model, or pass the text itself with formatted=True."
+                "tokenizer.chat_template, choose an instruction-tuned model, or pass the text with formatted=True."
             )
         try:
             return str(

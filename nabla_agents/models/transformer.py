@@ -16,7 +16,7 @@ from nabla_agents.errors import ModelLoadError
 
 @dataclass(frozen=True, eq=False)
 class PrefixCache:
-    """Keys and values of known tokens [1, heads, time, head_dim], per layer; computed once, shared, never written to."""
+    """Keys and values of known tokens [1, heads, time, head_dim], per layer; computed once, shared, never written."""
 
     ids: tuple[int, ...]
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -47,7 +47,7 @@ class Transformer:
     def __init__(self, module: PreTrainedModel) -> None:
         self.module = module.eval().requires_grad_(False)
         self.body: Any = module.base_model
-        self.embedding: nn.Embedding = module.get_input_embeddings()  # pyright: ignore[reportAssignmentType]
+        self.embedding: Any = module.get_input_embeddings()
         self.parameter_count = sum(p.numel() for p in module.parameters())
         self.config: Any = module.config.get_text_config(decoder=True)
         self.embedding_scale = self._embedding_scale()

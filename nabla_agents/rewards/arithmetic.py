@@ -53,7 +53,7 @@ class _Equation:
 
 
 class ArithmeticSteps(Reward):
-    """Value in [0, 1]: the share of equations up to the first wrong one; verified when there are some and all are right.
+    """Value in [0, 1]: the share of equations up to the first wrong one; verified when all are right.
 
     Each equation gives a span: wrong results carry the expected text, and `credit` nats of steering in the gradient.
     A text without equations is not judged (NaN). Nothing is evaluated as code. Costs no model pass.
