@@ -44,12 +44,28 @@ def described(name: str, value: Any) -> Iterator[str]:
             yield f"  {name}.{member}"
 
 
+class AsWritten(str):
+    """An annotation, shown as it stands in the source."""
+
+    __repr__ = str.__str__
+
+
 def signature(value: Any) -> str:
-    """The signature without memory addresses; empty where there is none."""
+    """The signature as it is written, without memory addresses; empty where there is none."""
     try:
-        return re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(value)))
+        found = inspect.signature(value)
     except (TypeError, ValueError):
         return ""
+    if hasattr(value, "model_fields"):
+        written = {k: v for c in reversed(value.__mro__) for k, v in inspect.get_annotations(c).items()}
+        found = found.replace(parameters=[p.replace(annotation=written[n]) for n, p in found.parameters.items()])
+    parameters = [p.replace(annotation=as_written(p.annotation)) for p in found.parameters.values()]
+    shown = str(found.replace(parameters=parameters, return_annotation=as_written(found.return_annotation)))
+    return re.sub(r"\bUsage\([^)]*\)", "Usage(...)", re.sub(r" at 0x[0-9a-f]+", "", shown))
+
+
+def as_written(annotation: Any) -> Any:
+    return AsWritten(annotation) if isinstance(annotation, str) else annotation
 
 
 def test_the_public_api_is_the_recorded_one() -> None:
