@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from nabla_agents.errors import ConfigurationError
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
-class Settings(BaseModel, frozen=True, extra="forbid", arbitrary_types_allowed=True):
+class Settings(BaseModel):
     """Base of all settings: errors are `ConfigurationError` and name the field, what was got and what is allowed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     def __init__(self, **data: Any) -> None:
         try:

@@ -94,7 +94,7 @@ def _chosen(logits: Float[Tensor, "batch vocab"], rows: Sequence[_Row]) -> Tenso
     """The next token of each row, by its own sampling and its own random numbers."""
     uniforms = torch.stack([row.job.uniforms[len(row.ids)] for row in rows])
     tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
-    for sampling in {row.job.sampling for row in rows}:
+    for sampling in dict.fromkeys(row.job.sampling for row in rows):
         mine = [i for i, row in enumerate(rows) if row.job.sampling == sampling]
         tokens[mine] = choose_tokens(logits[mine], sampling, uniforms[mine])
     return tokens
