@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.language_model import LikelihoodGradient
 from nabla_agents.models.transformer import PrefixCache
 from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.strategies.search import Cancelled, Worker
@@ -44,6 +45,11 @@ class Coalescer:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         return self._submit("score", rollouts)
+
+    def states(
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]
+    ) -> list[LikelihoodGradient]:
+        return self._submit("states", rollouts, starts, caches)
 
     def gradient(
         self,
@@ -117,7 +123,7 @@ class Coalescer:
             if not self._waiting:
                 return self._running > 0
             # Cheap kinds first, so that rollouts, which gain most from a wide batch, wait for the others.
-            kind = min((r.kind for r in self._waiting), key=("score", "gradient", "rollout").index)
+            kind = min((r.kind for r in self._waiting), key=("score", "states", "gradient", "rollout").index)
             batch = [r for r in self._waiting if r.kind == kind]
         self._execute(kind, batch)
         with self._changed:

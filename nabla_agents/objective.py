@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.carriers import Carrier, CreditCarrier, LikelihoodCarrier, WeightedCarrier
-from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.models.transformer import PrefixCache
 from nabla_agents.rewards.base import Reward, judged
@@ -69,6 +69,12 @@ class Objective:
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         """The reward's scores; None for each rollout where there is no reward."""
         return [None] * len(rollouts) if self.reward is None else list(judged(self.reward, rollouts))
+
+    def states(
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]
+    ) -> list[LikelihoodGradient]:
+        """The language model's rows on its own rollouts, for searches that go without gradient: one forward."""
+        return self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=False)
 
     def gradient(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,8 +80,9 @@ class Usage:
 class Budget:
     """What may be spent on one prompt; None means no limit. Field names equal those of `Usage`.
 
-    A rollout that was started is finished, so a budget is overrun by at most one unit of work of its field;
-    `rollouts` and `generated_tokens` are never overrun.
+    An operation is refused once a limit that it spends is reached; one that was started is finished, so `flops`,
+    `seconds` and `reward_calls` are overrun by at most one operation, the others never. With 0 gradient passes a
+    search goes on without gradient steps.
     """
 
     rollouts: int | None = 8
@@ -101,12 +102,12 @@ class Budget:
                     + (": one completion needs one rollout of one token." if least else ".")
                 )
 
-    def exhausted(self, usage: Usage) -> str | None:
-        """Says which limit is reached, as `name spent/allowed`, or None."""
-        for f in fields(self):
-            limit = getattr(self, f.name)
-            if limit is not None and getattr(usage, f.name) >= limit:
-                return f"{f.name} {getattr(usage, f.name):g}/{limit:g}"
+    def exhausted(self, usage: Usage, spending: Collection[str]) -> str | None:
+        """Which limit among the fields that the next operation spends is reached, as `name spent/allowed`, or None."""
+        for name in spending:
+            limit = getattr(self, name)
+            if limit is not None and getattr(usage, name) >= limit:
+                return f"{name} {getattr(usage, name):g}/{limit:g}"
         return None
 
 

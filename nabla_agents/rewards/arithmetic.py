@@ -56,13 +56,14 @@ class ArithmeticSteps(Reward):
     """Value in [0, 1]: the share of equations up to the first wrong one; verified when all are right.
 
     Each equation gives a span: wrong results carry the expected text, and `credit` nats of steering in the gradient.
-    A text without equations is not judged (NaN). Nothing is evaluated as code. Costs no model pass.
+    With `suggest=False` the tool only says where a result is wrong, not what is right. A text without equations is
+    not judged (NaN). Nothing is evaluated as code. Costs no model pass.
     """
 
-    def __init__(self, *, credit: float = 10.0) -> None:
+    def __init__(self, *, credit: float = 10.0, suggest: bool = True) -> None:
         if not credit >= 0:
             raise ConfigurationError(f"ArithmeticSteps credit is {credit!r}; expected nats of at least 0.")
-        self.credit = credit
+        self.credit, self.suggest = credit, suggest
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         return [self.judge(r.text) for r in rollouts]
@@ -89,7 +90,8 @@ class ArithmeticSteps(Reward):
         if equation.right:
             return Span(equation.start, equation.end, 1.0, explanation="right", credit=self.credit)
         explanation = f"{equation.left} = {equation.expected or 'undefined'}"
-        return Span(equation.start, equation.end, -1.0, equation.expected, explanation, self.credit)
+        expected = equation.expected if self.suggest else None
+        return Span(equation.start, equation.end, -1.0, expected, explanation, self.credit)
 
 
 def _equations(text: str) -> list[_Equation]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.positions import Proposal, Refinable, best_alternatives, plausible
 from nabla_agents.strategies.base import rollout_step
-from nabla_agents.strategies.search import Search
+from nabla_agents.strategies.search import GRADIENT, Search
 from nabla_agents.types import FinishReason, Step
 
 _CHUNK = 64  # positions whose [vocab] rows exist at a time
@@ -102,22 +102,35 @@ class Nabla(Settings):
         ids = incumbent.rollout.completion_ids
         if start >= len(ids) or search.exhausted():
             return
-        gradient = search.gradient(incumbent, start)
+        gradient: ObjectiveGradient | None = None
+        if self.direction == "none":
+            rows = search.states(incumbent, start)
+        elif search.exhausted(GRADIENT):
+            return
+        else:
+            gradient = search.gradient(incumbent, start)
+            rows = gradient.likelihood
         for first in range(start, len(ids), _CHUNK):
             chunk = range(first, min(first + _CHUNK, len(ids)))
-            yield from self._refined(search, gradient, chunk, [ids[p] for p in chunk])
+            yield from self._refined(search, rows.logits(chunk), gradient, chunk, [ids[p] for p in chunk])
 
     def _refined(
-        self, search: Search, gradient: ObjectiveGradient, chunk: Sequence[int], ids: Sequence[int]
+        self,
+        search: Search,
+        logits: Float[Tensor, "n vocab"],
+        gradient: ObjectiveGradient | None,
+        chunk: Sequence[int],
+        ids: Sequence[int],
     ) -> list[Proposal]:
-        logits = gradient.logits(chunk)
         selected = self.refinable.select(logits).nonzero()[:, 0].tolist()
         if not selected:
             return []
         positions, logits = [chunk[i] for i in selected], logits[selected]
         tokens = torch.tensor([ids[i] for i in selected], device=logits.device)
         allowed = plausible(logits, tokens, self.plausibility_floor)
-        g = self._directed(search, gradient.rows(positions), tokens, allowed)
+        g = torch.zeros_like(logits) if gradient is None else gradient.rows(positions)
+        if self.direction == "random":
+            g = _random_direction(search, g, allowed.scatter(-1, tokens[:, None], True))
         refined = self.dto.refine(logits, g)
         if self.resample is None:
             least = self.min_promise
@@ -130,25 +143,6 @@ class Nabla(Settings):
         only = torch.zeros_like(allowed)
         only[rows, drawn] = allowed[rows, drawn]
         return best_alternatives(positions, tokens, refined, g, only)
-
-    def _directed(
-        self,
-        search: Search,
-        g: Float[Tensor, "n vocab"],
-        tokens: Int[Tensor, "n"],
-        allowed: Bool[Tensor, "n vocab"],
-    ) -> Float[Tensor, "n vocab"]:
-        """The gradient, or the control's row in its place."""
-        if self.direction == "gradient":
-            return g
-        if self.direction == "none":
-            return torch.zeros_like(g)
-        considered = allowed.scatter(-1, tokens[:, None], True)
-        count = considered.sum(-1, keepdim=True)
-        mean = torch.where(considered, g, 0.0).sum(-1, keepdim=True) / count
-        spread = torch.where(considered, (g - mean).square(), 0.0).sum(-1, keepdim=True).div(count).sqrt()
-        noise = torch.randn(g.shape, generator=search.generator).to(g)
-        return mean + spread * noise
 
     def _step(
         self, search: Search, incumbent: Scored, candidate: Scored, proposal: Proposal, *, accepted: bool
@@ -169,3 +163,13 @@ class Nabla(Settings):
             text=candidate.rollout.text,
             usage=search.usage,
         )
+
+
+def _random_direction(
+    search: Search, g: Float[Tensor, "n vocab"], considered: Bool[Tensor, "n vocab"]
+) -> Float[Tensor, "n vocab"]:
+    """A Gaussian row with the mean and spread that the gradient has over the tokens considered."""
+    count = considered.sum(-1, keepdim=True)
+    mean = torch.where(considered, g, 0.0).sum(-1, keepdim=True) / count
+    spread = torch.where(considered, (g - mean).square(), 0.0).sum(-1, keepdim=True).div(count).sqrt()
+    return mean + spread * torch.randn(g.shape, generator=search.generator).to(g)

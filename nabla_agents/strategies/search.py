@@ -14,11 +14,16 @@ from torch import Tensor
 from nabla_agents.config import Sampling
 from nabla_agents.errors import RewardError
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
-from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.carriers import LikelihoodCarrier
+from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
 from nabla_agents.models.transformer import PrefixCache
 from nabla_agents.objective import Objective, ObjectiveGradient
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Score, Usage
+
+
+ROLLOUT = ("rollouts", "generated_tokens", "reward_calls", "flops", "seconds")
+GRADIENT = ("gradient_passes", "flops", "seconds")
 
 
 class Worker(Protocol):
@@ -27,6 +32,10 @@ class Worker(Protocol):
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]: ...
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]: ...
+
+    def states(
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]
+    ) -> list[LikelihoodGradient]: ...
 
     def gradient(
         self,
@@ -42,6 +51,7 @@ class LocalWorker:
 
     def __init__(self, objective: Objective, backend: RolloutBackend) -> None:
         self.rollout, self.score, self.gradient = backend.rollout, objective.score, objective.gradient
+        self.states = objective.states
 
 
 class Cancelled(Exception):
@@ -85,9 +95,9 @@ class Search:
         """Stops the search before its next operation."""
         self._cancelled.set()
 
-    def exhausted(self) -> bool:
-        """True once a limit of the budget is reached; records it as the reason the search ended."""
-        if (limit := self.budget.exhausted(self.usage)) is None:
+    def exhausted(self, spending: Sequence[str] = ROLLOUT) -> bool:
+        """True once the budget refuses a `ROLLOUT` or `GRADIENT`; records the limit as the reason the search ended."""
+        if (limit := self.budget.exhausted(self.usage, spending)) is None:
             return False
         self.ended = (FinishReason.BUDGET, limit)
         return True
@@ -124,6 +134,13 @@ class Search:
         [gradient] = self.worker.gradient([entry.rollout], [entry.score], [start], [self._prompt_cache()])
         self._usage = self._usage + gradient.usage
         return gradient
+
+    def states(self, entry: Scored, start: int) -> LikelihoodCarrier:
+        """The language model's own rows from `start` on: one forward, no gradient."""
+        self._check_cancelled()
+        [states] = self.worker.states([entry.rollout], [start], [self._prompt_cache()])
+        self._usage = self._usage + states.usage
+        return states.carrier
 
     def uniforms(self, count: int) -> Tensor:
         """The request's next random numbers in [0, 1)."""
