@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from nabla_agents.tiny import WEIGHTS
@@ -48,7 +48,7 @@ def has_wrong_equation(text: str) -> bool:
 
 @torch.inference_mode()
 def log_likelihood(
-    model: Qwen2ForCausalLM, prompts: Sequence[Sequence[int]], completions: Sequence[list[int]]
+    model: Qwen3ForCausalLM, prompts: Sequence[Sequence[int]], completions: Sequence[list[int]]
 ) -> Tensor:
     """The summed log-likelihood of each completion after its prompt, in nats: [rows]. One pass over the batch."""
     rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
@@ -63,8 +63,8 @@ def log_likelihood(
 
 
 def sample(
-    lm: Qwen2ForCausalLM,
-    tuned: Qwen2ForCausalLM,
+    lm: Qwen3ForCausalLM,
+    tuned: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     asked: Sequence[Problem],
     *,

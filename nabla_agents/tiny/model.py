@@ -1,18 +1,18 @@
 """The architecture of the tiny models, their folders on disk, and batched completion of problems."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from nabla_agents.tiny.tokenizer import CONTEXT_TOKENS
@@ -23,42 +23,42 @@ MAX_NEW_TOKENS: Final = 96  # the longest solution has 84
 
 def build_model(
     tokenizer: PreTrainedTokenizerFast, *, layers: int, width: int, heads: int, inner: int
-) -> Qwen2ForCausalLM:
+) -> Qwen3ForCausalLM:
     """A model with fresh weights, drawn from torch's global generator."""
-    config = Qwen2Config(
+    end, pad = cast(int, tokenizer.eos_token_id), cast(int, tokenizer.pad_token_id)
+    config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
+        head_dim=width // heads,
         max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
+        eos_token_id=end,
+        pad_token_id=pad,
     )
-    model = Qwen2ForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, eos_token_id=end, pad_token_id=pad)
     return model
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes weights, rounded to bfloat16, and tokenizer as a transformers folder; `model` stays as it is."""
-    rounded = Qwen2ForCausalLM(model.config).to(torch.bfloat16)
-    rounded.load_state_dict(model.state_dict())
+    rounded = copy.deepcopy(model)
+    torch.nn.Module.to(rounded, torch.bfloat16)
     rounded.generation_config = model.generation_config
     rounded.save_pretrained(folder)
     tokenizer.backend_tokenizer.no_padding()  # padding a batch leaves its length in the tokenizer's file
     tokenizer.save_pretrained(folder, save_jinja_files=False)
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """The model of a folder in float32 (its weights are bfloat16 values) and its tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    torch.nn.Module.to(model, device)
     return model, AutoTokenizer.from_pretrained(folder)
 
 
@@ -70,7 +70,7 @@ def prompt_of(problem: Problem, tokenizer: PreTrainedTokenizerFast) -> str:
 
 @torch.inference_mode()
 def complete(
-    model: Qwen2ForCausalLM,
+    model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     *,
@@ -83,6 +83,7 @@ def complete(
     """
     device = model.device
     generator = torch.Generator(device).manual_seed(seed)
+    pad = torch.tensor(tokenizer.pad_token_id, device=device)
     encoded = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(device)
     mask, ids, cache = encoded.attention_mask, encoded.input_ids, None
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -95,7 +96,7 @@ def complete(
             chosen = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
         else:
             chosen = logits.argmax(-1)
-        chosen = chosen.where(running, tokenizer.pad_token_id)
+        chosen = torch.where(running, chosen, pad)
         columns.append(chosen)
         running = running & (chosen != tokenizer.eos_token_id)
         if not running.any():
@@ -107,7 +108,7 @@ def complete(
 
 
 def greedy_verdicts(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[Problem], *, rows: int = 128
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[Problem], *, rows: int = 128
 ) -> list[tuple[str, bool]]:
     """The greedy completion of each problem and whether it is correct, `rows` problems at a time."""
     texts: list[str] = []

@@ -20,8 +20,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """One update; matrices of one shape go through the iteration together."""
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update; matrices of one shape go through the iteration together. Every parameter needs a gradient."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -29,6 +29,7 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in shapes.items():
                 momenta = []
                 for parameter in parameters:
+                    assert parameter.grad is not None
                     if parameter not in self.state:
                         self.state[parameter]["momentum"] = torch.zeros_like(parameter)
                     momentum = self.state[parameter]["momentum"]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from nabla_agents.tiny import WEIGHTS
@@ -32,7 +32,7 @@ class Recipe:
     """Everything a run depends on, apart from the machine it runs on."""
 
     seed: int = 0
-    steps: int = 2800
+    steps: int = 1500
     rows: int = 16
     row_tokens: int = 256
     layers: int = 5
@@ -59,7 +59,7 @@ class Recipe:
 class Run:
     """What a checkpoint holds: the model and optimizers in place, and where the run stands."""
 
-    model: Qwen2ForCausalLM
+    model: Qwen3ForCausalLM
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
     seconds: float = 0.0
@@ -106,7 +106,7 @@ def train(
     if resume and checkpoint.exists():
         run.read(checkpoint)
     body = torch.compile(run.model.model, dynamic=False) if compiled else run.model.model
-    console = Console()
+    console = Console(soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("training", total=recipe.steps, completed=run.step)
@@ -132,9 +132,8 @@ def train(
 def _start(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, device: torch.device) -> Run:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = build_model(
-            tokenizer, layers=recipe.layers, width=recipe.width, heads=recipe.heads, inner=recipe.inner
-        ).to(device)
+        model = build_model(tokenizer, layers=recipe.layers, width=recipe.width, heads=recipe.heads, inner=recipe.inner)
+    torch.nn.Module.to(model, device)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     inside = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in inside]

@@ -19,7 +19,7 @@ LARGEST_VALUE: Final = 999
 _SPLITS: Final = ("train", "test", "validation")
 _HELD_OUT: Final[dict[int, Split]] = {0: "test", 1: "validation"}  # of eight buckets; the other six are train
 _STEP_COUNTS: Final = (2, 3, 4, 5)
-_STEP_WEIGHTS: Final = (3, 4, 3, 2)
+_STEP_WEIGHTS: Final = (4, 4, 3, 1)
 _OPERATIONS: Final[tuple[Operation, ...]] = ("+", "-", "*", "/")
 _OPERATION_WEIGHTS: Final = (3, 3, 2, 2)
 
@@ -109,10 +109,11 @@ _ANSWER_LINE: Final = re.compile(r"^[ \t]*Answer:(.*)$", re.MULTILINE)
 _NUMBER: Final = re.compile(r"(-?)([0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)\.?")
 
 
-def problems(n: int, *, seed: int, split: Split = "train") -> list[Problem]:
-    """`n` problems of one split. The same seed gives the same list, and a longer list begins with the shorter one.
+def problems(n: int, *, seed: int, split: str = "train") -> list[Problem]:
+    """`n` problems of one split: "train", "test" or "validation".
 
-    No computation of one split occurs in another, whatever its wording.
+    The same seed gives the same list, and a longer list begins with the shorter one. No computation of one split occurs
+    in another, whatever its wording.
     """
     if n < 0:
         raise ConfigurationError(f"problems() got n={n}; expected a count of 0 or more.")
@@ -127,11 +128,11 @@ def problems(n: int, *, seed: int, split: Split = "train") -> list[Problem]:
     return drawn
 
 
-def is_correct(text: str, problem: Problem) -> bool:
+def is_correct(text: object, problem: Problem) -> bool:
     """Whether the first `Answer:` line of `text` states the problem's answer; False when it has none, or no number.
 
     The first line counts, so that text running on after an answer changes nothing. A thousands separator and a closing
-    period are allowed. Never raises, whatever the text.
+    period are allowed. Never raises: what is no text is not correct.
     """
     line = _ANSWER_LINE.search(text) if isinstance(text, str) else None
     number = _NUMBER.fullmatch(line.group(1).strip()) if line else None
@@ -186,8 +187,8 @@ def _draw_step(random: Random, value: int) -> tuple[Operation, int]:
 
 
 def _draw_number(random: Random, largest: int) -> int:
-    """A number in 2..largest, of one or two digits three times in four."""
-    return random.randint(2, min(largest, 99 if random.random() < 0.75 else 400))
+    """A number in 2..largest, of one or two digits four times in five."""
+    return random.randint(2, min(largest, 99 if random.random() < 0.8 else 300))
 
 
 def _story(chain: Chain, random: Random) -> str:
