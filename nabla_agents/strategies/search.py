@@ -13,14 +13,13 @@ from torch import Tensor
 
 from nabla_agents.config import Sampling
 from nabla_agents.errors import RewardError
-from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.carriers import LikelihoodCarrier
+from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
 from nabla_agents.models.transformer import PrefixCache
 from nabla_agents.objective import Objective, ObjectiveGradient
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Score, Usage
-
 
 ROLLOUT = ("rollouts", "generated_tokens", "reward_calls", "flops", "seconds")
 GRADIENT = ("gradient_passes", "flops", "seconds")
