@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -21,10 +21,14 @@ _LOOKAHEAD = 32  # characters of a corrected text that decide its next token
 
 @dataclass(frozen=True, eq=False)
 class ObjectiveGradient:
-    """∂J/∂ one-hot rows of one rollout for every position from `start` on (method §3), and what it cost."""
+    """∂J/∂ one-hot rows of one rollout for every position from `start` on (method §3), and what it cost.
+
+    `credit` is the tools' part of it: {position: {token: nats}}.
+    """
 
     likelihood: LikelihoodCarrier
     carrier: Carrier
+    credit: Mapping[int, Mapping[int, float]]
     usage: Usage
 
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
@@ -101,7 +105,7 @@ class Objective:
             if credit or all(weight == 0 for weight, _ in terms):
                 device = self.model.transformer.device
                 terms.append((1.0, CreditCarrier(credit, self.model.vocab_size, device)))
-            gradients.append(ObjectiveGradient(likelihood.carrier, WeightedCarrier(tuple(terms)), usage))
+            gradients.append(ObjectiveGradient(likelihood.carrier, WeightedCarrier(tuple(terms)), credit, usage))
         return gradients
 
 

@@ -34,7 +34,8 @@ class Nabla(Settings):
     `UNDIRECTED_PROMISE` for the controls, whose rows hardly ever prefer another token than a greedy one.
     resample: how a token is drawn from the refined row; None takes the best other token.
     acceptance: by the whole objective, or by `reward` alone (the paper's rule, prone to over-optimisation).
-    plausibility_floor: nats that a proposed token may be below the written one; None is no floor.
+    plausibility_floor: nats that a proposed token may be below the written one; None is no floor. The text that a tool
+        expects is exempt, and so are located verdicts from the tests of `refinable`.
     """
 
     direction: Literal["gradient", "random", "none"] = "gradient"
@@ -122,12 +123,17 @@ class Nabla(Settings):
         chunk: Sequence[int],
         ids: Sequence[int],
     ) -> list[Proposal]:
-        selected = self.refinable.select(logits).nonzero()[:, 0].tolist()
+        credit = {} if gradient is None else gradient.credit
+        refinable = self.refinable.select(logits).tolist()
+        selected = [i for i, chosen in enumerate(refinable) if chosen or chunk[i] in credit]
         if not selected:
             return []
         positions, logits = [chunk[i] for i in selected], logits[selected]
         tokens = torch.tensor([ids[i] for i in selected], device=logits.device)
         allowed = plausible(logits, tokens, self.plausibility_floor)
+        for i, position in enumerate(positions):
+            expected = [v for v, nats in credit.get(position, {}).items() if nats > 0 and v != ids[selected[i]]]
+            allowed[i, expected] = True
         g = torch.zeros_like(logits) if gradient is None else gradient.rows(positions)
         if self.direction == "random":
             g = _random_direction(search, g, allowed.scatter(-1, tokens[:, None], True))
