@@ -49,7 +49,11 @@ class Sampling(Settings):
     @field_validator("stop", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else () if value is None else tuple(value)
+        if value is None or isinstance(value, str):
+            return () if value is None else (value,)
+        if not hasattr(value, "__iter__"):
+            raise ValueError("expected text, several texts or None")
+        return tuple(value)
 
     @field_validator("stop")
     @classmethod

@@ -48,7 +48,11 @@ def filtered_logits(logits: Float[Tensor, "*batch vocab"], sampling: Sampling) -
     Order as in transformers: temperature, top-k, top-p, min-p. The most likely token is never removed.
     Requires temperature > 0.
     """
-    logits = wide(logits) / (1.0 if sampling.temperature is None else sampling.temperature)
+    logits = wide(logits)
+    if sampling.temperature is not None:
+        # Relative to the best, so that a temperature near 0 overflows to -inf only: greedy, not NaN.
+        least = torch.finfo(logits.dtype).tiny
+        logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, least)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         kth = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = torch.where(logits < kth, -torch.inf, logits)

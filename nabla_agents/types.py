@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -72,7 +73,7 @@ class Usage:
         summed = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
         return Usage(**{**summed, "peak_memory_bytes": max(self.peak_memory_bytes, other.peak_memory_bytes)})
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, int | float]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
@@ -95,10 +96,12 @@ class Budget:
     def __post_init__(self) -> None:
         for f in fields(self):
             limit = getattr(self, f.name)
+            counted = f.name not in ("flops", "seconds")
             least = 1 if f.name in ("rollouts", "generated_tokens") else 0
-            if limit is not None and not (limit >= least and not isinstance(limit, bool)):
+            if limit is not None and not _is_number(limit, least, whole=counted):
+                kind = "whole number" if counted else "number"
                 raise ConfigurationError(
-                    f"Budget.{f.name} is {limit!r}; expected None (no limit) or a number of at least {least}"
+                    f"Budget.{f.name} is {limit!r}; expected None (no limit) or a {kind} of at least {least}"
                     + (": one completion needs one rollout of one token." if least else ".")
                 )
 
@@ -107,8 +110,19 @@ class Budget:
         for name in spending:
             limit = getattr(self, name)
             if limit is not None and getattr(usage, name) >= limit:
-                return f"{name} {getattr(usage, name):g}/{limit:g}"
+                return f"{name} {_shown(getattr(usage, name))}/{_shown(limit)}"
         return None
+
+
+def _is_number(value: Any, least: int, *, whole: bool) -> bool:
+    try:
+        return not isinstance(value, bool) and bool((operator.index(value) if whole else value) >= least)
+    except TypeError:
+        return False
+
+
+def _shown(amount: int | float) -> str:
+    return str(amount) if isinstance(amount, int) else f"{amount:g}"
 
 
 class FinishReason(StrEnum):
