@@ -6,20 +6,30 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.rewards.base import Reward
 from nabla_agents.types import Rollout, Score, Span, Usage
 
-_NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
-_SIGNED = rf"[-−]?(?:{_NUMBER})"
-_OPERATOR = r"[-+*/×÷·−]"
-# The result stands in a look-ahead, so that in `3 * 4 = 12 + 5 = 17` the second equation is found too.
-_EQUATION = re.compile(
-    rf"(?<![\w.,])({_SIGNED}(?:\s*{_OPERATOR}\s*{_SIGNED})+)\s*=(?=\s*(?P<result>{_SIGNED})(?![\w%]|[.,]\d))"
-)
-_TOKEN = re.compile(rf"({_NUMBER})|({_OPERATOR})|\s+")
-_MAX_DIGITS = 30  # longer numbers are not schoolbook arithmetic, and cost time
+_PLUS, _MINUS, _TIMES, _OVER = "+", "-−–", "*×·⋅∙∗✕xX", "/÷∕⁄"
+_SPACE = r"[^\S\n]*"
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
+_SIGNED = rf"[{_MINUS}]?{_NUMBER}"
+# The letter x multiplies only between two numbers; `0x10` is another notation.
+_OPERATOR = rf"(?:[{_MINUS}{_PLUS}{_TIMES[:-2]}{_OVER}]|(?<!\b0)[xX](?={_SPACE}\d))"
+# Each side of an equation is read whole and once, so the time is linear in the text, whatever it contains.
+_SIDE = re.compile(rf"(?<![\w.,]){_SIGNED}(?:{_SPACE}{_OPERATOR}{_SPACE}{_SIGNED})*")
+_EQUALS = re.compile(rf"{_SPACE}=\s*")
+_FIRST_NUMBER = re.compile(_SIGNED)
+_TOKEN = re.compile(rf"({_NUMBER})|([^\s\d])")
+# What makes a number or a sum the part of something longer, which is not judged: `3 ^ 2 + 4`, `50%`, `3 1/2`, `3 R 1`.
+_LIST_MARKER = re.compile(r"\s*(?:[-–*+•]|\(?\w{1,3}[.)])\s+")
+_CONTINUED_BEFORE = re.compile(rf"(?:[{_MINUS}{_PLUS}{_TIMES[:-2]}{_OVER})\d^√%!|]|(?<![^\W\d_])[xX])\s*")
+_BINARY_SIGN_BEFORE = re.compile(r"(?:^|.*\W)[^\W\d_]\s*", re.DOTALL)
+_CONTINUED_AFTER = re.compile(r"[\w%^(]|[.,:]\d|[^\S\n]+(?:\d+[/⁄]\d|(?:[rR]|rem|remainder)\b)")
+_LOOK_BACK = 64  # characters before an equation that decide whether it is part of a longer one
+_MAX_DIGITS, _MAX_TERMS = 30, 40  # beyond, it is no schoolbook arithmetic, and costs time
 
 
 @dataclass(frozen=True)
@@ -29,27 +39,27 @@ class _Equation:
     left: str
     written: str
     value: Fraction | None  # of the left side; None where it is undefined (division by zero)
+    rest: str = ""  # what follows the written result on the right side, as in `= 3/4` or `= 12 + 5 = 17`
 
-    @property
+    @cached_property
     def right(self) -> bool:
         if self.value is None:
             return False
-        decimals = len(self.written.partition(".")[2])
-        written = _number(self.written)
-        return written == self.value or (decimals > 0 and _rounded(self.value, decimals) == written)
+        written, decimals = _number(self.written), _decimals(self.written)
+        if written == self.value or (decimals > 0 and _rounded(self.value, decimals) == written):
+            return True
+        return self.rest != "" and _value(self.written + self.rest) == self.value
 
-    @property
+    @cached_property
     def expected(self) -> str | None:
-        """The result as it should read, in the written form; None for a fraction that has no short decimal."""
-        if self.value is None:
+        """The result as it should read, in the written form; None where there is none, or no short decimal of it."""
+        if self.value is None or (self.rest.strip() and self.rest.strip()[0] in _OVER):
             return None
-        grouped = "," if "," in self.written else ""
-        if self.value.denominator == 1:
-            return f"{self.value.numerator:{grouped}d}"
-        for decimals in range(1, 5):
-            if _rounded(self.value, decimals) == self.value:
-                return f"{float(self.value):{grouped}.{decimals}f}"
-        return None
+        written = _decimals(self.written)
+        exact = next((d for d in range(5) if _rounded(self.value, d) == self.value), None)
+        if exact is None and written == 0:
+            return None
+        return _text(self.value, written if exact is None else exact, "," if "," in self.written else "")
 
 
 class ArithmeticSteps(Reward):
@@ -95,48 +105,98 @@ class ArithmeticSteps(Reward):
 
 
 def _equations(text: str) -> list[_Equation]:
-    found = []
-    for match in _EQUATION.finditer(text):
-        before = text[: match.start()].rstrip(" \t")
-        if (before and before[-1] in "+-*/×÷·−^)(") or len(match.group()) > 40 * _MAX_DIGITS:
-            continue  # part of a longer expression, which these equations are not
-        if any(len(number) > _MAX_DIGITS for number in re.findall(r"[\d.,]+", match.group() + match["result"])):
-            continue
-        start, end = match.span("result")
-        found.append(_Equation(start, end, match[1].strip(), match["result"], _value(match[1])))
+    found: list[_Equation] = []
+    left: re.Match[str] | None = None
+    for right in _SIDE.finditer(text):
+        if left is not None and _EQUALS.fullmatch(text, left.end(), right.start()):
+            judged_to = found[-1].end + len(found[-1].rest) if found else 0
+            equation = _equation(text, left, right, judged_to)
+            if equation is not None:
+                found.append(equation)
+        left = right
     return found
+
+
+def _equation(text: str, left: re.Match[str], right: re.Match[str], judged_to: int) -> _Equation | None:
+    """The equation of two sides, or None where they are not a whole one: a mere number, or part of something longer."""
+    if not (_short(left) and _short(right)) or _FIRST_NUMBER.fullmatch(left.group()):
+        return None
+    if _continues(text, left, judged_to):
+        return None
+    written = _FIRST_NUMBER.match(right.group())
+    assert written is not None  # a side begins with a number
+    start, end = right.start(), right.start() + written.end()
+    rest = right.group()[written.end() :]
+    equation = _Equation(start, end, left.group(), written.group(), _value(left.group()), rest)
+    open_end = _CONTINUED_AFTER.match(text, right.end()) is not None
+    if open_end and not (rest and equation.right):
+        return None
+    return equation
+
+
+def _short(side: re.Match[str]) -> bool:
+    numbers = re.findall(_NUMBER, side.group()) if len(side.group()) < 4 * _MAX_DIGITS * _MAX_TERMS else []
+    return 0 < len(numbers) <= _MAX_TERMS and all(len(n) <= _MAX_DIGITS for n in numbers)
+
+
+def _continues(text: str, side: re.Match[str], judged_to: int) -> bool:
+    """Whether a side goes on to its left, as in `(1 + 2) * 3 + 4`; the marker of a list item is no operator, and an
+    equation ends the one before it.
+    """
+    at = side.start()
+    before = text[max(text.rfind("\n", 0, at) + 1, at - _LOOK_BACK, judged_to) : at]
+    if _LIST_MARKER.fullmatch(before):
+        return False
+    last = len(before.rstrip()) - 1
+    if last < 0:
+        return False
+    if side.group()[0] in _MINUS and _BINARY_SIGN_BEFORE.fullmatch(before):
+        return True  # `x -3 + 5`
+    return _CONTINUED_BEFORE.fullmatch(before, last) is not None
 
 
 def _value(expression: str) -> Fraction | None:
     """The exact value of `a op b op c …`, products before sums; None on division by zero."""
     numbers: list[Fraction] = []
-    pending, sign = "+", 1
+    pending, sign = _PLUS, 1
     expect_number = True
     for match in _TOKEN.finditer(expression):
         number, operator = match[1], match[2]
         if number is not None:
             value = sign * _number(number)
-            if pending in "*×·":
+            if pending in _TIMES:
                 numbers[-1] *= value
-            elif pending in "/÷":
+            elif pending in _OVER:
                 if value == 0:
                     return None
                 numbers[-1] /= value
             else:
-                numbers.append(-value if pending in "-−" else value)
+                numbers.append(-value if pending in _MINUS else value)
             expect_number, sign = False, 1
-        elif operator is not None:
-            if expect_number:
-                sign = -1
-            else:
-                pending, expect_number = operator, True
+        elif expect_number:
+            sign = -1
+        else:
+            pending, expect_number = operator, True
     return sum(numbers, Fraction(0))
 
 
 def _number(text: str) -> Fraction:
-    return Fraction(text.replace(",", "").replace("−", "-"))
+    text = text.replace(",", "").replace("−", "-").replace("–", "-")
+    return Fraction(text) if "." in text else Fraction(int(text))
+
+
+def _decimals(text: str) -> int:
+    return len(text.partition(".")[2])
 
 
 def _rounded(value: Fraction, decimals: int) -> Fraction:
     scale = 10**decimals
     return Fraction((abs(value) * scale + Fraction(1, 2)).__floor__(), scale) * (1 if value >= 0 else -1)
+
+
+def _text(value: Fraction, decimals: int, grouping: str) -> str:
+    """The rounded value in decimal digits, every one of them exact."""
+    scaled = abs(_rounded(value, decimals)) * 10**decimals
+    whole, part = divmod(int(scaled), 10**decimals)
+    sign = "-" if value < 0 and scaled else ""
+    return f"{sign}{whole:{grouping}d}" + (f".{part:0{decimals}d}" if decimals else "")
