@@ -1,0 +1,286 @@
+"""The calculator: what it finds, what it says about it, and that hostile text neither fools nor delays it."""
+
+import builtins
+import math
+import time
+from fractions import Fraction
+from random import Random
+
+import pytest
+
+from nabla_agents import ArithmeticSteps, ConfigurationError, Rollout
+
+RIGHT = [
+    "3 + 4 = 7",
+    "3+4=7",
+    "10 - 3 = 7.",
+    "2 * 3 * 4 = 24",
+    "7 / 2 = 3.5",
+    "8 / 2 / 2 = 2",
+    "2 + 3 * 4 = 14",
+    "2 - 3 * 4 = -10",
+    "20 - 6 / 3 + 1 = 19",
+    "-3 + 5 = 2",
+    "5 - -3 = 8",
+    "5 * -3 = -15",
+    "-8 / -2 = 4",
+    "3 − 5 = −2",
+    "10 – 3 = 7",
+    "3 × 4 = 12",
+    "3 · 4 = 12",
+    "3 ⋅ 4 = 12",
+    "12 ÷ 4 = 3",
+    "12 ∕ 4 = 3",
+    "3 x 4 = 12",
+    "3x4=12",
+    "10 X 4 = 40",
+    "1,200 + 300 = 1,500",
+    "1,234,567 + 1 = 1234568",
+    "0.1 + 0.2 = 0.3",
+    "2.50 + 2.5 = 5",
+    "0.1 + 0.2 = 0.30",
+    "10 / 3 = 3.33",
+    "2 / 3 = 0.67",
+    "-2 / 3 = -0.67",
+    "1 / 8 = 0.13",
+    "1/2 + 1/4 = 3/4",
+    "3 + 4 = 2 + 5",
+    "3 + 4 =\n7",
+    "(3 + 4 = 7)",
+    "x=3 + 4 = 7",
+    "- 5 + 2 = 7",
+    "* 5 + 2 = 7",
+    "1) 5 + 2 = 7",
+    "2. 5 + 2 = 7",
+    "(a) 5 + 2 = 7",
+    "3 + 4 = 7!",
+    "3 + 4 = 7, and so on",
+    "It is -3 + 5 = 2",
+    "3\u00a0+\u00a04 = 7",
+    "٣ + ٤ = ٧",
+]
+WRONG = [  # text, the wrong result, the right one
+    ("3 + 4 = 8", "8", "7"),
+    ("2 + 3 * 4 = 20", "20", "14"),
+    ("2 - 3 * 4 = -4", "-4", "-10"),
+    ("8 / 2 / 2 = 8", "8", "2"),
+    ("10 - 3 - 2 = 9", "9", "5"),
+    ("5 - -3 = 2", "2", "8"),
+    ("3 - 5 = 2", "2", "-2"),
+    ("3 − 5 = −3", "−3", "-2"),
+    ("7 / 2 = 3", "3", "3.5"),
+    ("7 / 2 = 4", "4", "3.5"),
+    ("3 x 4 = 13", "13", "12"),
+    ("3 x 4 + 1 = 5", "5", "13"),
+    ("1,200 + 300 = 1,600", "1,600", "1,500"),
+    ("1200 + 300 = 1,600", "1,600", "1,500"),
+    ("1,200 + 300 = 1600", "1600", "1500"),
+    ("0.1 + 0.2 = 0.4", "0.4", "0.3"),
+    ("10 / 3 = 3.34", "3.34", "3.33"),
+    ("10 / 3 = 3", "3", None),  # no short decimal, and none was written
+    ("1 / 8 = 0.12", "0.12", "0.125"),
+    ("5 / 0 = 0", "0", None),
+    ("4 + 5 / 0 = 4", "4", None),
+    ("99999999999999999 + 0.5 = 3", "3", "99999999999999999.5"),  # beyond double precision
+    ("123456789012345678901234567890 + 1 = 3", "3", "123456789012345678901234567891"),
+    ("1/2 + 1/4 = 2/4", "2", None),  # another numerator alone does not make it right
+    ("3 * 4 = 13 + 5 = 17", "13", "12"),
+]
+NOT_JUDGED = [
+    "",
+    "there is nothing to calculate",
+    "12",
+    "7 = 7",
+    "x = 7",
+    "3 + 4",
+    "3 + 4 =",
+    "3 + 4 ≠ 8",
+    "3 + 4 == 8",
+    "3 + x = 8",
+    "x -3 + 5 = 12",
+    "2x + 3 = 7",
+    "n x 4 + 1 = 13",
+    "(1 + 2) * 3 + 4 = 13",
+    "2 * (3 + 4) = 14",
+    "2 ^ 3 + 4 = 12",
+    "3^2 + 4 + 1 = 14",
+    "√9 + 1 = 4",
+    "50% * 3 + 1 = 2.5",
+    "1 1/2 + 1/2 = 2",
+    "1 / 2 = 50%",
+    "2 * 4 = 2^3",
+    "7 / 2 = 3 1/2",
+    "7 / 2 = 3 R 1",
+    "7 / 2 = 3 remainder 1",
+    "3 + 4 = 8km",
+    "3 + 4 = 8.1.2",
+    "3 + 4 = 1,23",
+    "0x10 + 1 = 18",
+    "a1 + 2 = 4",
+    "1.2.3 + 4 = 9",
+    f"{'9' * 31} + 1 = 3",
+    "+".join("1" * 41) + " = 3",
+]
+
+
+@pytest.mark.parametrize("text", RIGHT)
+def test_a_right_equation_is_verified(text: str) -> None:
+    score = ArithmeticSteps().judge(text)
+    assert (score.value, score.verdict, score.verified) == (1.0, 1.0, True), score.explanation
+    assert [span.value for span in score.spans] == [1.0] * len(score.spans) != []
+
+
+@pytest.mark.parametrize(("text", "written", "expected"), WRONG)
+def test_a_wrong_result_is_located_with_the_right_text(text: str, written: str, expected: str | None) -> None:
+    score = ArithmeticSteps(credit=3.0).judge(text)
+    assert (score.value, score.verdict, score.verified) == (0.0, 0.0, False)
+    span = score.spans[0]
+    assert text[span.start : span.end] == written
+    assert (span.value, span.expected, span.credit) == (-1.0, expected, 3.0)
+    assert written in score.explanation
+    assert (expected or "") in score.explanation
+
+
+@pytest.mark.parametrize("text", NOT_JUDGED)
+def test_what_is_no_whole_equation_is_not_judged(text: str) -> None:
+    """NaN, never a verdict: part of a longer expression, a unit, another notation, nothing at all."""
+    score = ArithmeticSteps().judge(text)
+    assert math.isnan(score.value), score.explanation
+    assert (score.verdict, score.verified, score.spans) == (None, None, ())
+    assert score.explanation
+
+
+def test_the_value_is_the_share_of_equations_before_the_first_wrong_one() -> None:
+    lines = ["1 + 1 = 2", "2 * 3 = 6", "6 - 1 = 4", "4 * 5 = 20", "20 / 4 = 6"]
+    score = ArithmeticSteps().judge("\n".join(lines))
+    assert score.value == score.verdict == 2 / 5
+    assert score.verified is False
+    assert [span.value for span in score.spans] == [1, 1, -1, 1, -1]
+    assert "6 - 1 = 5" in score.explanation
+    assert "20 / 4 = 5" in score.explanation
+
+
+def test_equations_of_one_line_are_all_found() -> None:
+    """Also where one result begins the next equation, or a list marker looks like an operator."""
+    for text in ("3 * 4 = 12 + 5 = 17", "1+1=2 2+2=4", "3 + 4 = 7\n- 5 + 2 = 7", "1 + 1 = 2; 2 + 2 = 4"):
+        score = ArithmeticSteps().judge(text)
+        assert (len(score.spans), score.verified) == (2, True), text
+
+
+def test_a_result_on_the_line_above_is_no_operand() -> None:
+    """Joined over the line break, `7 - 5 + 2` would be 4."""
+    score = ArithmeticSteps().judge("- 3 + 4 = 7\n- 5 + 2 = 8")
+    assert [span.expected for span in score.spans] == [None, "7"]
+
+
+def test_the_right_result_can_be_withheld() -> None:
+    [span] = ArithmeticSteps(suggest=False).judge("3 + 4 = 8").spans
+    assert (span.value, span.expected) == (-1.0, None)
+
+
+def test_each_rollout_is_judged_by_its_own_text_and_counted() -> None:
+    rollouts = [Rollout.from_text("?", text) for text in ("1 + 1 = 2", "1 + 1 = 3", "no")]
+    scores = ArithmeticSteps().score(rollouts)
+    assert [s.verified for s in scores] == [True, False, None]
+    assert [s.usage.reward_calls for s in scores] == [1, 1, 1]
+    assert all(s.usage.flops == 0 for s in scores)
+
+
+@pytest.mark.parametrize("credit", [-1.0, math.nan])
+def test_credit_is_a_number_of_nats(credit: float) -> None:
+    with pytest.raises(ConfigurationError, match="credit"):
+        ArithmeticSteps(credit=credit)
+
+
+def random_expression(random: Random) -> tuple[str, Fraction]:
+    """An expression as it is written, and its value by Python's own operators and precedence."""
+    written, code = "", ""
+    for term in range(random.randint(2, 6)):
+        if term:
+            operator = random.choice("+-*/")
+            space = random.choice(["", " "])
+            written += space + random.choice({"-": "-−–", "*": "*×·", "/": "/÷", "+": "+"}[operator]) + space
+            code += operator
+        number = str(random.randint(1, 999) if random.random() < 0.7 else random.randint(1, 99999) / 100)
+        sign = "-" if random.random() < 0.15 else ""
+        written += sign + number
+        code += f"Fraction('{sign}{number}')"
+    return written, eval(code)
+
+
+def decimal(value: Fraction) -> str | None:
+    """The value in at most four decimals, if it has so few."""
+    if (value * 10**4).denominator != 1:
+        return None
+    digits = f"{abs(value) * 10**4}".rjust(5, "0")
+    text = f"{digits[:-4]}.{digits[-4:]}".rstrip("0").rstrip(".")
+    return "-" + text if value < 0 else text
+
+
+def test_verdicts_equal_those_of_exact_fractions() -> None:
+    """400 random expressions with right and wrong results; putting in the expected text makes each equation right."""
+    random, tool, judged_exact = Random(7), ArithmeticSteps(), 0
+    for _ in range(400):
+        left, value = random_expression(random)
+        exact = decimal(value)
+        judged_exact += exact is not None
+        off = decimal(value + random.choice([-1, 1, 10, Fraction(1, 2)])) if exact else "0.001"
+        assert off is not None
+        if exact is not None:
+            assert tool.judge(f"so {left} = {exact}, fine").verified is True, (left, exact)
+        text = f"so {left} = {off}, fine"
+        wrong = tool.judge(text)
+        if abs(value - Fraction(off)) < Fraction(1, 2000):
+            assert wrong.verified is True, text  # 0.001 was the rounded value
+            continue
+        assert wrong.verified is False, text
+        [span] = wrong.spans
+        assert text[span.start : span.end] == off
+        if exact is not None:
+            assert span.expected == exact
+        assert span.expected is not None
+        assert tool.judge(text[: span.start] + span.expected + text[span.end :]).verified is True
+    assert judged_exact > 100
+
+
+HOSTILE = {
+    "one endless sum": "1+" * 50_000,
+    "sums without result": "1 + " * 25_000,
+    "an equation without end": "1+1=" * 2_000 + "1+" * 46_000,
+    "many equations": "1+1=2 " * 2_000 + "2 " * 44_000,
+    "many lines": "1+1=2\n" * 2_000 + "+\n" * 44_000,
+    "digits": "1" * 100_000,
+    "groups of digits": "1,111" * 20_000,
+    "dots": "1." * 50_000,
+    "spaces": "1" + " " * 100_000,
+    "spaces between numbers": ("1" + " " * 300) * 330,
+    "spaces before a result": ("1+1=" + " " * 300) * 330,
+    "spaces before a remainder": "1+1=2" + " " * 90_000 + "r",
+    "signs": "-" * 100_000,
+    "double signs": "1--1" * 25_000,
+    "brackets": "(" * 100_000,
+    "list markers": "(a" * 50_000,
+    "letters that multiply": "1x" * 50_000,
+    "huge factors": (("9" * 30 + "*") * 39 + "1=1 ") * 80,
+    "huge divisors": (("9" * 30 + "/") * 39 + "1=1;") * 80,
+    "huge and fractional": (("9" * 30 + "*") * 38 + "0.5=1;") * 80,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_of_100_kb_is_judged_in_time(name: str) -> None:
+    """Linear time takes at most 2 s on a slow core; the quadratic time of a backtracking search takes minutes."""
+    started = time.process_time()
+    ArithmeticSteps().judge(HOSTILE[name])
+    assert time.process_time() - started < 10
+
+
+def test_nothing_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("text was run as code")
+
+    for name in ("eval", "exec", "compile", "__import__"):
+        monkeypatch.setattr(builtins, name, forbidden)
+    score = ArithmeticSteps().judge("__import__('os').abort() + 1 = 2\n9**9**9**9 = 1\n2 + 2 = 5\n1 + 1 = 2")
+    monkeypatch.undo()
+    assert [span.expected for span in score.spans] == ["4", None]
