@@ -43,9 +43,10 @@ class AdamDTO(Settings):
         optimizer = torch.optim.AdamW([z], lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps, self.final_learning_rate)
         argmax = start.argmax(-1, keepdim=True)
+        g = torch.where(start == -torch.inf, 0.0, gradient.to(start))  # a masked token stays masked
         refined = start
         for _ in range(self.steps):
-            z.grad = -projected(z.detach() / self.temperature, gradient.to(z)) / self.temperature
+            z.grad = -projected(z.detach() / self.temperature, g) / self.temperature
             optimizer.step()
             schedule.step()
             flipped = refined.argmax(-1, keepdim=True) != argmax
@@ -74,11 +75,12 @@ class MirrorDTO(Settings):
     def _within_budget(
         self, log_p: Float[Tensor, "n vocab"], g: Float[Tensor, "n vocab"], beta: Float[Tensor, "n 1"], budget: float
     ) -> Float[Tensor, "n 1"]:
-        """The largest β per row that keeps the budget; KL(π_β‖π) grows with β."""
+        """The largest β per row that keeps the budget; KL(π_β‖π) grows with β, and is at most β · (max g - min g)."""
         fits = kl_divergence(log_p + beta * g, log_p)[..., None] <= budget
-        low, high = torch.where(fits, beta, 0.0), beta
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
+        spread = (g.amax(-1, keepdim=True) - g.amin(-1, keepdim=True)).clamp_min(torch.finfo(g.dtype).tiny)
+        low, high = torch.where(fits, beta, torch.minimum(beta, budget / spread)), beta
+        for _ in range(_BISECTIONS):  # of the exponent: β may be many orders of magnitude too large
+            middle = low.sqrt() * high.sqrt()
             inside = kl_divergence(log_p + middle * g, log_p)[..., None] <= budget
             low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
         return low
