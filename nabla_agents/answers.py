@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import re
 
+# Possessive quantifiers: the time is linear in the text, whatever it contains.
+_GAP = r"[*_ \t]*+"  # spaces and Markdown emphasis, as in `**Answer:** 7`
 _MARKED = (
-    re.compile(r"\\boxed\{([^{}]*)\}"),
-    re.compile(r"####[ \t]*(\S[^\n]*)"),
-    re.compile(r"(?i)\banswer(?:\s+is)?[ \t]*[:=]?[ \t]*(\S[^\n]*)"),
+    re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*+\})*+)\}"),
+    re.compile(r"####[ \t]*+(\S[^\n]*)"),
+    re.compile(rf"(?i)\banswer\b{_GAP}(?:is\b{_GAP}[:=]?|[:=]){_GAP}(\S[^\n]*)"),
 )
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![\w)\]])[-−])?(?:\d[\d,]*+(?:\.\d+)?|(?<!\w)\.\d+)")  # a minus after a digit subtracts
 
 
 def extract_answer(text: str) -> str | None:
     r"""The last marked answer (`\boxed{}`, `####`, `Answer:`), else the last number, in a normal form; None if neither.
 
-    Numbers lose thousands separators and trailing zeros, so that equal answers vote together.
+    Numbers lose thousands separators and needless zeros, and Unicode digits and signs become ASCII, so that equal
+    answers vote together.
     """
-    for pattern in _MARKED:
-        if found := pattern.findall(text):
-            return _normal(found[-1])
-    numbers = _NUMBER.findall(text)
-    return _normal(numbers[-1]) if numbers else None
+    for pattern in (*_MARKED, _NUMBER):
+        if found := [answer for answer in map(_normal, pattern.findall(text)[-1:]) if answer]:
+            return found[0]
+    return None
 
 
 def _normal(answer: str) -> str:
-    answer = answer.strip().rstrip(".").strip("$ ").strip()
-    if _NUMBER.fullmatch(answer):
-        answer = answer.replace(",", "")
-        return answer.rstrip("0").rstrip(".") if "." in answer else answer
-    return answer.casefold()
+    decoration = "*_`$ \t\r"
+    answer = answer.strip(decoration).rstrip(".").strip(decoration)
+    if not _NUMBER.fullmatch(answer):
+        return " ".join(answer.casefold().split())
+    digits = "".join(str(int(c)) if c.isdecimal() else c for c in answer.replace(",", "").replace("−", "-"))
+    whole, _, part = digits.lstrip("-").partition(".")
+    value = ((whole.lstrip("0") or "0") + "." + part.rstrip("0")).rstrip(".")
+    return "-" + value if digits.startswith("-") and value != "0" else value
