@@ -29,13 +29,14 @@ class Scored:
     def rank(self, rule: AcceptanceRule) -> tuple[float, ...]:
         """Larger is better; what could not be judged is below everything.
 
-        objective: verified first, then the better tool verdict, then J. reward: the reward's value alone.
+        objective: verified first, then the better tool verdict, then J. reward: the reward's value alone; without a
+        reward, J.
         """
         judged = self.score is None or self.score.judged
+        if judged and rule == "reward" and self.score is not None:
+            return (self.score.value, 0.0, 0.0)
         if not judged or math.isnan(self.objective):
             return (-math.inf, -math.inf, -math.inf)
-        if rule == "reward":
-            return (0.0 if self.score is None else self.score.value, 0.0, 0.0)
         verdict = 0.0 if self.score is None or self.score.verdict is None else self.score.verdict
         return (float(self.verified), verdict, self.objective)
 
