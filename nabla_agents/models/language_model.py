@@ -114,7 +114,7 @@ class LanguageModel:
 
     def log_probs(self, hidden: Float[Tensor, "time hidden"], tokens: Sequence[int]) -> Float[Tensor, "time"]:
         """log π of each token from the hidden state that predicts it, a chunk of vocabulary rows at a time."""
-        targets = torch.tensor(list(tokens), device=hidden.device)
+        targets = torch.tensor(list(tokens), dtype=torch.long, device=hidden.device)
         chunks = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
         parts = [token_log_probs(self.head(h), t) for h, t in chunks]
         return torch.cat(parts) if parts else torch.zeros(0, device=hidden.device)
@@ -180,7 +180,7 @@ class LanguageModel:
     ) -> Float[Tensor, "time hidden"]:
         """∂ Σ log π / ∂ hidden, without ever holding [time, vocab]."""
         parts = []
-        targets = torch.tensor(list(tokens), device=hidden.device)
+        targets = torch.tensor(list(tokens), dtype=torch.long, device=hidden.device)
         for h, t in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True):
             leaf = h.detach().requires_grad_()
             with torch.enable_grad():

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from functools import cached_property
+from os.path import commonprefix
 from itertools import pairwise
 from typing import Any
 
@@ -49,12 +50,15 @@ class Tokenizer:
             return str(self.hf.decode([token]))
 
     def token_offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Character range of each token in `decode(ids)`; a character split over tokens belongs to the last of them."""
-        ends, end = [0], 0
+        """Character range of each token in `decode(ids)`, without gaps. A character split over tokens belongs to the
+        last of them; one that is never completed, to the first.
+        """
+        text, ends = self.decode(ids), [0]
         for i in range(1, len(ids) + 1):
-            end = max(end, len(self.decode(ids[:i]).rstrip("\ufffd")))
-            ends.append(end)
-        return list(pairwise(ends))
+            written = self.decode(ids[:i])  # half a character decodes to one that does not stay
+            stays = written if text.startswith(written) else commonprefix([written, text])
+            ends.append(max(ends[-1], len(stays)))
+        return list(zip(ends, ends[1:], strict=False))
 
     def render(
         self,
