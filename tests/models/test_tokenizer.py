@@ -1,0 +1,119 @@
+"""Text to ids and back, character ranges of tokens, and safety under threads."""
+
+import threading
+import time
+
+import pytest
+
+from nabla_agents.models.tokenizer import Tokenizer
+from nabla_agents.testing import byte_tokenizer, word_tokenizer
+
+
+@pytest.fixture
+def bytewise() -> Tokenizer:
+    return Tokenizer(byte_tokenizer(), name="bytes")
+
+
+@pytest.fixture
+def wordwise() -> Tokenizer:
+    return Tokenizer(word_tokenizer(["a", "bc", "12", "3", " ", "\n"]), name="words")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "plain", " leading", "tabs\t\n", "naïve €5 → 日本 🙂", "a\u0301", "{'json': [1, null]}"]
+)
+def test_any_text_round_trips_byte_by_byte(bytewise: Tokenizer, text: str) -> None:
+    ids = bytewise.encode(text)
+    assert len(ids) == len(text.encode())
+    assert bytewise.decode(ids) == text
+
+
+def test_encoding_adds_no_special_tokens_and_decoding_leaves_them_out(wordwise: Tokenizer) -> None:
+    ids = wordwise.encode("<user>a<eos>bc")
+    assert [wordwise.token_text(i) for i in ids] == ["<user>", "a", "<eos>", "bc"]
+    assert wordwise.decode(ids) == "abc"
+
+
+def test_spaces_before_punctuation_survive_decoding(bytewise: Tokenizer) -> None:
+    """transformers can tidy `x . Do n't` into `x. Don't`, and then characters no longer match tokens."""
+    assert bytewise.decode(bytewise.encode("x . do n't , you")) == "x . do n't , you"
+
+
+def test_offsets_are_the_words_ranges_and_special_tokens_are_empty(wordwise: Tokenizer) -> None:
+    """`a` 0-1, `bc` 1-3, `12` 3-5, `<user>` nothing, `3` 5-6, end of sequence nothing."""
+    ids = wordwise.encode("abc12<user>3<eos>")
+    assert wordwise.token_offsets(ids) == [(0, 1), (1, 3), (3, 5), (5, 5), (5, 6), (6, 6)]
+
+
+def test_a_character_of_several_tokens_belongs_to_the_last_of_them(bytewise: Tokenizer) -> None:
+    """`a` 1 byte, `é` 2, `€` 3, `🙂` 4, `b` 1: eleven tokens for five characters."""
+    offsets = bytewise.token_offsets(bytewise.encode("aé€🙂b"))
+    assert offsets == [
+        (0, 1),
+        *[(1, 1), (1, 2)],
+        *[(2, 2), (2, 2), (2, 3)],
+        *[(3, 3), (3, 3), (3, 3), (3, 4)],
+        (4, 5),
+    ]
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_offsets_cover_the_whole_text_even_where_it_ends_within_a_character(bytewise: Tokenizer, cut: int) -> None:
+    """A completion cut by its length may end in half a character, which decodes to a replacement character."""
+    ids = bytewise.encode("aé€🙂b")[:cut]
+    offsets = bytewise.token_offsets(ids)
+    assert [start for start, _ in offsets] == [0, *[end for _, end in offsets[:-1]]]
+    assert all(start <= end for start, end in offsets)
+    assert offsets[-1][1] == len(bytewise.decode(ids))
+
+
+def test_a_written_replacement_character_has_its_place(bytewise: Tokenizer) -> None:
+    """U+FFFD is also a character that text may hold: `x` 0-1, three bytes for 1-2, `y` 2-3."""
+    offsets = bytewise.token_offsets(bytewise.encode("x\ufffdy"))
+    assert offsets[0] == (0, 1)
+    assert offsets[-1][1] == 3
+    assert offsets[-1][0] <= 2
+
+
+def test_no_tokens_have_no_offsets(bytewise: Tokenizer) -> None:
+    assert bytewise.token_offsets([]) == []
+
+
+def test_equal_fingerprints_mean_equal_ids_for_every_token() -> None:
+    def fingerprint(words: list[str]) -> str:
+        return Tokenizer(word_tokenizer(words), name="").fingerprint
+
+    assert fingerprint(["a", "b"]) == fingerprint(["a", "b"])
+    assert len({fingerprint(words) for words in (["a", "b"], ["b", "a"], ["a", "b", "c"], ["a"])}) == 4
+
+
+def test_the_tokenizer_is_entered_by_one_thread_at_a_time(wordwise: Tokenizer) -> None:
+    """Fast tokenizers refuse concurrent use while their settings change; eight threads, one lock."""
+    inside, overlaps = [0], []
+
+    def guarded(call):
+        def entered(*args, **options):
+            inside[0] += 1
+            overlaps.append(inside[0] > 1)
+            time.sleep(0.0005)
+            inside[0] -= 1
+            return call(*args, **options)
+
+        return entered
+
+    wordwise.hf.encode, wordwise.hf.decode = guarded(wordwise.hf.encode), guarded(wordwise.hf.decode)
+    texts = ["abc" * i + "12" * (8 - i) for i in range(8)]
+    found: dict[int, list[str]] = {}
+
+    def work(i: int) -> None:
+        ids = [wordwise.encode(texts[i]) for _ in range(10)]
+        found[i] = [wordwise.decode(row) for row in ids] + [wordwise.token_text(0)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: [texts[i]] * 10 + ["a"] for i in range(8)}
+    assert len(overlaps) == 8 * 21
+    assert not any(overlaps)
