@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+pytestmark = pytest.mark.timeout(600)  # the whole README, on a machine that may have other work
 COMMAND = "import sys; from nabla_agents.cli import main; sys.exit(main())"
 
 
