@@ -112,13 +112,13 @@ def measure(
     verdicts = greedy_verdicts(lm, tokenizer, asked)
     greedy = torch.tensor([correct for _, correct in verdicts])
     tuned_greedy = torch.tensor([correct for _, correct in greedy_verdicts(tuned, tokenizer, asked)])
-    wrong = [text for text, correct in verdicts if not correct]
+    slipped = torch.tensor([has_wrong_equation(text) for text, correct in verdicts if not correct])
     figures: dict[str, Any] = {
         "test_problems": count,
         "seed": seed,
         "lm_greedy_accuracy": figure(lambda rows: _mean(greedy[rows]), count),
         "tuned_greedy_accuracy": figure(lambda rows: _mean(tuned_greedy[rows]), count),
-        "wrong_answers_with_wrong_equation": round(sum(map(has_wrong_equation, wrong)) / max(1, len(wrong)), 4),
+        "wrong_answers_with_wrong_equation": figure(lambda rows: _mean(slipped[rows]), len(slipped)),
     }
     for temperature in temperatures:
         drawn = sample(lm, tuned, tokenizer, asked, temperature=temperature, seed=seed)

@@ -197,7 +197,7 @@ def main() -> None:
             "steps": run.step,
             "seconds": round(run.seconds),
             "lm_step": run.selected_step,
-            "validation_accuracy": run.validation,
+            "validation_accuracy": {step: round(accuracy, 4) for step, accuracy in run.validation},
         },
     )
 
