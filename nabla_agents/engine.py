@@ -14,7 +14,7 @@ import torch
 
 from nabla_agents.batching import Coalescer
 from nabla_agents.config import Sampling
-from nabla_agents.errors import ConfigurationError
+from nabla_agents.errors import ConfigurationError, ContextOverflowError, PromptError
 from nabla_agents.models.decoding import RolloutBackend
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.objective import Objective
@@ -60,6 +60,7 @@ class Engine:
     ) -> None:
         self.strategy = _strategy(Nabla() if strategy is None else strategy)
         self.budget = _budget(Budget() if budget is None else budget)
+        _check_parts(model, reward, rollouts)
         if isinstance(model, LanguageModel):
             if loading:
                 raise ConfigurationError(
@@ -129,6 +130,8 @@ class Engine:
         """
         if max_batch < 1:
             raise ConfigurationError(f"max_batch is {max_batch}; expected at least 1.")
+        if isinstance(prompts, str):
+            raise ConfigurationError("generate_batch got one string; expected a sequence of prompts.")
         seeds = range(len(prompts)) if seeds is None else seeds
         if len(seeds) != len(prompts):
             raise ConfigurationError(f"Got {len(seeds)} seeds for {len(prompts)} prompts; expected one each.")
@@ -150,10 +153,23 @@ class Engine:
     ) -> Prompt:
         """The prompt as the language model reads it; messages may be mappings with `role` and `content`."""
         if isinstance(prompt, Prompt):
-            return prompt
+            return self._fitting(prompt)
         if not isinstance(prompt, str):
+            if isinstance(prompt, Message | Mapping) or not isinstance(prompt, Sequence):
+                raise PromptError(f"The prompt is {prompt!r}; expected a string or a list of messages.")
             prompt = [m if isinstance(m, Message) else _message(m) for m in prompt]
         return self.model.prompt(prompt, tools=tools, formatted=formatted)
+
+    def _fitting(self, prompt: Prompt) -> Prompt:
+        """A prompt that was rendered before, if it leaves room for a completion."""
+        if not prompt.ids:
+            raise PromptError("The prompt has no token ids; expected one that Engine.prompt made.")
+        if len(prompt.ids) >= self.model.context_length:
+            raise ContextOverflowError(
+                f"The prompt has {len(prompt.ids)} tokens; the context of {self.model.name} is "
+                f"{self.model.context_length} and must also hold the completion."
+            )
+        return prompt
 
     def _start(
         self,
@@ -173,7 +189,7 @@ class Engine:
             prompt=self.prompt(prompt, tools=tools, formatted=formatted),
             sampling=Sampling() if sampling is None else _sampling(sampling),
             budget=self.budget if budget is None else _budget(budget),
-            seed=seed,
+            seed=_seed(seed),
             rule=strategy.rule,
         )
         return Run(search, strategy)
@@ -258,6 +274,17 @@ class Run(Iterator[Step]):
         )
 
 
+def _check_parts(model: Any, reward: Any, rollouts: Any) -> None:
+    if not isinstance(model, LanguageModel | str | Path):
+        raise ConfigurationError(f"model is {model!r}; expected a hub id, a folder, 'tiny' or a LanguageModel.")
+    if reward is not None and not isinstance(reward, Reward):
+        raise ConfigurationError(
+            f"reward is {reward!r}; expected a Reward such as ArithmeticSteps(), or a sum of them."
+        )
+    if rollouts is not None and (isinstance(rollouts, type) or not callable(getattr(rollouts, "rollout", None))):
+        raise ConfigurationError(f"rollouts is {rollouts!r}; expected an object with rollout(jobs).")
+
+
 def _message(given: Any) -> Message:
     if not isinstance(given, Mapping) or "role" not in given:
         raise ConfigurationError(f"A message is {given!r}; expected Message(role, content) or a mapping with both.")
@@ -283,6 +310,12 @@ def _sampling(sampling: Any) -> Sampling:
     if not isinstance(sampling, Sampling):
         raise ConfigurationError(f"sampling is {sampling!r}; expected for example Sampling(temperature=0.7).")
     return sampling
+
+
+def _seed(seed: Any) -> int:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not -(1 << 63) <= seed < 1 << 64:
+        raise ConfigurationError(f"seed is {seed!r}; expected a 64-bit integer.")
+    return seed
 
 
 def _peak_memory_bytes() -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import field_validator
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nabla_agents.config import Settings
@@ -30,6 +32,13 @@ class Loading(Settings):
     quantization_config: Any = None
     trust_remote_code: bool = False
 
+    @field_validator("dtype")
+    @classmethod
+    def _known(cls, value: str | torch.dtype | None) -> str | torch.dtype | None:
+        if isinstance(value, str) and value != "auto" and not isinstance(getattr(torch, value, None), torch.dtype):
+            raise ValueError("expected a torch dtype such as 'bfloat16', 'auto' or None")
+        return value
+
 
 def load(
     name: str | Path, auto_class: Any, loading: Loading, *, tiny_path: Path
@@ -45,7 +54,7 @@ def load(
     common = {"revision": loading.revision} if loading.revision else {}
     common["trust_remote_code"] = loading.trust_remote_code  # type: ignore[assignment]
     _attempt(name, "config", lambda: AutoConfig.from_pretrained(path, **common))
-    tokenizer = _attempt(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(path, **common))
+    tokenizer = _attempt(name, "tokenizer", lambda: _tokenizer(path, common))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = dict(common)
     options["dtype"] = loading.dtype or ("auto" if device == "cuda" else torch.float32)
@@ -59,10 +68,19 @@ def load(
     return model, tokenizer
 
 
+def _tokenizer(path: str, common: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """Raises OSError for a tokenizer without words, which transformers makes up where a folder has none."""
+    tokenizer = AutoTokenizer.from_pretrained(path, **common)
+    words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)
+    if len(words) < 2:
+        raise OSError("it has no vocabulary.")
+    return tokenizer
+
+
 def _attempt(name: str | Path, what: str, load_it: Any) -> Any:
     try:
         return load_it()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
+    except Exception as e:  # a broken checkpoint or a missing device or package raises anything
         if "trust_remote_code" in str(e):
             advice = "It ships its own code: read that code, then consent with trust_remote_code=True."
         else:

@@ -6,7 +6,6 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from functools import cached_property
-from os.path import commonprefix
 from itertools import pairwise
 from typing import Any
 
@@ -55,10 +54,11 @@ class Tokenizer:
         """
         text, ends = self.decode(ids), [0]
         for i in range(1, len(ids) + 1):
-            written = self.decode(ids[:i])  # half a character decodes to one that does not stay
-            stays = written if text.startswith(written) else commonprefix([written, text])
-            ends.append(max(ends[-1], len(stays)))
-        return list(zip(ends, ends[1:], strict=False))
+            written = self.decode(ids[:i])
+            while not text.startswith(written):  # half a character decodes to one that does not stay
+                written = written[:-1]
+            ends.append(max(ends[-1], len(written)))
+        return list(pairwise(ends))
 
     def render(
         self,

@@ -113,7 +113,7 @@ class RewardSum(Reward):
         )
 
     def _weighted(self, parts: Sequence[RewardGradient | None]) -> RewardGradient | None:
-        known = [(w, p) for (w, _), p in zip(self.terms, parts, strict=True) if p is not None]
+        known = [(w, p) for (w, _), p in zip(self.terms, parts, strict=True) if p is not None and w != 0]
         if not known:
             return None
         carrier = WeightedCarrier(tuple((w, p.carrier) for w, p in known))
@@ -121,16 +121,31 @@ class RewardSum(Reward):
 
 
 def judged(reward: Reward, rollouts: Sequence[Rollout]) -> list[Score]:
-    """The reward's scores with its contract enforced: one per rollout; a reward that raises is an explained NaN."""
+    """The reward's scores with its contract enforced: one per rollout, each counted as at least one call.
+
+    A rollout on which the reward raises is an explained NaN, and so is no other: they are judged again one by one.
+
+    Raises:
+        RewardError: something else than one `Score` per rollout came back.
+    """
     try:
-        scores = list(reward.score(rollouts))
+        scores = reward.score(rollouts)
+    except RewardError:
+        raise
     except Exception as e:  # a broken tool must not end the process
-        return [Score.not_judged(f"{reward.name} raised {type(e).__name__}: {e}")] * len(rollouts)
-    if len(scores) != len(rollouts):
-        raise RewardError(
-            f"{reward.name} returned {len(scores)} scores for {len(rollouts)} rollouts; expected one each."
-        )
-    return scores
+        if len(rollouts) > 1:
+            return [score for rollout in rollouts for score in judged(reward, [rollout])]
+        explanation = f"{reward.name} raised {type(e).__name__}: {e}"
+        return [Score.not_judged(explanation, Usage(reward_calls=1))] * len(rollouts)
+    _check_scores(reward, scores, len(rollouts))
+    return [s if s.usage.reward_calls else replace(s, usage=s.usage + Usage(reward_calls=1)) for s in scores]
+
+
+def _check_scores(reward: Reward, scores: object, count: int) -> None:
+    if not isinstance(scores, Sequence) or not all(isinstance(s, Score) for s in scores):
+        raise RewardError(f"{reward.name} returned {scores!r}; expected a list of Score.")
+    if len(scores) != count:
+        raise RewardError(f"{reward.name} returned {len(scores)} scores for {count} rollouts; expected one each.")
 
 
 def _terms(reward: Reward) -> tuple[tuple[float, Reward], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -52,6 +52,7 @@ class HeadReward(DifferentiableReward):
         self.transformer = Transformer(module)
         self.tokenizer = Tokenizer(tokenizer, name=self.label)
         self.vocab_size: int | None = None  # of the language model, once bound to one with the same vocabulary
+        self._same_prompt = False  # whether that model's rendered prompts are this one's too
 
     @classmethod
     def _load(cls, name: str | Path, loading: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -63,6 +64,7 @@ class HeadReward(DifferentiableReward):
         bound: Self = copy.copy(self)
         if self.tokenizer.fingerprint == model.tokenizer.fingerprint:
             bound.vocab_size = model.vocab_size
+            bound._same_prompt = self.tokenizer.hf.chat_template == model.tokenizer.hf.chat_template
         else:
             bound.vocab_size = None
             warnings.warn(
@@ -130,19 +132,16 @@ class HeadReward(DifferentiableReward):
 
     def _own_rollout(self, rollout: Rollout) -> Rollout:
         """Prompt and completion in this model's ids: its own template, one terminal token where the answer ended."""
-        prompt = rollout.prompt
-        text = (
-            self.tokenizer.render(prompt.messages)
-            if prompt.messages and self.tokenizer.hf.chat_template
-            else prompt.text
-        )
-        ids = tuple(self.tokenizer.encode(text))
-        completion = rollout.completion_ids
+        prompt, completion = rollout.prompt, rollout.completion_ids
+        if not (self._same_prompt and prompt.ids):
+            rendered = bool(prompt.messages) and bool(self.tokenizer.hf.chat_template)
+            text = self.tokenizer.render(prompt.messages) if rendered else prompt.text
+            prompt = Prompt(prompt.messages, text, tuple(self.tokenizer.encode(text)))
         if self.vocab_size is None or not completion:
             eos = self.tokenizer.eos_id
             ended = (eos,) if eos is not None and rollout.finish_reason is FinishReason.STOP else ()
             completion = (*self.tokenizer.encode(rollout.text), *ended)
-        return replace(rollout, prompt=Prompt(prompt.messages, text, ids), completion_ids=completion)
+        return replace(rollout, prompt=prompt, completion_ids=completion)
 
     def _logits(self, hidden: Float[Tensor, "*n hidden"]) -> Float[Tensor, "*n labels"]:
         bias = None if self.head.bias is None else wide(self.head.bias)
@@ -169,8 +168,10 @@ class OutcomeReward(HeadReward):
             raise ConfigurationError(f"OutcomeReward needs a head with one label; {self.label} has {width}.")
 
     def _judge(self, rollout: Rollout, hidden: Float[Tensor, "time hidden"]) -> tuple[Float[Tensor, ""], Score]:
+        if not len(hidden):
+            return hidden.sum(), Score.not_judged(f"{self.name} found nothing to judge in an empty completion")
         value = self._logits(hidden[-1])[0]
-        return value, Score(float(value))
+        return value, Score(float(value.detach()))
 
 
 Aggregation = Literal["min", "mean", "product", "last"]
@@ -234,7 +235,7 @@ class ProcessReward(HeadReward):
             Span(start, end, 2 * float(p) - 1, explanation=f"step score {float(p):.3f}", credit=0.0)
             for start, (end, _), p in zip(starts, ends, log_p.detach().exp(), strict=True)
         )
-        return value, Score(float(value), spans=spans)
+        return value, Score(float(value.detach()), spans=spans)
 
     def _step_ends(self, rollout: Rollout) -> list[tuple[int, int]]:
         """(end character, last token) of each step."""
@@ -242,10 +243,17 @@ class ProcessReward(HeadReward):
         ids = rollout.completion_ids
         visible = ids[:-1] if ids and ids[-1] == eos else ids
         offsets, text = self.tokenizer.token_offsets(visible), self.tokenizer.decode(visible)
-        ends, at = [], text.find(self.separator)
-        while at >= 0:
-            ends.append(at + len(self.separator))
-            at = text.find(self.separator, ends[-1])
-        if text[ends[-1] if ends else 0 :].strip():
-            ends.append(len(text))
+        ends: list[int] = []
+        for at in [*_found(self.separator, text), len(text)]:
+            end = min(at + len(self.separator), len(text))
+            if text[ends[-1] if ends else 0 : at].strip():  # a doubled separator ends nothing
+                ends.append(end)
         return [(end, next(i for i, (_, e) in enumerate(offsets) if e >= end)) for end in ends]
+
+
+def _found(separator: str, text: str) -> Iterator[int]:
+    """Where each separator begins."""
+    at = text.find(separator)
+    while at >= 0:
+        yield at
+        at = text.find(separator, at + len(separator))

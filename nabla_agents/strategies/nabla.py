@@ -21,7 +21,6 @@ from nabla_agents.strategies.search import GRADIENT, Search
 from nabla_agents.types import FinishReason, Step
 
 _CHUNK = 64  # positions whose [vocab] rows exist at a time
-UNDIRECTED_PROMISE = -3.0
 
 
 class Nabla(Settings):
@@ -30,8 +29,8 @@ class Nabla(Settings):
 
     direction: `gradient`; the controls are `random` (a Gaussian row with the gradient's mean and spread over the
     plausible tokens) and `none` (the language model's own row).
-    min_promise: nats by which the refined row must prefer the new token; None is 0 with the gradient and
-    `UNDIRECTED_PROMISE` for the controls, whose rows hardly ever prefer another token than a greedy one.
+    min_promise: nats by which the refined row must prefer the new token to pay a rollout for it; below 0, tokens that
+        it does not quite prefer are tried too. Unused with `resample`.
     resample: how a token is drawn from the refined row; None takes the best other token.
     acceptance: by the whole objective, or by `reward` alone (the paper's rule, prone to over-optimisation).
     plausibility_floor: nats that a proposed token may be below the written one; None is no floor. The text that a tool
@@ -41,7 +40,7 @@ class Nabla(Settings):
     direction: Literal["gradient", "random", "none"] = "gradient"
     dto: MirrorDTO | AdamDTO = MirrorDTO()
     refinable: Refinable = Refinable()
-    min_promise: float | None = None
+    min_promise: float = -2.0
     resample: Sampling | None = None
     temperature: Annotated[float, Field(ge=0)] = 0.0
     acceptance: AcceptanceRule = "objective"
@@ -111,39 +110,38 @@ class Nabla(Settings):
         else:
             gradient = search.gradient(incumbent, start)
             rows = gradient.likelihood
+        located = gradient.credit if gradient is not None and self.direction == "gradient" else {}
         for first in range(start, len(ids), _CHUNK):
             chunk = range(first, min(first + _CHUNK, len(ids)))
-            yield from self._refined(search, rows.logits(chunk), gradient, chunk, [ids[p] for p in chunk])
+            logits = rows.logits(chunk)
+            passed = self.refinable.select(logits).tolist()
+            chosen = [i for i, p in enumerate(chunk) if passed[i] or p in located]
+            if chosen:
+                positions = [chunk[i] for i in chosen]
+                yield from self._refined(search, logits[chosen], gradient, positions, [ids[p] for p in positions])
 
     def _refined(
         self,
         search: Search,
         logits: Float[Tensor, "n vocab"],
         gradient: ObjectiveGradient | None,
-        chunk: Sequence[int],
+        positions: Sequence[int],
         ids: Sequence[int],
     ) -> list[Proposal]:
-        credit = {} if gradient is None else gradient.credit
-        refinable = self.refinable.select(logits).tolist()
-        selected = [i for i, chosen in enumerate(refinable) if chosen or chunk[i] in credit]
-        if not selected:
-            return []
-        positions, logits = [chunk[i] for i in selected], logits[selected]
-        tokens = torch.tensor([ids[i] for i in selected], device=logits.device)
+        tokens = torch.tensor(ids, device=logits.device)
         allowed = plausible(logits, tokens, self.plausibility_floor)
-        for i, position in enumerate(positions):
-            expected = [v for v, nats in credit.get(position, {}).items() if nats > 0 and v != ids[selected[i]]]
-            allowed[i, expected] = True
+        if gradient is not None and self.direction == "gradient":
+            for i, position in enumerate(positions):
+                allowed[i, [v for v, nats in gradient.credit.get(position, {}).items() if nats > 0 and v != ids[i]]] = (
+                    True
+                )
         g = torch.zeros_like(logits) if gradient is None else gradient.rows(positions)
         if self.direction == "random":
             g = _random_direction(search, g, allowed.scatter(-1, tokens[:, None], True))
         refined = self.dto.refine(logits, g)
         if self.resample is None:
-            least = self.min_promise
-            if least is None:
-                least = 0.0 if self.direction == "gradient" else UNDIRECTED_PROMISE
             proposals = best_alternatives(positions, tokens, refined, g, allowed)
-            return [p for p in proposals if p.promise > least]
+            return [p for p in proposals if p.promise > self.min_promise]
         drawn = choose_tokens(refined, self.resample, search.uniforms(len(positions)))
         rows = torch.arange(len(positions), device=drawn.device)
         only = torch.zeros_like(allowed)

@@ -64,5 +64,3 @@ def _sampled(search: Search, n: int, temperature: float) -> Iterator[Step]:
     best = search.pool.best()
     for entry in found:
         yield rollout_step(search, entry, accepted=entry is best)
-    if len(found) < n:
-        search.exhausted()

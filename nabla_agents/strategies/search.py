@@ -109,7 +109,7 @@ class Search:
         """
         if self.exhausted():
             return []
-        prefixes = prefixes[: self._room(len(prefixes))]
+        wanted, prefixes = len(prefixes), prefixes[: self._room(len(prefixes))]
         sampling = (
             self.sampling if self.sampling.temperature is not None else self.sampling.replace(temperature=temperature)
         )
@@ -125,6 +125,9 @@ class Search:
         found = [Scored(r, s, self.objective.value(r, s)) for r, s in zip(rollouts, scores, strict=True)]
         for entry in found:
             self.pool.add(entry)
+        if (len(found) < wanted or any(map(self._cut_short, rollouts))) and not self.exhausted():
+            spent, allowed = self._usage.generated_tokens, self.budget.generated_tokens
+            self.ended = (FinishReason.BUDGET, f"generated_tokens {spent}/{allowed}: too few for what was wanted")
         return found
 
     def gradient(self, entry: Scored, start: int) -> ObjectiveGradient:
@@ -146,8 +149,12 @@ class Search:
         return torch.rand(count, generator=self.generator)
 
     def committed_text(self, rollout: Rollout, tokens: int) -> str:
-        """Text of the first tokens: always a prefix of the rollout's text, cut before a half-written character."""
+        """Text of the first tokens: always a prefix of the rollout's text, cut before a half-written character and
+        before what another continuation could complete to a stop string.
+        """
         text = self.model.tokenizer.decode(rollout.completion_ids[:tokens]).rstrip("\ufffd")
+        beginnings = (stop[:length] for stop in self.sampling.stop for length in range(1, len(stop)))
+        text = text[: len(text) - max((len(b) for b in beginnings if text.endswith(b)), default=0)]
         while not rollout.text.startswith(text):
             text = text[:-1]
         return text
@@ -160,10 +167,19 @@ class Search:
             wanted = min(wanted, self.budget.generated_tokens - self._usage.generated_tokens)
         return wanted
 
-    def _job(self, prefix: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
+    @property
+    def _longest(self) -> int:
+        """Tokens that a completion may have by the context and the request, whatever the budget is."""
         room = self.model.context_length - len(self.prompt.ids)
-        if sampling.max_tokens is not None:
-            room = min(room, sampling.max_tokens)
+        return room if self.sampling.max_tokens is None else min(room, self.sampling.max_tokens)
+
+    def _cut_short(self, rollout: Rollout) -> bool:
+        """Whether the budget, and nothing else, ended a rollout."""
+        limited = self.budget.generated_tokens is not None and rollout.finish_reason is FinishReason.LENGTH
+        return limited and len(rollout.completion_ids) < self._longest
+
+    def _job(self, prefix: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
+        room = self._longest
         if self.budget.generated_tokens is not None:
             share = (self.budget.generated_tokens - self._usage.generated_tokens) // batch
             room = min(room, len(prefix) + share)

@@ -68,7 +68,7 @@ def test_a_prefix_cache_changes_neither_text_nor_log_probs_and_is_never_written_
 
 
 def test_a_prefix_cache_within_the_window_saves_the_prompt(model, job) -> None:
-    """Prompt `<user>a<eos><assistant>` and one token: 5 tokens in a window of 6, of which only the last known is read."""
+    """Prompt `<user>a<eos><assistant>` and one token: 5 tokens in a window of 6; only the last known one is read."""
     [cold] = model.rollout([job(model, "a", max_tokens=1)])
     [warm] = model.rollout([job(model, "a", max_tokens=1, cached=True)])
     assert (cold.usage.prefill_tokens, warm.usage.prefill_tokens) == (4, 1)

@@ -114,7 +114,7 @@ def test_without_chat_template_a_conversation_is_refused_and_formatted_text_work
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     model = random_model(tokenizer=tokenizer)
-    with pytest.raises(PromptError, match="no chat template.*formatted=True"):
+    with pytest.raises(PromptError, match=r"no chat template.*formatted=True"):
         model.prompt("hello")
     assert model.tokenizer.decode(model.prompt("hello", formatted=True).ids) == "hello"
 
@@ -160,7 +160,7 @@ def test_an_architecture_that_scales_its_logits_is_refused() -> None:
     with torch.random.fork_rng(devices=[]):
         module = GraniteForCausalLM(config)
         torch.nn.init.normal_(module.lm_head.weight, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ModelLoadError, match="GraniteForCausalLM.*gradient would be wrong"):
+    with pytest.raises(ModelLoadError, match=r"GraniteForCausalLM.*gradient would be wrong"):
         LanguageModel(module, byte_tokenizer())
 
 

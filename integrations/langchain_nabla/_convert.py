@@ -1,0 +1,95 @@
+"""From the engine's results and steps to LangChain's generations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+
+from nabla_agents import FinishReason, NablaError, Result, Step, Usage
+
+
+def llm_result(groups: Sequence[Sequence[Result]], model: str) -> LLMResult:
+    """One list of generations per prompt; each carries its own usage, and the result carries the sums."""
+    results = [result for group in groups for result in group]
+    usages = [token_usage(result) for result in results]
+    return LLMResult(
+        generations=[[Generation(text=r.text, generation_info=info(r)) for r in group] for group in groups],
+        llm_output={
+            "token_usage": {name: sum(usage[name] for usage in usages) for name in token_usage()},
+            "model_name": model,
+            "nabla": {"usage": sum((result.usage for result in results), Usage()).as_dict()},
+        },
+    )
+
+
+def chunk(text: str, result: Result | None = None) -> GenerationChunk:
+    """A piece of committed text; the last piece carries what is known about the whole result."""
+    return GenerationChunk(text=text, generation_info=None if result is None else info(result))
+
+
+def token_usage(result: Result | None = None) -> dict[str, int]:
+    """Tokens of the prompt and of the returned completion; what the search discarded is in the ledger of `info`."""
+    prompt, completion = (0, 0) if result is None else (result.prompt_tokens, len(result.token_ids))
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def info(result: Result) -> dict[str, Any]:
+    """Finish reason, tokens, and the search in a few numbers; native JSON types only."""
+    score = result.score
+    return {
+        "finish_reason": "length" if result.truncated else "stop",
+        "token_usage": token_usage(result),
+        "nabla": {
+            "finish_reason": str(result.finish_reason),
+            "detail": result.detail,
+            "score": None if score is None else _finite(score.value),
+            "verified": None if score is None or score.verified is None else bool(score.verified),
+            "explanation": "" if score is None else score.explanation,
+            "log_likelihood": _finite(result.log_likelihood),
+            "seed": result.seed,
+            "steps": len(result.trace),
+            "revisions": sum(step.kind == "refine" and step.accepted for step in result.trace),
+            "usage": result.usage.as_dict(),
+        },
+    }
+
+
+def best_first(results: Sequence[Result]) -> list[Result]:
+    """Highest reward first, or highest likelihood where there is no reward; what could not be judged comes last."""
+
+    def rank(result: Result) -> float:
+        value = result.log_likelihood if result.score is None else result.score.value
+        return -math.inf if math.isnan(value) else value
+
+    return sorted(results, key=rank, reverse=True)
+
+
+def check_not_interrupted(result: Result) -> None:
+    """The engine answers Ctrl-C with the best so far; in a chain it must end the chain, not one call of it.
+
+    Raises:
+        KeyboardInterrupt: the search was interrupted.
+    """
+    if result.finish_reason is FinishReason.INTERRUPTED:
+        raise KeyboardInterrupt
+
+
+class CommittedText:
+    """The text handed out so far, and what each step adds to it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def added_by(self, step: Step) -> str:
+        text = step.committed_text
+        if not text.startswith(self.text):
+            raise NablaError(f"The strategy took back committed text: {self.text!r} became {text!r}.")
+        added, self.text = text[len(self.text) :], text
+        return added
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,52 @@
+"""Engines behind the models: loaded once per process and settings, shared by copies and pickles."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+if TYPE_CHECKING:
+    from nabla_agents import Engine
+
+_lock = threading.RLock()
+_loaded: dict[tuple[tuple[str, Any], ...], Engine] = {}
+_shared: WeakValueDictionary[str, Engine] = WeakValueDictionary()
+
+
+def loaded(model: str, **loading: Any) -> Engine:
+    """The engine of these settings, loaded by the first call of the process and kept to its end."""
+    key = (("model", model), *sorted(loading.items()))
+    if key in _loaded:
+        return _loaded[key]
+    with _lock:
+        if key not in _loaded:
+            from nabla_agents import Engine
+
+            _loaded[key] = Engine.tiny(**loading) if model == "tiny" else Engine(model=model, **loading)
+        return _loaded[key]
+
+
+class SharedEngine:
+    """Stands for an engine in a pickle, which holds no weights: unpickled in the same process, it is that engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __reduce__(self) -> tuple[Callable[[str], Engine], tuple[str]]:
+        with _lock:
+            token = next((t for t, e in _shared.items() if e is self._engine), None) or uuid.uuid4().hex
+            _shared[token] = self._engine
+        return _engine_of, (token,)
+
+
+def _engine_of(token: str) -> Engine:
+    engine = _shared.get(token)
+    if engine is None:
+        raise RuntimeError(
+            "This model was given an engine object, which stays in its process; the pickle was read in another one (or "
+            "the engine is gone). Build the model there, or give it a model name instead: that is loaded where needed."
+        )
+    return engine

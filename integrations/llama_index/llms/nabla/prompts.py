@@ -1,0 +1,116 @@
+"""From what LlamaIndex passes, text or messages, to the prompt the language model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ThinkingBlock, ToolCallBlock
+
+from nabla_agents import ContextOverflowError, Message, PromptError
+
+if TYPE_CHECKING:
+    from nabla_agents import Engine, Prompt
+
+_ROLES: Final = {
+    MessageRole.SYSTEM: "system",
+    MessageRole.DEVELOPER: "system",
+    MessageRole.USER: "user",
+    MessageRole.ASSISTANT: "assistant",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+    MessageRole.TOOL: "tool",
+    MessageRole.FUNCTION: "tool",
+}
+
+
+def text_prompt(
+    engine: Engine, text: str, *, formatted: bool, completion_to_prompt: Callable[[str], str] | None
+) -> Prompt:
+    """One user turn; verbatim if formatted, without a chat template, or as the given function writes it."""
+    if formatted or completion_to_prompt is None:
+        return engine.prompt(text, formatted=formatted or not has_template(engine))
+    return engine.prompt(completion_to_prompt(text), formatted=True)
+
+
+def chat_prompt(
+    engine: Engine,
+    messages: Sequence[ChatMessage],
+    *,
+    messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None,
+) -> Prompt:
+    """The conversation by the chat template, folded where the template refuses its roles; or as the given function
+    writes it.
+
+    Raises:
+        PromptError: a block that is not text, or a conversation that the template refuses in any form.
+    """
+    if messages_to_prompt is not None:
+        return engine.prompt(messages_to_prompt(messages), formatted=True)
+    turns = conversation(messages)
+    try:
+        return engine.prompt(turns)
+    except ContextOverflowError:
+        raise
+    except PromptError:
+        if (fewer := folded(turns)) == turns:
+            raise
+        return engine.prompt(fewer)
+
+
+def fitting(prompt: Prompt, context_window: int | None) -> Prompt:
+    """The prompt, where the window that the user set has room for it and one token more."""
+    if context_window is not None and len(prompt.ids) >= context_window:
+        raise ContextOverflowError(
+            f"The prompt has {len(prompt.ids)} tokens, but context_window is {context_window} tokens and must also "
+            "hold the answer. Shorten the prompt or raise context_window."
+        )
+    return prompt
+
+
+def has_template(engine: Engine) -> bool:
+    return bool(engine.model.tokenizer.hf.chat_template)
+
+
+def conversation(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The engine's messages, from roles and blocks alone. Thoughts of earlier turns are left out.
+
+    Raises:
+        PromptError: a block that is neither text, thought nor tool call.
+    """
+    return [_message(message) for message in messages]
+
+
+def folded(messages: Sequence[Message]) -> list[Message]:
+    """For templates that know no system role or want alternating ones: system text opens the next turn, and
+    neighbours of one role become one turn.
+    """
+    turns: list[Message] = []
+    system: list[str] = []
+    for message in messages:
+        if message.role == "system":
+            system.append(message.content)
+            continue
+        content = "\n\n".join([*system, message.content])
+        system = []
+        if turns and turns[-1].role == message.role and not (turns[-1].extra or message.extra):
+            turns[-1] = Message(message.role, f"{turns[-1].content}\n\n{content}")
+        else:
+            turns.append(Message(message.role, content, message.extra))
+    return [*turns, Message("user", "\n\n".join(system))] if system else turns
+
+
+def _message(message: ChatMessage) -> Message:
+    texts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for block in message.blocks:
+        if isinstance(block, TextBlock):
+            texts.append(block.text)
+        elif isinstance(block, ToolCallBlock):
+            function = {"name": block.tool_name, "arguments": block.tool_kwargs}
+            calls.append({"id": block.tool_call_id, "type": "function", "function": function})
+        elif not isinstance(block, ThinkingBlock):
+            raise PromptError(
+                f"A {message.role.value} message has a {type(block).__name__}; this model reads text only."
+            )
+    return Message(_ROLES[message.role], "\n".join(texts), {"tool_calls": calls} if calls else {})

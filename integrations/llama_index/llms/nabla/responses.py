@@ -1,0 +1,83 @@
+"""From the engine's results and steps to LlamaIndex's responses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, MessageRole
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.llm import LLM
+
+from nabla_agents import FinishReason, NablaError, Result, Step
+
+
+def chat_response(text: str, *, delta: str | None = None, result: Result | None = None) -> ChatResponse:
+    message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
+    return ChatResponse(message=message, delta=delta, raw=None if result is None else raw(result))
+
+
+def completion_response(text: str, *, delta: str | None = None, result: Result | None = None) -> CompletionResponse:
+    return CompletionResponse(text=text, delta=delta, raw=None if result is None else raw(result))
+
+
+def chat_event(llm: LLM, messages: Sequence[ChatMessage], response: ChatResponse) -> ChatResponse:
+    """The response, after the start and end events of a call that gives it."""
+    return llm_chat_callback()(lambda _llm, _messages: response)(llm, messages)
+
+
+def completion_event(llm: LLM, prompt: str, response: CompletionResponse) -> CompletionResponse:
+    """The response, after the start and end events of a call that gives it."""
+    return llm_completion_callback()(lambda _llm, _prompt: response)(llm, prompt)
+
+
+def raw(result: Result) -> dict[str, Any]:
+    """Usage of prompt and returned completion, and the search in a few numbers; native JSON types only."""
+    score = result.score
+    prompt, completion = result.prompt_tokens, len(result.token_ids)
+    return {
+        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
+        "finish_reason": "length" if result.truncated else "stop",
+        "nabla": {
+            "finish_reason": str(result.finish_reason),
+            "detail": result.detail,
+            "score": None if score is None else _finite(score.value),
+            "verified": None if score is None or score.verified is None else bool(score.verified),
+            "explanation": "" if score is None else score.explanation,
+            "log_likelihood": _finite(result.log_likelihood),
+            "seed": result.seed,
+            "steps": len(result.trace),
+            "revisions": sum(step.kind == "refine" and step.accepted for step in result.trace),
+            "usage": result.usage.as_dict(),
+        },
+    }
+
+
+class CommittedText:
+    """The text handed out so far, and what each step adds to it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def added_by(self, step: Step) -> str:
+        text = step.committed_text
+        if not text.startswith(self.text):
+            raise NablaError(f"The strategy took back committed text: {self.text!r} became {text!r}.")
+        added, self.text = text[len(self.text) :], text
+        return added
+
+
+def completed(result: Result) -> Result:
+    """The result. The engine answers Ctrl-C with the best so far; here it must end the program, not one call of it.
+
+    Raises:
+        KeyboardInterrupt: the search was interrupted.
+    """
+    if result.finish_reason is FinishReason.INTERRUPTED:
+        raise KeyboardInterrupt
+    return result
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

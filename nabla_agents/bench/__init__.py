@@ -1,0 +1,22 @@
+"""Strategies × accuracy on the embedded models' test problems, with intervals, controls and the whole ledger."""
+
+from nabla_agents.bench.arms import Arm, arms, choose
+from nabla_agents.bench.records import Record, Store
+from nabla_agents.bench.run import BenchSettings, run
+from nabla_agents.bench.statistics import bootstrap_interval, wilson_interval
+from nabla_agents.bench.summary import ArmSummary, summarise, trust
+
+__all__ = [
+    "Arm",
+    "ArmSummary",
+    "BenchSettings",
+    "Record",
+    "Store",
+    "arms",
+    "bootstrap_interval",
+    "choose",
+    "run",
+    "summarise",
+    "trust",
+    "wilson_interval",
+]

@@ -1,0 +1,110 @@
+"""One line per arm and problem, written as soon as it is known; a run goes on from what is there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nabla_agents.errors import ConfigurationError
+from nabla_agents.types import Usage
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one arm made of one problem.
+
+    `pool_correct` says whether any completion that the search saw was correct: what a perfect reward could have chosen.
+    `proposed` counts refinements, `accepted` those that were kept. `reward` is None where none judged.
+    """
+
+    arm: str
+    problem: int
+    correct: bool
+    pool_correct: bool
+    text: str
+    finish_reason: str
+    usage: Usage
+    reward: float | None = None
+    log_likelihood: float | None = None
+    proposed: int = 0
+    accepted: int = 0
+
+    def as_line(self) -> str:
+        fields = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        return json.dumps(fields, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_line(line: str) -> Record:
+        fields = json.loads(line)
+        return Record(**{**fields, "usage": Usage(**fields["usage"])})
+
+
+class Store:
+    """The records and settings of a folder.
+
+    Raises:
+        ConfigurationError: the folder's records were measured with other settings; the message names what differs.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self._lines, self._settings = folder / "records.jsonl", folder / "settings.json"
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check(json.loads(json.dumps(settings)))
+
+    def read(self) -> list[Record]:
+        """Every record so far, the first of each arm and problem; a line that was cut off while written is removed."""
+        if not self._lines.exists():
+            return []
+        raw = self._lines.read_bytes()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if len(whole) < len(raw):
+            os.truncate(self._lines, len(whole))
+        found: dict[tuple[str, int], Record] = {}
+        for number, line in enumerate(whole.decode().splitlines(), 1):
+            try:
+                record = Record.from_line(line)
+            except (ValueError, TypeError, KeyError) as e:
+                raise ConfigurationError(
+                    f"{self._lines}:{number} is no record ({e}). Remove the line or choose another --out."
+                ) from e
+            found.setdefault((record.arm, record.problem), record)
+        return list(found.values())
+
+    def append(self, record: Record) -> None:
+        """Writes one line in one piece, so that an interrupt or a second process never splits it."""
+        file = os.open(self._lines, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, record.as_line().encode())
+        finally:
+            os.close(file)
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        """Equal settings go on; arms that are new are added."""
+        old: dict[str, Any] = {}
+        if self._settings.exists():
+            old = json.loads(self._settings.read_text(encoding="utf-8"))
+            differences = list(_differences(old, settings))
+            if differences:
+                raise ConfigurationError(
+                    f"{self._folder} holds results of other settings: {'; '.join(differences)}. Go on with the old "
+                    "settings, choose another --out, or remove the folder."
+                )
+        merged = {**old, **settings, "arms": {**old.get("arms", {}), **settings.get("arms", {})}}
+        partial = self._settings.with_suffix(".partial")
+        partial.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self._settings)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Settings that both have and that differ, as `rollouts was 8, is 4`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        at_top = path in ("", "arms")  # an arm may be new; a setting of an arm may not
+        names = [name for name in new if name in old] if at_top else sorted({*old, *new})
+        return [d for name in names for d in _differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))]
+    return [] if old == new else [f"{path} was {json.dumps(old)}, is {json.dumps(new)}"]

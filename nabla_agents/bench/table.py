@@ -1,0 +1,107 @@
+"""The figures as a table: for the terminal, and as Markdown with what they were measured on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from nabla_agents.bench.records import Record
+from nabla_agents.bench.run import BenchSettings
+from nabla_agents.bench.summary import ArmSummary, points, summarise, trust
+
+_LEFT_OUT = ((), ("pool", "generated", "passes"), ("pool", "generated", "passes", "n", "forward", "backward", "s"))
+_HEADINGS = (
+    "arm",
+    "n",
+    "accuracy %",
+    "− greedy",
+    "pool",
+    "rollouts",
+    "generated",
+    "forward",
+    "backward",
+    "passes",
+    "FLOPs",
+    "s",
+)
+_UNLIMITED = Console(width=1000)
+_NOTES = """\
+Means per question. Accuracy has its 95 % Wilson interval. “− greedy” is the paired difference in points, with its 95 %
+bootstrap interval over problems. “pool” is the accuracy of a perfect choice among the completions that the arm saw;
+pass@n is the same as a row: oracles, not strategies. Tokens and FLOPs are those of language model and rewards together:
+2·N per token forward, 2·N more backward. Seconds are wall-clock of the batch, shared out by FLOPs.
+
+Without a suffix an arm has the process reward (greedy and majority need none); `/arithmetic` is the calculator, `/both`
+the sum. `/none` and `/random` are the controls without the gradient. `@X` sets the least promise in nats."""
+
+
+def cells(summary: ArmSummary) -> tuple[str, ...]:
+    """One row, as text."""
+    u, (low, high) = summary.usage, summary.interval
+    gain = "–"
+    if summary.gain is not None and summary.gain_interval is not None:
+        gain = f"{points(summary.gain)} [{points(summary.gain_interval[0])}, {points(summary.gain_interval[1])}]"
+    return (
+        summary.arm + (" (oracle)" if summary.oracle else ""),
+        str(summary.problems),
+        f"{100 * summary.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+        gain,
+        f"{100 * summary.pool_accuracy:.1f}",
+        f"{u['rollouts']:.2f}",
+        f"{u['generated_tokens']:.0f}",
+        f"{u['lm_forward_tokens'] + u['reward_forward_tokens']:.0f}",
+        f"{u['lm_backward_tokens'] + u['reward_backward_tokens']:.0f}",
+        f"{u['gradient_passes']:.2f}",
+        f"{u['flops']:.2e}".replace("e+0", "e"),
+        f"{u['seconds']:.2f}",
+    )
+
+
+def table(summaries: Sequence[ArmSummary], *, width: int) -> Table:
+    """As many columns as fit; those that matter most are left out last."""
+    made = Table()
+    for left_out in _LEFT_OUT:
+        made = Table(box=None, header_style="bold", pad_edge=False)
+        kept = [i for i, heading in enumerate(_HEADINGS) if heading not in left_out]
+        for i in kept:
+            made.add_column(_HEADINGS[i], justify="left" if i == 0 else "right", no_wrap=True)
+        for summary in summaries:
+            row = cells(summary)
+            made.add_row(*(row[i] for i in kept), style="dim italic" if summary.oracle else None)
+        if _UNLIMITED.measure(made).maximum <= width:
+            break
+    return made
+
+
+def markdown(records: Sequence[Record], settings: BenchSettings) -> str:
+    """The whole report."""
+    rows = [cells(s) for s in summarise(records)]
+    lines = [
+        *(f"**{line}**  " for line in trust(records)),
+        "",
+        f"`nabla bench --problems {settings.problems} --seed {settings.seed} --rollouts {settings.rollouts} "
+        f"--max-tokens {settings.max_tokens}`",
+        "",
+        f"| {' | '.join(_HEADINGS)} |",
+        f"|---|{'---:|' * (len(_HEADINGS) - 1)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        _NOTES,
+    ]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def write(records: Sequence[Record], settings: BenchSettings, out: Path) -> None:
+    """`summary.json` and `table.md`; the settings and the records lie beside them."""
+    found = {
+        "bench": settings.model_dump(),
+        "trust": trust(records),
+        "arms": [asdict(summary) for summary in summarise(records)],
+    }
+    (out / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (out / "table.md").write_text(markdown(records, settings), encoding="utf-8")

@@ -1,0 +1,267 @@
+"""The command `nabla`. Only here do strings select parts, each through one table; nothing heavy is imported before it
+is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import nabla_agents as na
+from nabla_agents import tiny
+from nabla_agents.errors import ConfigurationError, NablaError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERRUPTED, BAD_INPUT = 130, 2
+
+STRATEGIES: dict[str, Callable[[int], na.Strategy]] = {
+    "nabla": lambda n: na.Nabla(),
+    "nabla-none": lambda n: na.Nabla(direction="none"),
+    "nabla-random": lambda n: na.Nabla(direction="random"),
+    "nabla-paper": lambda n: na.Nabla.paper(),
+    "greedy": lambda n: na.Greedy(),
+    "best-of-n": lambda n: na.BestOfN(n=n),
+    "self-consistency": lambda n: na.SelfConsistency(n=n),
+    "weighted-vote": lambda n: na.SelfConsistency(n=n, weighting="reward"),
+}
+REWARDS: dict[str, Callable[[], na.Reward]] = {
+    "tiny": lambda: na.ImplicitReward.from_pretrained("tiny"),
+    "arithmetic": lambda: na.ArithmeticSteps(),
+}
+# By hub id or folder, `KIND:MODEL`.
+LEARNED_REWARDS: dict[str, Callable[..., na.Reward]] = {
+    "implicit": lambda name, **loading: na.ImplicitReward.from_pretrained(name, **loading),
+    "process": lambda name, **loading: na.ProcessReward.from_pretrained(name, **loading),
+    "outcome": lambda name, **loading: na.OutcomeReward.from_pretrained(name, **loading),
+}
+
+app = typer.Typer(
+    help="Answers refined by gradients: a language model's answer, improved while you watch.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The script entry."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # a terminal that lacks a character shows `?` instead of ending the run
+            reconfigure(errors="replace")
+    app()
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Errors of ours become one line and exit code 2, Ctrl-C becomes exit code 130; foreign warnings are silenced."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **options: Any) -> None:
+        try:
+            with _own_warnings_only():
+                function(*args, **options)
+        except NablaError as e:
+            _console(stderr=True).print(f"error: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(BAD_INPUT) from e
+        except KeyboardInterrupt:
+            _console().show_cursor(True)
+            _console(stderr=True).print("Interrupted.", style="yellow")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return command
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"nabla-agents {na.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@_command
+def solve(
+    question: Annotated[str | None, typer.Argument(help="What to ask.", show_default=False)] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Ask the N-th test problem and check the answer.")] = None,
+    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder or a hub id.")] = "tiny",
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(REWARDS)}, none, {', '.join(f'{k}:MODEL' for k in LEARNED_REWARDS)}, or a sum such as "
+            "`tiny+2*arithmetic`. Default: tiny for the tiny model, else none.",
+            show_default=False,
+        ),
+    ] = None,
+    strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = "nabla",
+    rollouts: Annotated[int, typer.Option(help="Completions that may be sampled.")] = 8,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Length limit of the answer.")] = 1024,
+    temperature: Annotated[float | None, typer.Option(help="Default: the strategy's own.", show_default=False)] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt.", show_default=False)] = None,
+    likelihood_weight: Annotated[
+        float, typer.Option(help="Weight of the log-likelihood beside the reward (1 / the paper's λ).")
+    ] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code of the model's own.")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="For example bfloat16.", show_default=False)] = None,
+    device_map: Annotated[str | None, typer.Option(help="Needs accelerate.", show_default=False)] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default=False)] = None,
+) -> None:
+    """Answer one question, and show how the answer is refined."""
+    if (question is None) == (sample is None):
+        raise ConfigurationError("Give either a question or --sample N, for example: nabla solve --sample 1")
+    problem = None if sample is None else tiny.problems(sample, seed=0, split="test")[-1]
+    asked = problem.question if problem is not None else question or ""
+    make_strategy = _known(STRATEGIES, strategy, "strategy")
+    terms = _terms(reward if reward is not None else "tiny" if model == "tiny" else "none")
+    budget = na.Budget(rollouts=rollouts)
+    loading = {"trust_remote_code": trust_remote_code, "dtype": dtype, "device_map": device_map}
+    loading = {name: value for name, value in loading.items() if value}
+    with _loading(f"Loading {model}"):
+        from nabla_agents.live import JsonView, LiveView, PlainView, watch
+
+        sampling = na.Sampling(max_tokens=max_tokens, temperature=temperature)
+        engine = na.Engine(
+            strategy=make_strategy(rollouts),
+            model=na.LanguageModel.from_pretrained(model, **loading, **({"revision": revision} if revision else {})),
+            reward=_reward(terms, loading),
+            budget=budget,
+            likelihood_weight=likelihood_weight,
+        )
+    messages = [na.Message("system", system)] if system is not None else []
+    run = engine.steps([*messages, na.Message("user", asked)], seed=seed, sampling=sampling)
+    console = _console()
+    if as_json:
+        view = JsonView(asked, problem)
+    elif console.is_terminal and not console.is_dumb_terminal:
+        view = LiveView(console, asked, problem)
+    else:
+        view = PlainView(console, asked, problem)
+    if watch(run, view).finish_reason is na.FinishReason.INTERRUPTED:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+@_command
+def bench(
+    problems: Annotated[int, typer.Option(help="How many test problems.")] = 300,
+    seed: Annotated[int, typer.Option(help="Of the problems and of the sampling.")] = 0,
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Comma list of arms or globs; `--list` shows them. `ARM@X` sets min_promise=X, `ARM[a=1,b.c=2]` any "
+            "setting of the strategy, or likelihood_weight or embedding_terms: "
+            "`greedy,nabla*@-1,nabla/none@-5,nabla[dto.beta=0.3]`."
+        ),
+    ] = "*",
+    rollouts: Annotated[int, typer.Option(help="Budget of every question.")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Length limit of an answer.")] = 192,
+    batch: Annotated[int, typer.Option(help="Questions that run together.")] = 32,
+    out: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")] = Path(
+        "bench-results"
+    ),
+    list_arms: Annotated[bool, typer.Option("--list", help="List the arms and exit.")] = False,
+) -> None:
+    """Measure strategies and their controls on the embedded model's test problems: accuracy and cost.
+
+    Ctrl-C keeps what is done; the same command goes on from there. OUT gets records.jsonl, summary.json and table.md.
+    """
+    with _loading("Loading the arms"):
+        from nabla_agents import bench as benches
+        from nabla_agents.bench.view import follow
+
+        chosen = benches.choose(arms, benches.arms(rollouts))
+    if list_arms:
+        print("\n".join(arm.name for arm in chosen))
+        return
+    settings = benches.BenchSettings(
+        problems=problems, seed=seed, rollouts=rollouts, max_tokens=max_tokens, batch=batch
+    )
+    with _loading("Loading tiny"):
+        model = na.LanguageModel.from_pretrained("tiny")
+        process, arithmetic = REWARDS["tiny"](), REWARDS["arithmetic"]()
+    rewards = {"process": process, "arithmetic": arithmetic, "both": process + arithmetic}
+    records = benches.run(chosen, model=model, rewards=rewards, settings=settings, out=out)
+    if not follow(records, _console(), arms=chosen, settings=settings, out=out):
+        raise typer.Exit(INTERRUPTED)
+
+
+def _known(table: dict[str, Any], name: str, what: str) -> Any:
+    if name not in table:
+        raise ConfigurationError(f"Unknown {what} {name!r}; known are {', '.join(table)}.")
+    return table[name]
+
+
+def _terms(expression: str) -> list[tuple[float, Callable[..., na.Reward], tuple[str, ...]]]:
+    """`tiny+2*arithmetic` as (weight, constructor, its arguments); `none` is no term. Nothing is loaded yet."""
+    if expression.strip() == "none":
+        return []
+    terms: list[tuple[float, Callable[..., na.Reward], tuple[str, ...]]] = []
+    for term in expression.split("+"):
+        weight, star, name = term.rpartition("*")
+        kind, colon, model = name.strip().partition(":")
+        try:
+            factor = float(weight) if star else 1.0
+        except ValueError as e:
+            raise ConfigurationError(f"The weight {weight.strip()!r} in --reward {expression!r} is no number.") from e
+        if colon:
+            terms.append((factor, _known(LEARNED_REWARDS, kind, "kind of reward model"), (model,)))
+        else:
+            names = {**REWARDS, "none": None, **{f"{k}:MODEL": None for k in LEARNED_REWARDS}}
+            terms.append((factor, _known(names, kind, "reward") or _known(REWARDS, kind, "term of a sum"), ()))
+    return terms
+
+
+def _reward(
+    terms: list[tuple[float, Callable[..., na.Reward], tuple[str, ...]]], loading: dict[str, Any]
+) -> na.Reward | None:
+    rewards = [(weight, make(*names, **(loading if names else {}))) for weight, make, names in terms]
+    parts = [r if weight == 1 else weight * r for weight, r in rewards]
+    return functools.reduce(lambda a, b: a + b, parts) if parts else None
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """A spinner on a terminal's stderr while weights and libraries are loaded, and nothing from them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with _console(stderr=True).status(f"{what} …"):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        yield
+
+
+@contextmanager
+def _own_warnings_only() -> Iterator[None]:
+    def show(message: Warning | str, *_: Any) -> None:
+        _console(stderr=True).print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=UserWarning, module=r"nabla_agents\b")
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,147 @@
+"""The implicit process reward against log-probabilities of plain transformers."""
+
+import math
+
+import pytest
+import torch
+
+from nabla_agents import (
+    ConfigurationError,
+    ImplicitReward,
+    LanguageModel,
+    Message,
+    Rollout,
+    VocabularyMismatchError,
+)
+from nabla_agents.rewards.base import judged
+from nabla_agents.testing import random_model, word_tokenizer
+
+WORDS = ["a", "b", "c", "d", "e"]
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[LanguageModel, LanguageModel, LanguageModel]:
+    """A policy, a tuned model of another architecture and a third one, all of one vocabulary."""
+    return (
+        random_model("qwen2", vocabulary=WORDS, width=16, seed=1),
+        random_model("llama", vocabulary=WORDS, width=16, seed=2),
+        random_model("qwen2", vocabulary=WORDS, width=16, seed=3),
+    )
+
+
+def log_probs(model: LanguageModel, rollout: Rollout) -> torch.Tensor:
+    """log π of the completion's tokens by one plain forward pass."""
+    ids = torch.tensor([[*rollout.prompt.ids, *rollout.completion_ids]])
+    with torch.no_grad():
+        rows = model.transformer.module(input_ids=ids).logits[0].double().log_softmax(-1)
+    first = len(rollout.prompt.ids)
+    return torch.stack([rows[first + t - 1, token] for t, token in enumerate(rollout.completion_ids)])
+
+
+def rollouts_of(policy: LanguageModel, *, known: bool = True) -> list[Rollout]:
+    conversation = [Message("system", "e"), Message("user", "ab"), Message("assistant", "c"), Message("user", "d")]
+    prompts = [policy.prompt("ab"), policy.prompt(conversation), policy.prompt("abcde")]
+    eos = policy.tokenizer.eos_id
+    completions = [(0, 1, 2, eos), (4,), (3, 3, 0, 1, 2, 0)]
+    made = [
+        Rollout(prompt, ids, policy.tokenizer.decode(ids))  # type: ignore[arg-type]
+        for prompt, ids in zip(prompts, completions, strict=True)
+    ]
+    return [Rollout(r.prompt, r.completion_ids, r.text, log_probs(policy, r)) for r in made] if known else made
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.05])
+@pytest.mark.parametrize("own_reference", [False, True])
+@pytest.mark.parametrize("known", [True, False], ids=["own log-likelihoods", "a text of a server"])
+def test_the_value_is_beta_times_the_log_ratio(
+    models: tuple[LanguageModel, LanguageModel, LanguageModel], beta: float, own_reference: bool, known: bool
+) -> None:
+    policy, tuned, third = models
+    rollouts = rollouts_of(policy, known=known)
+    reward = ImplicitReward(tuned, third if own_reference else None, beta=beta).bind(policy)
+    expected = [
+        beta * float((log_probs(tuned, r) - log_probs(third if own_reference else policy, r)).sum()) for r in rollouts
+    ]
+    assert max(map(abs, expected)) > 0.01
+    assert [s.value for s in reward.score(rollouts)] == pytest.approx(expected, abs=1e-5)
+    alone = [reward.score([r])[0].value for r in rollouts]
+    assert alone == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_policy_as_reference_costs_no_pass_of_its_own(
+    models: tuple[LanguageModel, LanguageModel, LanguageModel],
+) -> None:
+    policy, tuned, third = models
+    rollouts = rollouts_of(policy)
+    passes: list[str] = []
+    hooks = [
+        m.transformer.module.base_model.register_forward_hook(lambda *_, name=name: passes.append(name))
+        for name, m in (("policy", policy), ("tuned", tuned), ("third", third))
+    ]
+    try:
+        [*scores] = ImplicitReward(tuned).bind(policy).score(rollouts)
+        assert set(passes) == {"tuned"}
+        passes.clear()
+        ImplicitReward(tuned, policy).bind(policy).score(rollouts)
+        assert set(passes) == {"tuned"}
+        passes.clear()
+        ImplicitReward(tuned, third).bind(policy).score(rollouts)
+        assert set(passes) == {"tuned", "third"}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for score in scores:
+        assert (score.usage.reward_calls, score.usage.lm_forward_tokens) == (1, 0)
+        assert score.usage.reward_forward_tokens > 0
+
+
+def test_one_reward_serves_two_policies(models: tuple[LanguageModel, LanguageModel, LanguageModel]) -> None:
+    policy, tuned, third = models
+    reward = ImplicitReward(tuned)
+    for_policy, for_third = reward.bind(policy), reward.bind(third)
+    [r] = rollouts_of(policy)[:1]
+    [other] = rollouts_of(third)[:1]
+    tuned_likelihood = float(log_probs(tuned, r).sum())
+    assert for_policy.score([r])[0].value == pytest.approx(tuned_likelihood - r.log_likelihood, abs=1e-5)
+    assert for_third.score([other])[0].value == pytest.approx(tuned_likelihood - other.log_likelihood, abs=1e-5)
+    assert reward.reference is None
+
+
+def test_without_a_reference_it_says_what_to_do(models: tuple[LanguageModel, LanguageModel, LanguageModel]) -> None:
+    policy, tuned, _ = models
+    with pytest.raises(ConfigurationError, match="reference"):
+        ImplicitReward(tuned).score(rollouts_of(policy))
+    assert math.isnan(judged(ImplicitReward(tuned), rollouts_of(policy))[0].value)
+
+
+def test_another_vocabulary_is_refused_when_bound_and_when_built(
+    models: tuple[LanguageModel, LanguageModel, LanguageModel],
+) -> None:
+    """Also the same words in another order: token ids would be exchanged."""
+    _, tuned, _ = models
+    for words in (["a", "b"], WORDS[::-1]):
+        other = random_model(tokenizer=word_tokenizer(words), width=16)
+        with pytest.raises(VocabularyMismatchError, match="vocabular"):
+            ImplicitReward(tuned).bind(other)
+        with pytest.raises(VocabularyMismatchError, match="vocabular"):
+            ImplicitReward(tuned, other)
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, math.nan])
+def test_beta_is_positive(models: tuple[LanguageModel, LanguageModel, LanguageModel], beta: float) -> None:
+    with pytest.raises(ConfigurationError, match="beta"):
+        ImplicitReward(models[1], beta=beta)
+
+
+def test_loaded_from_a_folder_it_scores_the_same(
+    models: tuple[LanguageModel, LanguageModel, LanguageModel], tmp_path: object
+) -> None:
+    policy, tuned, _ = models
+    tuned.transformer.module.save_pretrained(tmp_path)
+    tuned.tokenizer.hf.save_pretrained(tmp_path)
+    rollouts = rollouts_of(policy)
+    loaded = ImplicitReward.from_pretrained(str(tmp_path), beta=0.5).bind(policy)
+    expected = ImplicitReward(tuned, beta=0.5).bind(policy)
+    assert [s.value for s in loaded.score(rollouts)] == pytest.approx(
+        [s.value for s in expected.score(rollouts)], abs=1e-5
+    )
