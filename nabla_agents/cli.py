@@ -196,7 +196,12 @@ def bench(
     with _loading("Loading tiny"):
         model = na.LanguageModel.from_pretrained("tiny")
         process, arithmetic = REWARDS["tiny"](), REWARDS["arithmetic"]()
-    rewards = {"process": process, "arithmetic": arithmetic, "both": process + arithmetic}
+    rewards = {
+        "process": process,
+        "arithmetic": arithmetic,
+        "both": process + arithmetic,
+        "located": na.ArithmeticSteps(suggest=False),
+    }
     records = benches.run(chosen, model=model, rewards=rewards, settings=settings, out=out)
     if not follow(records, _console(), arms=chosen, settings=settings, out=out):
         raise typer.Exit(INTERRUPTED)

@@ -51,6 +51,7 @@ def arms(rollouts: int = 8) -> dict[str, Arm]:
             Arm(f"nabla/none{suffix}", Nabla(direction="none"), reward),
             Arm(f"nabla/random{suffix}", Nabla(direction="random"), reward),
         ]
+    table.append(Arm("nabla/located", Nabla(), "located"))
     table.insert(7, Arm("nabla-paper", Nabla.paper(), "process"))
     return {arm.name: arm for arm in table}
 
