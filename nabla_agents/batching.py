@@ -12,7 +12,7 @@ from nabla_agents.models.language_model import LikelihoodGradient
 from nabla_agents.models.transformer import PrefixCache
 from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.strategies.search import Cancelled, Worker
-from nabla_agents.types import Rollout, Score
+from nabla_agents.types import Prompt, Rollout, Score, Usage
 
 ResultT = TypeVar("ResultT")
 
@@ -39,6 +39,9 @@ class Coalescer:
         self._running = 0
         self._waiting: list[_Request] = []
         self._cancelled = False
+
+    def prefill(self, prompts: Sequence[Prompt]) -> list[tuple[PrefixCache, Usage]]:
+        return self._submit("prefill", prompts)
 
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
         return self._submit("rollout", jobs)
@@ -123,7 +126,7 @@ class Coalescer:
             if not self._waiting:
                 return self._running > 0
             # Cheap kinds first, so that rollouts, which gain most from a wide batch, wait for the others.
-            kind = min((r.kind for r in self._waiting), key=("score", "states", "gradient", "rollout").index)
+            kind = min((r.kind for r in self._waiting), key=("prefill", "score", "states", "gradient", "rollout").index)
             batch = [r for r in self._waiting if r.kind == kind]
         self._execute(kind, batch)
         with self._changed:

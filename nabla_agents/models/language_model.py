@@ -119,11 +119,9 @@ class LanguageModel:
         parts = [token_log_probs(self.head(h), t) for h, t in chunks]
         return torch.cat(parts) if parts else torch.zeros(0, device=hidden.device)
 
-    def prefill(self, prompt: Prompt) -> tuple[PrefixCache, Usage]:
-        """Keys and values of the prompt without its last token, to be shared by every pass of a request."""
-        cache = self.transformer.prefill(prompt.ids[:-1])
-        tokens = len(prompt.ids) - 1
-        return cache, self.usage(prefill=tokens)
+    def prefill(self, prompts: Sequence[Prompt]) -> list[tuple[PrefixCache, Usage]]:
+        """Keys and values of each prompt without its last token, to be shared by every pass of a request; the cost."""
+        return [(self.transformer.prefill(p.ids[:-1]), self.usage(prefill=len(p.ids) - 1)) for p in prompts]
 
     def likelihood_gradient(
         self,

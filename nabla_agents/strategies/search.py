@@ -28,6 +28,8 @@ GRADIENT = ("gradient_passes", "flops", "seconds")
 class Worker(Protocol):
     """Runs a search's operations; batch-first, so that the operations of several searches can be joined."""
 
+    def prefill(self, prompts: Sequence[Prompt]) -> list[tuple[PrefixCache, Usage]]: ...
+
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]: ...
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]: ...
@@ -50,7 +52,7 @@ class LocalWorker:
 
     def __init__(self, objective: Objective, backend: RolloutBackend) -> None:
         self.rollout, self.score, self.gradient = backend.rollout, objective.score, objective.gradient
-        self.states = objective.states
+        self.prefill, self.states = objective.model.prefill, objective.states
 
 
 class Cancelled(Exception):
@@ -188,7 +190,7 @@ class Search:
     def _prompt_cache(self) -> PrefixCache:
         """Keys and values of the prompt, read once per request."""
         if self._cache is None:
-            self._cache, usage = self.model.prefill(self.prompt)
+            [(self._cache, usage)] = self.worker.prefill([self.prompt])
             self._usage = self._usage + usage
         return self._cache
 
