@@ -51,6 +51,11 @@ def load(
         ModelLoadError: nothing loadable under that name, remote code without consent, or wrong architecture.
     """
     path = str(tiny_path) if str(name) == TINY else str(name)
+    if (isinstance(name, Path) or path.startswith(("/", "./", "../", "~"))) and not Path(path).is_dir():
+        raise ModelLoadError(
+            f"Cannot load model {path!r}: there is no such folder. Give a folder with config.json and tokenizer files, "
+            "a model hub id, or 'tiny' (embedded)."
+        )
     common = {"revision": loading.revision} if loading.revision else {}
     common["trust_remote_code"] = loading.trust_remote_code  # type: ignore[assignment]
     _attempt(name, "config", lambda: AutoConfig.from_pretrained(path, **common))

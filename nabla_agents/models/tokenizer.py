@@ -36,7 +36,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of text in which special tokens are already written; none are added."""
         with self._lock:
-            return list(self.hf.encode(text, add_special_tokens=False))
+            return list(self.hf.encode(text, add_special_tokens=False, verbose=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, special tokens left out."""
