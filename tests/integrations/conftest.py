@@ -58,10 +58,24 @@ class Dripping:
 
     def __init__(self, tokens: int = 2) -> None:
         self.tokens = tokens
+        self.active = 0
         self.threads: set[int] = set()
         self.tasks: set[str] = set()
 
     def steps(self, search: Any) -> Iterator[Step]:
+        self.active += 1
+        try:
+            yield from self.committing(search)
+        finally:
+            self.active -= 1
+
+    async def ended(self, seconds: float = 20.0) -> None:
+        """Until no search is under way, or is only waiting to be asked on."""
+        until = time.monotonic() + seconds
+        while self.active and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+
+    def committing(self, search: Any) -> Iterator[Step]:
         for entry in search.roll([()], temperature=0.0):
             yield Step(kind="rollout", committed_text="")
             ids = entry.rollout.completion_ids

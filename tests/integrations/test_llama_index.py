@@ -202,7 +202,8 @@ async def test_a_cancelled_task_stops_the_engine_within_one_operation(
     watched_engine: Engine, backend: Any, question: str, method: str
 ) -> None:
     backend.seconds = 0.03
-    llm = NablaLLM(engine=watched_engine, max_tokens=24, strategy=type(watched_engine.strategy)(tokens=1))
+    strategy: Any = type(watched_engine.strategy)(tokens=1)
+    llm = NablaLLM(engine=watched_engine, max_tokens=24, strategy=strategy)
     task = asyncio.create_task(responses(llm, method, question))
     while backend.calls < 2:
         await asyncio.sleep(0.005)
@@ -210,9 +211,7 @@ async def test_a_cancelled_task_stops_the_engine_within_one_operation(
     with pytest.raises(asyncio.CancelledError):
         await task
     calls = backend.calls
-    while backend.inside:
-        await asyncio.sleep(0.005)
-    await asyncio.sleep(0.1)
+    await strategy.ended()
     assert backend.calls <= calls + 1
 
 
