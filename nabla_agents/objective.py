@@ -101,7 +101,8 @@ class Objective:
             if reward is not None:
                 terms.append((1.0, reward.carrier))
                 usage = usage + reward.usage
-            credit = {} if score is None else token_credit(self.model.tokenizer, rollout, score.spans)
+            judged_spans = () if score is None or not score.judged else score.spans
+            credit = token_credit(self.model.tokenizer, rollout, judged_spans)
             if credit or all(weight == 0 for weight, _ in terms):
                 device = self.model.transformer.device
                 terms.append((1.0, CreditCarrier(credit, self.model.vocab_size, device)))

@@ -51,6 +51,7 @@ class Prompt:
 class Usage:
     """What was spent. Tokens are counted as computed, padding included, so that they equal what the modules saw.
 
+    `prefill_tokens` are those of `lm_forward_tokens` that were read as known text, not one by one.
     `flops` is 2·N per token forward and 2·N more per token backward (frozen weights), N being the parameters of the
     model that ran, without the attention term. `seconds` is wall-clock; `peak_memory_bytes` does not add, it is a
     maximum.

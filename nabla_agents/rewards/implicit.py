@@ -108,6 +108,7 @@ def _as_reward_usage(usage: Usage) -> Usage:
     """Tokens of a language model that serves as a reward are the reward's."""
     return replace(
         usage,
+        prefill_tokens=0,
         lm_forward_tokens=0,
         lm_backward_tokens=0,
         reward_forward_tokens=usage.lm_forward_tokens,

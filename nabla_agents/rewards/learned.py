@@ -104,14 +104,14 @@ class HeadReward(DifferentiableReward):
             self.transformer, own, starts, [None] * len(own), needs_grad=True, include_last=True
         )
         with torch.no_grad():
-            before = self._states_before(own, starts)
+            before, read_again = self._states_before(own, starts)
         with torch.enable_grad():
             values = [
                 self._judge(rollout, torch.cat([before[i], hidden[i, 1 : len(tail) + 1]]))[0]
                 for i, (rollout, tail) in enumerate(zip(own, tails, strict=True))
             ]
             (gradient,) = torch.autograd.grad(torch.stack(values).sum(), embeddings)
-        usage = self._usage(read + fed + max(len(b) for b in before), fed)
+        usage = self._usage(read + fed + read_again, fed)
         return [
             RewardGradient(
                 EmbeddingCarrier(self.transformer, start, token_gradient(gradient[i], len(tail)), self.vocab_size),
@@ -120,15 +120,17 @@ class HeadReward(DifferentiableReward):
             for i, (tail, start) in enumerate(zip(tails, starts, strict=True))
         ]
 
-    def _states_before(self, own: Sequence[Rollout], starts: Sequence[int]) -> list[Tensor]:
-        """States of the committed tokens, which need no gradient but may end steps."""
+    def _states_before(self, own: Sequence[Rollout], starts: Sequence[int]) -> tuple[list[Tensor], int]:
+        """States of the committed tokens, which need no gradient but may end steps; the tokens read for them."""
         if not any(starts):
             width = self.transformer.embedding.weight.shape[1]
-            return [torch.zeros(0, width, device=self.transformer.device)] * len(own)
+            return [torch.zeros(0, width, device=self.transformer.device)] * len(own), 0
         committed = [replace(r, completion_ids=r.completion_ids[:s]) for r, s in zip(own, starts, strict=True)]
         zeros, none = [0] * len(own), [None] * len(own)
-        _, hidden, *_ = tail_states(self.transformer, committed, zeros, none, needs_grad=False, include_last=True)
-        return [hidden[i, 1 : start + 1] for i, start in enumerate(starts)]
+        _, hidden, _, read, fed = tail_states(
+            self.transformer, committed, zeros, none, needs_grad=False, include_last=True
+        )
+        return [hidden[i, 1 : start + 1] for i, start in enumerate(starts)], read + fed
 
     def _own_rollout(self, rollout: Rollout) -> Rollout:
         """Prompt and completion in this model's ids: its own template, one terminal token where the answer ended."""
