@@ -29,10 +29,14 @@ if TYPE_CHECKING:
     from nabla_agents.rewards import (
         ArithmeticSteps,
         DifferentiableReward,
+        FunctionReward,
         ImplicitReward,
+        JsonSchema,
         OutcomeReward,
+        Pattern,
         ProcessReward,
         Reward,
+        reward,
     )
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, SelfConsistency, Strategy
 
@@ -44,13 +48,16 @@ _LAZY = {
     "BestOfN": "strategies",
     "DifferentiableReward": "rewards",
     "Engine": "engine",
+    "FunctionReward": "rewards",
     "Greedy": "strategies",
     "ImplicitReward": "rewards",
+    "JsonSchema": "rewards",
     "LanguageModel": "models.language_model",
     "MirrorDTO": "dto",
     "Nabla": "strategies",
     "Objective": "objective",
     "OutcomeReward": "rewards",
+    "Pattern": "rewards",
     "ProcessReward": "rewards",
     "Refinable": "positions",
     "Reward": "rewards",
@@ -58,6 +65,7 @@ _LAZY = {
     "Sampling": "config",
     "SelfConsistency": "strategies",
     "Strategy": "strategies",
+    "reward": "rewards",
 }
 
 __all__ = [
@@ -70,8 +78,10 @@ __all__ = [
     "DifferentiableReward",
     "Engine",
     "FinishReason",
+    "FunctionReward",
     "Greedy",
     "ImplicitReward",
+    "JsonSchema",
     "LanguageModel",
     "Message",
     "MirrorDTO",
@@ -80,6 +90,7 @@ __all__ = [
     "NablaError",
     "Objective",
     "OutcomeReward",
+    "Pattern",
     "ProcessReward",
     "Prompt",
     "PromptError",
@@ -98,6 +109,7 @@ __all__ = [
     "Usage",
     "VocabularyMismatchError",
     "__version__",
+    "reward",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -38,6 +38,19 @@ class ObjectiveGradient:
     def logits(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
         """The language model's logits for the same positions."""
         return self.likelihood.logits(positions)
+
+    def plus(self, credit: Mapping[int, Mapping[int, float]], weight: float) -> ObjectiveGradient:
+        """This gradient with more credit, `weight` nats for each unit of it; free of charge."""
+        if not credit or weight == 0:
+            return self
+        model = self.likelihood.model
+        added = CreditCarrier(credit, model.vocab_size, model.transformer.device)
+        joined = {position: dict(row) for position, row in self.credit.items()}
+        for position, row in credit.items():
+            known = joined.setdefault(position, {})
+            for token, amount in row.items():
+                known[token] = known.get(token, 0.0) + weight * amount
+        return replace(self, carrier=WeightedCarrier(((1.0, self.carrier), (weight, added))), credit=joined)
 
 
 class Objective:

@@ -2,15 +2,22 @@
 
 from nabla_agents.rewards.arithmetic import ArithmeticSteps
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
+from nabla_agents.rewards.function import FunctionReward, reward
 from nabla_agents.rewards.implicit import ImplicitReward
+from nabla_agents.rewards.json_schema import JsonSchema
 from nabla_agents.rewards.learned import OutcomeReward, ProcessReward
+from nabla_agents.rewards.pattern import Pattern
 
 __all__ = [
     "ArithmeticSteps",
     "DifferentiableReward",
+    "FunctionReward",
     "ImplicitReward",
+    "JsonSchema",
     "OutcomeReward",
+    "Pattern",
     "ProcessReward",
     "Reward",
     "RewardGradient",
+    "reward",
 ]

@@ -1,4 +1,4 @@
-"""What a reward is, and the algebra: rewards add and scale, `prm + 2.0 * ArithmeticSteps()`."""
+"""What a reward is, and the algebra: rewards add and scale, `prm + 2.0 * ArithmeticSteps().otherwise(0.5)`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Real
 
 from nabla_agents.errors import ConfigurationError, RewardError
 from nabla_agents.models.carriers import Carrier, WeightedCarrier
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.rewards.background import Background
 from nabla_agents.types import Rollout, Score, Usage
 
 
@@ -50,17 +53,44 @@ class Reward(ABC):
     def name(self) -> str:
         return type(self).__name__
 
+    @property
+    def learned(self) -> bool:
+        """Whether it runs a model: a sum scores models on the caller's thread, and tools beside them on others."""
+        return False
+
+    def otherwise(self, value: float) -> Reward:
+        """This reward with `value` where it could not judge; no tool has then judged, and no one vouches."""
+        return Otherwise(self, value)
+
+    def within(self, seconds: float) -> Reward:
+        """This reward with a limit for one call of `score`, whatever the number of rollouts: beyond it, all of them
+        are explained NaN, and the call is left behind on its thread. Rewards of this package have limits of their own.
+        """
+        return Within(self, seconds)
+
     def __add__(self, other: Reward) -> Reward:
         return RewardSum((*_terms(self), *_terms(other)))
 
+    def __radd__(self, other: Reward | int) -> Reward:
+        """`sum(rewards)` begins with 0."""
+        if isinstance(other, int) and other == 0:
+            return self
+        raise ConfigurationError(f"Rewards add and scale by finite numbers; got {other!r} + {self.name}.")
+
     def __mul__(self, weight: float) -> Reward:
-        return RewardSum(tuple((weight * w, r) for w, r in _terms(self)))
+        if not isinstance(weight, Real) or isinstance(weight, bool):
+            raise ConfigurationError(f"Rewards add and scale by finite numbers; got {weight!r} * {self.name}.")
+        return RewardSum(tuple((float(weight) * w, r) for w, r in _terms(self)))
 
     __rmul__ = __mul__
 
 
 class DifferentiableReward(Reward):
     """A reward with a gradient with respect to the completion's tokens."""
+
+    @property
+    def learned(self) -> bool:
+        return True
 
     @abstractmethod
     def gradient(
@@ -70,7 +100,14 @@ class DifferentiableReward(Reward):
 
 @dataclass(frozen=True, eq=False)
 class RewardSum(Reward):
-    """Σ weight · reward. One part that could not judge makes the sum unjudged; one `False` makes it unverified."""
+    """Σ weight · reward; the parts are judged side by side, so the time is that of the slowest.
+
+    value: one part that could not judge makes the sum unjudged, because sums with and without a part do not compare;
+        `part.otherwise(0.0)` says what its silence counts.
+    verified: True if someone vouches and no one objects. With a negative weight, who vouches objects, and who objects
+        says nothing.
+    A part of weight 0 is not there: it is not asked, costs nothing, and can neither vouch nor spoil the sum.
+    """
 
     terms: tuple[tuple[float, Reward], ...]
 
@@ -83,41 +120,107 @@ class RewardSum(Reward):
     def name(self) -> str:
         return " + ".join(r.name if w == 1 else f"{w:g} * {r.name}" for w, r in self.terms)
 
+    @property
+    def learned(self) -> bool:
+        return any(r.learned for _, r in self._parts)
+
+    @property
+    def _parts(self) -> list[tuple[float, Reward]]:
+        return [(w, r) for w, r in self.terms if w != 0]
+
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        columns = [judged(reward, rollouts) for _, reward in self.terms]
-        return [self._sum(scores) for scores in zip(*columns, strict=True)]
+        calls = [(r.learned, partial(judged, r, rollouts)) for _, r in self._parts]
+        tools = {i: Background(call) for i, (learned, call) in enumerate(calls) if not learned and len(calls) > 1}
+        scored = {i: call() for i, (_, call) in enumerate(calls) if i not in tools}  # meanwhile, on this thread
+        columns = [tools[i].result() if i in tools else scored[i] for i in range(len(calls))]
+        return [self._sum([column[i] for column in columns]) for i in range(len(rollouts))]
 
     def gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
     ) -> list[RewardGradient | None]:
-        columns = [reward.gradient(rollouts, starts, likelihoods) for _, reward in self.terms]
-        return [self._weighted(parts) for parts in zip(*columns, strict=True)]
+        columns = [r.gradient(rollouts, starts, likelihoods) for _, r in self._parts]
+        return [self._weighted([column[i] for column in columns]) for i in range(len(rollouts))]
 
     def bind(self, model: LanguageModel) -> Reward:
         return RewardSum(tuple((w, r.bind(model)) for w, r in self.terms))
 
     def _sum(self, scores: Sequence[Score]) -> Score:
-        weights = [w for w, _ in self.terms]
-        verdicts = [w * s.verdict for w, s in zip(weights, scores, strict=True) if s.verdict is not None]
-        verified = [s.verified for s in scores if s.verified is not None]
-        spans = (
-            replace(span, credit=w * span.credit) for w, s in zip(weights, scores, strict=True) for span in s.spans
-        )
+        weighted = [(w, s) for (w, _), s in zip(self._parts, scores, strict=True)]
+        verdicts = [w * s.verdict for w, s in weighted if s.verdict is not None]
+        verified = [v for v in (_vouched(w, s) for w, s in weighted) if v is not None]
         return Score(
-            value=sum(w * s.value for w, s in zip(weights, scores, strict=True)),
+            value=sum((w * s.value for w, s in weighted), 0.0),
             verdict=sum(verdicts) if verdicts else None,
             verified=all(verified) if verified else None,
-            spans=tuple(spans),
+            spans=tuple(replace(span, credit=w * span.credit) for w, s in weighted for span in s.spans),
             explanation="; ".join(s.explanation for s in scores if s.explanation),
             usage=sum((s.usage for s in scores), Usage()),
         )
 
-    def _weighted(self, parts: Sequence[RewardGradient | None]) -> RewardGradient | None:
-        known = [(w, p) for (w, _), p in zip(self.terms, parts, strict=True) if p is not None and w != 0]
+    def _weighted(self, gradients: Sequence[RewardGradient | None]) -> RewardGradient | None:
+        known = [(w, g) for (w, _), g in zip(self._parts, gradients, strict=True) if g is not None]
         if not known:
             return None
-        carrier = WeightedCarrier(tuple((w, p.carrier) for w, p in known))
-        return RewardGradient(carrier, sum((p.usage for _, p in known), Usage()))
+        carrier = WeightedCarrier(tuple((w, g.carrier) for w, g in known))
+        return RewardGradient(carrier, sum((g.usage for _, g in known), Usage()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Wrapped(Reward):
+    """A reward around another: its own `score`, the other's gradient and binding."""
+
+    inner: Reward
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def learned(self) -> bool:
+        return self.inner.learned
+
+    def gradient(
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+    ) -> list[RewardGradient | None]:
+        return self.inner.gradient(rollouts, starts, likelihoods)
+
+    def bind(self, model: LanguageModel) -> Reward:
+        return replace(self, inner=self.inner.bind(model))
+
+
+@dataclass(frozen=True, eq=False)
+class Otherwise(_Wrapped):
+    """See `Reward.otherwise`."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ConfigurationError(f"{self.name}.otherwise got {self.value!r}; expected a finite value.")
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        return [
+            s if s.judged else replace(s, value=self.value, verdict=None, verified=None)
+            for s in judged(self.inner, rollouts)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Within(_Wrapped):
+    """See `Reward.within`."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < math.inf:
+            raise ConfigurationError(f"{self.name}.within got {self.seconds!r}; expected seconds above 0.")
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        try:
+            return Background(partial(judged, self.inner, rollouts)).result(self.seconds)
+        except TimeoutError:
+            late = f"{self.name} took longer than {self.seconds:g} s"
+            return [Score.not_judged(late, Usage(reward_calls=1))] * len(rollouts)
 
 
 def judged(reward: Reward, rollouts: Sequence[Rollout]) -> list[Score]:
@@ -150,3 +253,9 @@ def _check_scores(reward: Reward, scores: object, count: int) -> None:
 
 def _terms(reward: Reward) -> tuple[tuple[float, Reward], ...]:
     return reward.terms if isinstance(reward, RewardSum) else ((1.0, reward),)
+
+
+def _vouched(weight: float, score: Score) -> bool | None:
+    if weight > 0 or score.verified is None:
+        return score.verified
+    return False if score.verified else None

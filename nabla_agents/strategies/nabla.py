@@ -35,6 +35,10 @@ class Nabla(Settings):
     acceptance: by the whole objective, or by `reward` alone (the paper's rule, prone to over-optimisation).
     plausibility_floor: nats that a proposed token may be below the written one; None is no floor. The text that a tool
         expects is exempt, and so are located verdicts from the tests of `refinable`.
+    drafts: completions drawn before the first refinement, those after the first at `draft_temperature`; the best one
+        is refined, and where several begin alike, their verdicts say how to go on.
+    outcome_weight: nats in the gradient for each unit of advantage of a token by the tools' verdicts on the rollouts
+        that went through it. Learned scores have no part in it.
     """
 
     direction: Literal["gradient", "random", "none"] = "gradient"
@@ -43,6 +47,9 @@ class Nabla(Settings):
     min_promise: float = -2.0
     resample: Sampling | None = None
     temperature: Annotated[float, Field(ge=0)] = 0.0
+    drafts: Annotated[int, Field(ge=1)] = 1
+    draft_temperature: Annotated[float, Field(ge=0)] = 0.7
+    outcome_weight: Annotated[float, Field(ge=0)] = 10.0
     acceptance: AcceptanceRule = "objective"
     plausibility_floor: Annotated[float, Field(ge=0)] | None = 6.0
     stop_when_verified: bool = True
@@ -57,6 +64,7 @@ class Nabla(Settings):
             temperature=0.7,
             acceptance="reward",
             plausibility_floor=None,
+            outcome_weight=0.0,
             stop_when_verified=False,
         )
 
@@ -68,11 +76,14 @@ class Nabla(Settings):
         return pool.best()
 
     def steps(self, search: Search) -> Iterator[Step]:
-        found = search.roll([()], temperature=self.temperature)
-        if not found:
+        drafts = search.roll([()], temperature=self.temperature)
+        if drafts and self.drafts > 1:
+            drafts += search.roll([()] * (self.drafts - 1), temperature=self.draft_temperature)
+        incumbent = search.pool.best()
+        if incumbent is None:
             return
-        [incumbent] = found
-        yield rollout_step(search, incumbent, accepted=True)
+        for draft in drafts:
+            yield rollout_step(search, draft, accepted=draft is incumbent)
         committed = 0
         improved = True
         while improved and not self._verified(search, incumbent):
@@ -108,7 +119,7 @@ class Nabla(Settings):
         elif search.exhausted(GRADIENT):
             return
         else:
-            gradient = search.gradient(incumbent, start)
+            gradient = search.gradient(incumbent, start, outcome_weight=self.outcome_weight)
             rows = gradient.likelihood
         located = gradient.credit if gradient is not None and self.direction == "gradient" else {}
         for first in range(start, len(ids), _CHUNK):

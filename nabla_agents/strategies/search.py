@@ -18,6 +18,7 @@ from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
 from nabla_agents.models.transformer import PrefixCache
 from nabla_agents.objective import Objective, ObjectiveGradient
+from nabla_agents.outcome import outcome_credit
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Score, Usage
 
@@ -132,12 +133,16 @@ class Search:
             self.ended = (FinishReason.BUDGET, f"generated_tokens {spent}/{allowed}: too few for what was wanted")
         return found
 
-    def gradient(self, entry: Scored, start: int) -> ObjectiveGradient:
-        """The objective's gradient at every position from `start` on: one gradient pass."""
+    def gradient(self, entry: Scored, start: int, *, outcome_weight: float = 0.0) -> ObjectiveGradient:
+        """The objective's gradient at every position from `start` on: one gradient pass.
+
+        `outcome_weight` nats for each unit of what the pool's tool verdicts say of the tokens tried (`outcome_credit`).
+        """
         self._check_cancelled()
         [gradient] = self.worker.gradient([entry.rollout], [entry.score], [start], [self._prompt_cache()])
         self._usage = self._usage + gradient.usage
-        return gradient
+        judged = [(e.rollout, e.score) for e in self.pool]
+        return gradient.plus(outcome_credit(entry.rollout.completion_ids, start, judged), outcome_weight)
 
     def states(self, entry: Scored, start: int) -> LikelihoodCarrier:
         """The language model's own rows from `start` on: one forward, no gradient."""

@@ -1,0 +1,38 @@
+"""Fenced blocks (Markdown's three backticks) of a completion, with their places in it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# One line each, and a line begins no other: linear in the text. An unclosed block ends with the text.
+_FENCE = re.compile(r"^[ \t]{0,8}(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Fenced:
+    """The text between two fences, and where it starts in the completion; `language` is lower case, or empty."""
+
+    text: str
+    start: int
+    language: str
+
+
+def fenced_blocks(text: str) -> list[Fenced]:
+    """All blocks in order."""
+    blocks: list[Fenced] = []
+    opened: re.Match[str] | None = None
+    for fence in _FENCE.finditer(text):
+        if opened is None:
+            opened = fence
+        elif fence[1].startswith(opened[1]) and not fence[2]:
+            blocks.append(_between(text, opened, fence.start()))
+            opened = None
+    if opened is not None:
+        blocks.append(_between(text, opened, len(text)))
+    return blocks
+
+
+def _between(text: str, opened: re.Match[str], end: int) -> Fenced:
+    start = min(opened.end() + 1, end)  # after the fence's line break
+    return Fenced(text[start:end], start, opened[2].lower())
