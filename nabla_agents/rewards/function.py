@@ -138,7 +138,8 @@ def _arguments(function: Callable[..., Any], name: str) -> tuple[list[_Getter], 
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as e:
         raise ConfigurationError(f"@reward cannot read the parameters of {name}; wrap it in a function.") from e
-    parameters = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    fixed = getattr(function, "keywords", ())  # of a `functools.partial`
+    parameters = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in fixed]
     wanted = [p for p in parameters if p.default is p.empty]
     positional: list[_Getter] = []
     named: dict[str, _Getter] = {}

@@ -49,7 +49,7 @@ class Nabla(Settings):
     temperature: Annotated[float, Field(ge=0)] = 0.0
     drafts: Annotated[int, Field(ge=1)] = 1
     draft_temperature: Annotated[float, Field(ge=0)] = 0.7
-    outcome_weight: Annotated[float, Field(ge=0)] = 10.0
+    outcome_weight: Annotated[float, Field(ge=0)] = 30.0
     acceptance: AcceptanceRule = "objective"
     plausibility_floor: Annotated[float, Field(ge=0)] | None = 6.0
     stop_when_verified: bool = True

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import threading
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -234,3 +236,123 @@ def test_every_judgement_is_a_call_whether_the_reward_counts_or_not() -> None:
     assert [s.usage.reward_calls for s in judged(own, ROLLOUTS)] == [1, 1, 1]
     assert [s.usage.reward_calls for s in judged(counting, ROLLOUTS)] == [1, 1, 1]
     assert [s.usage.reward_calls for s in judged(own + 2.0 * counting, ROLLOUTS)] == [2, 2, 2]
+
+
+# ── the algebra's edges ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Slow(Reward):
+    """Waits until it is released."""
+
+    def __init__(self, released: threading.Event, value: float = 1.0) -> None:
+        self.released, self.value = released, value
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        assert self.released.wait(20), "nothing released it"
+        return [Score(self.value, self.value, True)] * len(rollouts)
+
+
+def test_rewards_sum_up() -> None:
+    parts: list[Reward] = [FixedReward(length), 2.0 * FixedReward(length), FixedReward(lambda r: 10.0)]
+    assert [s.value for s in sum(parts).score(ROLLOUTS)] == [13, 16, 19]  # type: ignore[union-attr]
+    assert sum(parts[:1]) is parts[0]
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("other", [1, "0", None, 0.5])
+def test_only_the_zero_of_sum_adds(other: object) -> None:
+    with pytest.raises(ConfigurationError, match="Rewards add and scale"):
+        other + ArithmeticSteps()  # type: ignore[operator]
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("weight", ["2", None, [2.0], True, 1j])
+def test_only_numbers_scale(weight: object) -> None:
+    with pytest.raises(ConfigurationError, match="Rewards add and scale"):
+        ArithmeticSteps() * weight  # type: ignore[operator]
+
+
+def test_a_part_of_weight_zero_is_not_there() -> None:
+    """It is not asked, so it cannot hang, raise, vouch, or make the sum unjudged."""
+    refusing = Refusing("a", "bb", "ccc")
+    reward = FixedReward(length) + 0.0 * refusing + 0.0 * fixed(Score(1.0, 1.0, True)) + 0.0 * Broken(None)
+    scores = judged(reward, ROLLOUTS)
+    assert [(s.value, s.verdict, s.verified) for s in scores] == [(v, None, None) for v in (1.0, 2.0, 3.0)]
+    assert refusing.calls == 0
+    assert [s.usage.reward_calls for s in scores] == [1, 1, 1]
+    assert [s.value for s in judged(0.0 * refusing, ROLLOUTS)] == [0.0] * 3
+
+
+@pytest.mark.parametrize(("verified", "expected"), [(True, False), (False, None), (None, None)])
+def test_with_a_negative_weight_who_vouches_objects(verified: bool | None, expected: bool | None) -> None:
+    [score] = (-2.0 * fixed(Score(0.5, 0.5, verified))).score(ROLLOUTS[:1])
+    assert (score.value, score.verdict, score.verified) == (-1.0, -1.0, expected)
+
+
+def test_what_a_part_could_not_judge_counts_as_said() -> None:
+    """The silent tool counts 0.5, and has no verdict; the one that judged is untouched."""
+    tool = ArithmeticSteps().otherwise(0.5)
+    scores = (FixedReward(length) + 2.0 * tool).score(
+        [Rollout.from_text("?", text) for text in ("no sums", "1+1=2", "1+1=3")]
+    )
+    assert [(s.value, s.verdict, s.verified) for s in scores] == [(8.0, None, None), (7.0, 2.0, True), (5.0, 0.0, False)]
+    assert "no equation" in scores[0].explanation
+    assert [s.usage.reward_calls for s in scores] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_silence_counts_a_finite_value(value: float) -> None:
+    with pytest.raises(ConfigurationError, match="otherwise"):
+        ArithmeticSteps().otherwise(value)
+
+
+def test_a_dead_tool_hits_its_limit_and_the_other_parts_are_judged() -> None:
+    released = threading.Event()
+    reward = FixedReward(length) + Slow(released).within(0.2).otherwise(0.0)
+    started = time.perf_counter()
+    scores = judged(reward, ROLLOUTS)
+    assert time.perf_counter() - started < 10
+    released.set()
+    assert [s.value for s in scores] == [1.0, 2.0, 3.0]
+    assert all("Slow took longer than 0.2 s" in s.explanation for s in scores)
+
+
+def test_a_tool_in_time_is_not_touched_by_its_limit() -> None:
+    released = threading.Event()
+    released.set()
+    assert [s.verified for s in Slow(released).within(30.0).score(ROLLOUTS)] == [True] * 3
+    broken = judged(Refusing("bb").within(30.0), ROLLOUTS)
+    assert [s.judged for s in broken] == [True, False, True]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
+def test_a_limit_is_a_time(seconds: float) -> None:
+    with pytest.raises(ConfigurationError, match="within"):
+        ArithmeticSteps().within(seconds)
+
+
+def test_tools_of_a_sum_run_while_its_models_do() -> None:
+    """The model releases the tools, and each tool the next: one after the other, they would wait for ever."""
+    one, two = threading.Event(), threading.Event()
+
+    class Model(Linear):
+        def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+            one.set()
+            two.set()
+            seen.append(threading.current_thread())
+            return super().score(rollouts)
+
+    seen: list[threading.Thread] = []
+    reward = Slow(one) + Slow(two, 4.0) + Model(0.25)
+    assert [s.value for s in reward.score(ROLLOUTS)] == [5.25] * 3
+    assert seen == [threading.current_thread()]  # a model's own thread is the caller's
+
+
+def test_wrapped_rewards_keep_gradient_and_binding() -> None:
+    model = random_model(vocabulary=["a"], width=8, layers=1)
+    wrapped = (Linear(3.0).otherwise(0.0)).within(30.0)
+    [gradient] = wrapped.gradient(ROLLOUTS[:1], [0], [])
+    assert gradient is not None
+    assert gradient.carrier.rows([0]).tolist() == [[3.0, 0.0]]
+    assert wrapped.bind(model).inner.inner.bound_to is model  # type: ignore[attr-defined]
+    assert (wrapped.name, wrapped.learned) == ("Linear", True)
