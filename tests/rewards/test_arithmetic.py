@@ -58,6 +58,50 @@ RIGHT = [
     "It is -3 + 5 = 2",
     "3\u00a0+\u00a04 = 7",
     "٣ + ٤ = ٧",
+    "$3 + $4 = $7",
+    "$3 + $4 = 7",
+    "9 * $2 = $18",
+    "$20 / 4 = $5",
+    "$1,200 - $300 = $900",
+    "-$3 + $5 = $2",
+    "$3 - $5 = -$2",
+    "3 * 4 = $12",
+    "€3.50 + €1.50 = €5",
+    "3 km + 4 km = 7 km",
+    "3 apples + 4 apples = 7 apples",
+    "3 red apples + 1 red apple = 4 red apples in total",
+    "2 hours * 3 = 6 hours",
+    "10 km / 2 = 5 km",
+    "3km + 4km = 7km",
+    "5 km/h + 3 km/h = 8 km/h",
+    "2 million + 3 million = 5 million",
+    "20% of 50 = 10",
+    "20% * 50 = 10",
+    "50 * 20% = 10",
+    "10% + 5% = 15%",
+    "100% - 30% = 70%",
+    "15% of $80 = $12",
+    ".5 + .5 = 1",
+    "20*.5 = 10",
+    "$3 + 4 = 7$",
+    "$3 + 4 = 7$.",
+    "\\(3 \\times 4 = 12\\)",
+    "3 \\cdot 4 = 12",
+    "12 \\div 4 = 3",
+    "\\frac{1}{2} + \\frac{1}{4} = \\frac{3}{4}",
+    "\\frac{1}{2} + 0.25 = 0.75",
+    "3 * 4 &= 12 \\\\",
+    "**3 + 4 = 7**",
+    "so **3 + 4 = 7**",
+    "3 + 4 = **7**",
+    "3 + 4 = 10 - 3 = 7",
+    "10 + 2 = 15 - 3 = 12",
+    "16 - 3 - 4 = <<16-3-4=9>>9 duck eggs",
+    "9 * 2 = $<<9*2=18>>18 every day",
+    "<<48/2=24>>",
+    "3 + 4 = 7 apples",
+    "3 + 4 = 7 - which is odd",
+    "2/3 = 0.67",
 ]
 WRONG = [  # text, the wrong result, the right one
     ("3 + 4 = 8", "8", "7"),
@@ -85,6 +129,25 @@ WRONG = [  # text, the wrong result, the right one
     ("123456789012345678901234567890 + 1 = 3", "3", "123456789012345678901234567891"),
     ("1/2 + 1/4 = 2/4", "2", None),  # another numerator alone does not make it right
     ("3 * 4 = 13 + 5 = 17", "13", "12"),
+    ("$3 + $4 = $8", "$8", "$7"),
+    ("9 * $2 = $19", "$19", "$18"),
+    ("$3 - $5 = $2", "$2", "-$2"),
+    ("$1,200 + $300 = $1,600", "$1,600", "$1,500"),
+    ("$3 + 4 = 8$", "8", "7"),
+    ("3 km + 4 km = 8 km", "8", "7"),
+    ("3km + 4km = 8km", "8", "7"),
+    ("2 million + 3 million = 6 million", "6", "5"),
+    ("3 + 4 = 8 apples", "8", "7"),
+    ("3 + 4 = 8 and then", "8", "7"),
+    ("20% of 50 = 20", "20", "10"),
+    ("10% + 5% = 20%", "20", "15"),
+    ("15% of $80 = $15", "$15", "$12"),
+    ("3 \\times 4 = 13", "13", "12"),
+    ("\\frac{1}{2} + \\frac{1}{4} = \\frac{2}{4}", "\\frac{2}{4}", "\\frac{3}{4}"),
+    ("**3 + 4 = 8**", "8", "7"),
+    ("3 + 4 = **8**", "8", "7"),
+    ("3 + 4 = 2 + 6", "2", "7"),
+    (".5 + .5 = 2", "2", "1"),
 ]
 NOT_JUDGED = [
     "",
@@ -120,6 +183,61 @@ NOT_JUDGED = [
     "1.2.3 + 4 = 9",
     f"{'9' * 31} + 1 = 3",
     "+".join("1" * 41) + " = 3",
+    "$3 + €4 = €7",
+    "$3 + €4 = €8",
+    "3 km + 4 m = 8 km",
+    "3 km + 400 m = 3.4 km",
+    "1 hour + 30 = 90",
+    "1 hour + 30 minutes = 90 minutes",
+    "60 + 60 = 2 hours",
+    "50 * 4 = $2",
+    "50 cents * 4 = $2",
+    "6 * 2 = 1 dozen",
+    "500 + 500 = 1 thousand",
+    "2 dozen * 3 eggs = 72 eggs",
+    "3 apples + 3 apples = 30",
+    "2x + 3x = 10",
+    "2 pi + 3 pi = 15.7",
+    "2 apples + 3 apples = $10",
+    "half of 10 + 2 = 7",
+    "20% of 10 + 2 = 4",
+    "17 mod 5 + 1 = 3",
+    "11 + 2 = 1 (mod 12)",
+    "In base 8, 7 + 1 = 10",
+    "In binary, 1 + 1 = 10",
+    "11 + 2 = 1 pm",
+    "11:00 + 2 = 1",
+    "7 + 5 = 2 * n",
+    "7 + 5 = 2 n",
+    "12 + 4 = 4x",
+    "3 * 2 * 4 = 4!",
+    "1.000 + 500 = 1.500",
+    "1000 + 500 = 1 500",
+    "2 / 3 = 0.66...",
+    "2 / 3 = 0.66…",
+    "7 / 2 = 3 boxes",
+    "7 / 2 = 3 remainder 1",
+    "5 more than 3 + 4 = 12",
+    "log 100 + 1 = 3",
+    "5 & 3 + 1 = 1",
+    "1 << 2 + 1 = 8",
+    "2^{3} -4 + 5 = 9",
+    "\\cos 3 + 4 = 5",
+    "3 + 4 =",
+    "3 + 4 =",
+    "1. First",
+    "12 / 4 = 2\\sqrt{2}",
+    "2010 - 2015 = 5 years",
+    "3 + 4 = 8\\%",
+    "2.5 * 10 * 10 = 2.5 * 10^2",
+    "3{,}000 + 1 = 4",
+    "3 + 4 = (8)",
+    "100 + 10% = 110",
+    "$2 * $3 = $6",
+    "3 m * 4 m = 12 m",
+    "2 feet + 3 feet = 1.67 yards",
+    "5 choose 2 + 1 = 11",
+    "1/3 of 12 = 4",
 ]
 
 
@@ -171,6 +289,37 @@ def test_a_result_on_the_line_above_is_no_operand() -> None:
     """Joined over the line break, `7 - 5 + 2` would be 4."""
     score = ArithmeticSteps().judge("- 3 + 4 = 7\n- 5 + 2 = 8")
     assert [span.expected for span in score.spans] == [None, "7"]
+
+
+def test_a_calculators_note_and_its_copy_are_both_judged() -> None:
+    for text, right in [
+        ("16 - 3 - 4 = <<16-3-4=9>>9 eggs", [1, 1]),
+        ("16 - 3 - 4 = <<16-3-4=9>>8 eggs", [1, -1]),
+        ("16 - 3 - 4 = <<16-3-4=8>>9 eggs", [-1, 1]),
+        ("9 * 2 = $<<9*2=18>>18 and 1 + 1 = <<1+1=3>>3", [1, 1, -1, -1]),
+    ]:
+        spans = ArithmeticSteps().judge(text).spans
+        assert [span.value for span in spans] == right, text
+        assert [span.start for span in spans] == sorted(span.start for span in spans)
+
+
+def test_units_and_currencies_change_no_verdict() -> None:
+    """200 random sums, bare and with a unit or currency on every term: the same verdict, the same expected number."""
+    random, tool = Random(3), ArithmeticSteps()
+    for _ in range(200):
+        a, b, off = random.randint(1, 500), random.randint(1, 500), random.choice([0, 0, 5, -3, 11])
+        bare = tool.judge(f"{a} + {b} = {a + b + off}").spans[0]
+        for form in ("${}", "{} km", "{} small boxes", "{}%", "€ {}"):
+            text = f"{form} + {form} = {form}".format(a, b, a + b + off)
+            [span] = tool.judge(text).spans
+            assert span.value == bare.value, text
+            assert (span.expected or "").strip("$€ ") == (bare.expected or ""), text
+
+
+@pytest.mark.untyped
+def test_bytes_are_not_judged() -> None:
+    [score] = ArithmeticSteps().score([Rollout.from_text("?", b"1 + 1 = 2")])  # type: ignore[arg-type]
+    assert not score.judged
 
 
 def test_the_right_result_can_be_withheld() -> None:
@@ -261,6 +410,18 @@ HOSTILE = {
     "brackets": "(" * 100_000,
     "list markers": "(a" * 50_000,
     "letters that multiply": "1x" * 50_000,
+    "units": "1 km + " * 14_000,
+    "words": "1 aa bb cc dd " * 7_000,
+    "letters": "1 " + "a" * 100_000,
+    "currencies": "$ " * 50_000,
+    "spaces after a currency": ("$" + " " * 300) * 330,
+    "spaces before a unit": ("1" + " " * 300 + "km") * 330,
+    "fractions": "\\frac{1}{2}+" * 8_000,
+    "notes": "<<1+1=2>>" * 5_000 + "<" * 50_000,
+    "open notes": "<<" * 50_000,
+    "a long note": "<<" + "1+" * 50_000 + "1=2>>",
+    "stars": "1+1=**" * 6_000 + "*" * 60_000,
+    "percent": "1%of " * 20_000,
     "huge factors": (("9" * 30 + "*") * 39 + "1=1 ") * 80,
     "huge divisors": (("9" * 30 + "/") * 39 + "1=1;") * 80,
     "huge and fractional": (("9" * 30 + "*") * 38 + "0.5=1;") * 80,

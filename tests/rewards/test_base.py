@@ -295,7 +295,11 @@ def test_what_a_part_could_not_judge_counts_as_said() -> None:
     scores = (FixedReward(length) + 2.0 * tool).score(
         [Rollout.from_text("?", text) for text in ("no sums", "1+1=2", "1+1=3")]
     )
-    assert [(s.value, s.verdict, s.verified) for s in scores] == [(8.0, None, None), (7.0, 2.0, True), (5.0, 0.0, False)]
+    assert [(s.value, s.verdict, s.verified) for s in scores] == [
+        (8.0, None, None),
+        (7.0, 2.0, True),
+        (5.0, 0.0, False),
+    ]
     assert "no equation" in scores[0].explanation
     assert [s.usage.reward_calls for s in scores] == [2, 2, 2]
 

@@ -102,9 +102,7 @@ def test_a_function_is_given_what_its_parameters_ask_for(function: Callable[...,
         (-math.inf, -math.inf, None, None),
     ],
 )
-def test_answers_and_what_they_mean(
-    answer: Any, value: float, verdict: float | None, verified: bool | None
-) -> None:
+def test_answers_and_what_they_mean(answer: Any, value: float, verdict: float | None, verified: bool | None) -> None:
     [score] = reward(lambda text: answer).score(ROLLOUTS[:1])
     assert (score.value, score.verdict, score.verified) == (value, verdict, verified)
     assert score.usage == Usage(reward_calls=1)

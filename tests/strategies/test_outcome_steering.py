@@ -30,9 +30,7 @@ def search_of(toy: Any, reward: FixedReward | None = None, seed: int = 0) -> Sea
     objective = Objective(toy.model, reward)
     worker = LocalWorker(objective, toy.model)
     sampling = Sampling(max_tokens=toy.length)
-    return Search(
-        objective=objective, worker=worker, prompt=toy.prompt, sampling=sampling, budget=UNLIMITED, seed=seed
-    )
+    return Search(objective=objective, worker=worker, prompt=toy.prompt, sampling=sampling, budget=UNLIMITED, seed=seed)
 
 
 def test_the_mean_over_sampled_pools_is_the_exact_gradient(toy: Callable[..., Any]) -> None:
@@ -105,9 +103,7 @@ def test_verdicts_without_a_place_steer(toy: Callable[..., Any]) -> None:
             bool(t.solve(engine, budget=Budget(rollouts=9), seed=seed, sampling=Sampling(max_tokens=4)).score.verified)
             for seed in range(40)
             for t in [toy(seed % 8, scale=1.0)]
-            for engine in [
-                t.engine(lure(t), strategy=Nabla(drafts=8, draft_temperature=3.0, outcome_weight=weight))
-            ]
+            for engine in [t.engine(lure(t), strategy=Nabla(drafts=8, draft_temperature=3.0, outcome_weight=weight))]
         )
         for weight in (0.0, Nabla().outcome_weight)
     }

@@ -1,0 +1,42 @@
+"""Exact numbers as people write them: read, rounded as at school, and written again. Nothing is evaluated as code."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+MINUS = "-−–"
+
+
+def number(text: str) -> Fraction:
+    """Of digits in any script, thousands separators, one decimal point, and one sign at most."""
+    for written, plain in ((",", ""), ("−", "-"), ("–", "-")):
+        text = text.replace(written, plain)
+    return Fraction(text) if "." in text else Fraction(int(text))
+
+
+def decimals(text: str) -> int:
+    return len(text.partition(".")[2])
+
+
+def rounded(value: Fraction, places: int) -> Fraction:
+    """Halves away from zero."""
+    scale = 10**places
+    return Fraction((abs(value) * scale + Fraction(1, 2)).__floor__(), scale) * (1 if value >= 0 else -1)
+
+
+def agrees(value: Fraction, written: Fraction, places: int) -> bool:
+    """Whether a number written with that many decimals is the value, or the value rounded to them."""
+    return written == value or (places > 0 and rounded(value, places) == written)
+
+
+def short_decimals(value: Fraction) -> int | None:
+    """The decimals that write the value exactly, if four are enough."""
+    return next((d for d in range(5) if rounded(value, d) == value), None)
+
+
+def text(value: Fraction, places: int, *, prefix: str = "", grouping: str = "") -> str:
+    """The rounded value in decimal digits, every one of them exact; `prefix` stands behind the sign."""
+    scaled = abs(rounded(value, places)) * 10**places
+    whole, part = divmod(int(scaled), 10**places)
+    sign = "-" if value < 0 and scaled else ""
+    return f"{sign}{prefix}{whole:{grouping}d}" + (f".{part:0{places}d}" if places else "")
