@@ -13,8 +13,10 @@ from nabla_agents.errors import (
     ContextOverflowError,
     ModelLoadError,
     NablaError,
+    ProgramError,
     PromptError,
     RewardError,
+    SandboxError,
     VocabularyMismatchError,
 )
 from nabla_agents.types import Budget, FinishReason, Message, Prompt, Result, Rollout, Score, Span, Step, Usage
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         ProcessReward,
         Reward,
     )
+    from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, SelfConsistency, Strategy
 
 __version__ = "0.1.0"
@@ -44,19 +47,24 @@ _LAZY = {
     "BestOfN": "strategies",
     "DifferentiableReward": "rewards",
     "Engine": "engine",
+    "Execution": "sandbox",
+    "Executor": "sandbox",
     "Greedy": "strategies",
     "ImplicitReward": "rewards",
     "LanguageModel": "models.language_model",
+    "Limits": "sandbox",
     "MirrorDTO": "dto",
     "Nabla": "strategies",
     "Objective": "objective",
     "OutcomeReward": "rewards",
     "ProcessReward": "rewards",
+    "Program": "sandbox",
     "Refinable": "positions",
     "Reward": "rewards",
     "Run": "engine",
     "Sampling": "config",
     "SelfConsistency": "strategies",
+    "Status": "sandbox",
     "Strategy": "strategies",
 }
 
@@ -69,10 +77,13 @@ __all__ = [
     "ContextOverflowError",
     "DifferentiableReward",
     "Engine",
+    "Execution",
+    "Executor",
     "FinishReason",
     "Greedy",
     "ImplicitReward",
     "LanguageModel",
+    "Limits",
     "Message",
     "MirrorDTO",
     "ModelLoadError",
@@ -81,6 +92,8 @@ __all__ = [
     "Objective",
     "OutcomeReward",
     "ProcessReward",
+    "Program",
+    "ProgramError",
     "Prompt",
     "PromptError",
     "Refinable",
@@ -90,9 +103,11 @@ __all__ = [
     "Rollout",
     "Run",
     "Sampling",
+    "SandboxError",
     "Score",
     "SelfConsistency",
     "Span",
+    "Status",
     "Step",
     "Strategy",
     "Usage",
