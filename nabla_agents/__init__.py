@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         ProcessReward,
         Reward,
     )
-    from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status
+    from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, SelfConsistency, Strategy
 
 __version__ = "0.1.0"
@@ -66,6 +66,7 @@ _LAZY = {
     "SelfConsistency": "strategies",
     "Status": "sandbox",
     "Strategy": "strategies",
+    "make_executor": "sandbox",
 }
 
 __all__ = [
@@ -113,6 +114,7 @@ __all__ = [
     "Usage",
     "VocabularyMismatchError",
     "__version__",
+    "make_executor",
 ]
 
 
