@@ -64,8 +64,8 @@ class Limits:
     """
 
     fuel: int = 4_000_000_000
-    cpu_seconds: float = 2
-    wall_seconds: float = 5.0
+    cpu_seconds: int | float = 2
+    wall_seconds: int | float = 5
     memory_bytes: int = 256 << 20
     output_bytes: int = 64 << 10
     value_bytes: int = 16 << 10

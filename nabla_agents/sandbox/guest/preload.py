@@ -7,14 +7,14 @@ import sys
 # No asyncio: it cannot run sealed, and a module that is missing says so more plainly than one that fails.
 STANDARD = """
     __future__ _strptime abc argparse array ast base64 binascii bisect builtins bz2 calendar cmath code codecs
-    collections collections.abc colorsys concurrent.futures configparser contextlib contextvars copy copyreg csv ctypes
-    dataclasses datetime decimal difflib dis enum errno fcntl fnmatch fractions functools gc getopt getpass glob
-    graphlib gzip hashlib heapq hmac html html.entities html.parser importlib importlib.util inspect io itertools json
-    keyword linecache locale logging lzma marshal math mmap numbers opcode operator os os.path pathlib pickle
-    pickletools pkgutil platform posixpath pprint queue random re reprlib resource sched secrets select selectors shlex shutil
-    signal socket stat statistics string stringprep struct subprocess sys sysconfig tempfile textwrap threading time timeit
-    token tokenize traceback types typing unicodedata unittest urllib.parse uuid warnings weakref xml.etree.ElementTree
-    zipfile zlib zoneinfo doctest cProfile pstats
+    collections collections.abc colorsys concurrent.futures configparser contextlib contextvars copy copyreg csv
+    ctypes dataclasses datetime decimal difflib dis enum errno fcntl fnmatch fractions functools gc getopt getpass
+    glob graphlib gzip hashlib heapq hmac html html.entities html.parser importlib importlib.util inspect io
+    itertools json keyword linecache locale logging lzma marshal math mmap numbers opcode operator os os.path
+    pathlib pickle pickletools pkgutil platform posixpath pprint queue random re reprlib resource sched secrets
+    select selectors shlex shutil signal socket stat statistics string stringprep struct subprocess sys sysconfig
+    tempfile textwrap threading time timeit token tokenize traceback types typing unicodedata unittest urllib.parse
+    uuid warnings weakref xml.etree.ElementTree zipfile zlib zoneinfo doctest cProfile pstats
 """
 CODECS = """
     ascii base64_codec bz2_codec charmap cp1252 cp437 hex_codec idna iso8859_1 latin_1 punycode quopri_codec
@@ -32,14 +32,14 @@ np.polyfit([0, 1, 2], [0, 1, 4], 2); str(a); np.einsum("ij,jk", a, a); np.percen
 """,
     "sympy": """
 from sympy import *
-x, y, n = symbols("x y n"); i = symbols("i", integer=True, positive=True)
-solve(x**2 - 2, x); solve([x + y - 3, x - y - 1], [x, y]); solveset(x**2 - 1, x, S.Reals);
-simplify(sin(x)**2 + cos(x)**2); factor(x**2 - 1); expand((x + 1)**3); integrate(x * exp(x), x); diff(sin(x), x); limit(sin(x) / x, x, 0)
-series(cos(x), x, 0, 4); Matrix([[1, 2], [3, 4]]).eigenvals(); summation(i, (i, 1, n)); factorint(2**20 - 1);
-isprime(97); nsolve(cos(x) - x, x, 1); N(pi, 20); sympify("x + 1"); latex(x / y); Rational(1, 3) + sqrt(2); together(1 / x + 1 / y)
-solve(x**3 - 2 * x + 1, x); solve(Abs(x) - 1, x); reduce_inequalities(x**2 < 4, x); apart(1 / (x**2 - 1));
-str(pretty(x**2)); lambdify(x, x**2)(3); diophantine(x**2 - y**2 - 3); nextprime(10); divisors(12); totient(10); binomial(5, 2);
-trigsimp(sin(x))
+x, y, n = symbols("x y n"); i = symbols("i", integer=True, positive=True); solve(x**2 - 2, x)
+solve([x + y - 3, x - y - 1], [x, y]); solveset(x**2 - 1, x, S.Reals); simplify(sin(x)**2 + cos(x)**2)
+factor(x**2 - 1); expand((x + 1)**3); integrate(x * exp(x), x); diff(sin(x), x); limit(sin(x) / x, x, 0)
+series(cos(x), x, 0, 4); Matrix([[1, 2], [3, 4]]).eigenvals(); summation(i, (i, 1, n)); factorint(2**20 - 1)
+isprime(97); nsolve(cos(x) - x, x, 1); N(pi, 20); sympify("x + 1"); latex(x / y); Rational(1, 3) + sqrt(2)
+together(1 / x + 1 / y); solve(x**3 - 2 * x + 1, x); solve(Abs(i) - 1, i); reduce_inequalities(x**2 < 4, x)
+apart(1 / (x**2 - 1)); str(pretty(x**2)); lambdify(x, x**2)(3); diophantine(x**2 - y**2 - 3); nextprime(10)
+divisors(12); totient(10); binomial(5, 2); trigsimp(sin(x))
 """,
     "dateutil": "import dateutil.parser, dateutil.relativedelta, dateutil.rrule; dateutil.parser.parse('2024-02-03')",
 }
