@@ -1,6 +1,6 @@
 """Runs hostile lines in a process of its own, looks for effects outside, and prints one JSON verdict a line.
 
-    python rig.py BACKEND SCRATCH [--hazards]
+    python rig.py BACKEND SCRATCH [--hazards] [CATEGORY ...]
 
 It is started by `test_corpus.py`, which bounds and ends it. Nothing that could harm the machine runs unless `--hazards`
 is given and the self-test is clean; forking lines run last.
@@ -199,7 +199,9 @@ def main(backend: str, scratch: str, *options: str) -> None:
     bait = Bait(Path(scratch))
     # `proven` runs the self-test and raises: no line of the corpus is run by a sandbox that does not contain it.
     executor = OpenExecutor() if backend == "open" else backends.proven(backends.BACKENDS[backend], workers=1)
+    categories = set(options) - {"--hazards"}
     chosen = [line for line in lines() if line.hazard is None or "--hazards" in options]
+    chosen = [line for line in chosen if not categories or line.category in categories]
     if backend == "open":
         chosen = [line for line in chosen if line.hazard is None and line.category in HARMLESS_EVEN_OPEN]
     for line in chosen:

@@ -9,6 +9,7 @@ import pytest
 from nabla_agents import Executor, Limits, Program, Status
 
 Verdicts = Callable[..., dict[str, list[str]]]
+QUICK = ["depth", "escape", "files", "integrity", "io", "kernel", "network", "process", "text"]
 COVERAGE_LIMITS = Limits(fuel=100_000_000_000, cpu_seconds=10, wall_seconds=10.0, memory_bytes=512 << 20)
 
 
@@ -32,6 +33,13 @@ def test_a_line_with_an_unknown_placeholder_is_refused(rig: ModuleType) -> None:
     assert rig.filled("x = @@3*(@@1@@3*)@@", {}) == "x = (((1)))"
     with pytest.raises(KeyError):
         rig.filled("open('@@NO_SUCH@@')", {})
+
+
+def test_hostile_lines_that_end_by_themselves_are_contained(verdicts: Verdicts) -> None:
+    """The part of the next test that takes no time."""
+    broken = verdicts("fork", "--hazards", *QUICK)
+    assert len(broken) >= 30
+    assert {name: rules for name, rules in broken.items() if rules} == {}
 
 
 @pytest.mark.slow

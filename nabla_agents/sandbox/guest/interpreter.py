@@ -67,12 +67,12 @@ def execute(request):
     report = Report(request["value_bytes"])
     try:
         run(request, report)
-        flush(sys.stdout)
-    except BaseException as e:
+        flush(getattr(sys, "stdout", None))
+    except:  # noqa: E722  naming BaseException would look it up among builtins, which may be gone
         untrace(None)
         unprofile(None)
         repair(sound)
-        describe(e, report.facts)
+        describe(sys.exc_info()[1], report.facts)
     untrace(None)
     unprofile(None)
     repair(sound)
