@@ -7,11 +7,17 @@ import re
 # Possessive quantifiers: the time is linear in the text, whatever it contains.
 _GAP = r"[*_ \t]*+"  # spaces and Markdown emphasis, as in `**Answer:** 7`
 _MARKED = (
-    re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*+\})*+)\}"),
     re.compile(r"####[ \t]*+(\S[^\n]*)"),
     re.compile(rf"(?i)\banswer\b{_GAP}(?:is\b{_GAP}[:=]?|[:=]){_GAP}(\S[^\n]*)"),
 )
 _NUMBER = re.compile(r"(?:(?<![\w)\]])[-−])?(?:\d[\d,]*+(?:\.\d+)?|(?<!\w)\.\d+)")  # a minus after a digit subtracts
+
+
+_BRACE = re.compile(r"(\\boxed\{)|\\.|[{}]", re.DOTALL)
+_WORDS = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
+_HEDGE = re.compile(r"(?i)\b(?:or|either|maybe)\b")
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_SENTENCE_END = re.compile(r"[.;!?](?=\s)")
 
 
 def extract_answer(text: str) -> str | None:
@@ -20,10 +26,49 @@ def extract_answer(text: str) -> str | None:
     Numbers lose thousands separators and needless zeros, and Unicode digits and signs become ASCII, so that equal
     answers vote together.
     """
+    boxed = _boxed(text)
+    if boxed is not None and (answer := _normal(boxed)):
+        return answer
     for pattern in (*_MARKED, _NUMBER):
         if found := [answer for answer in map(_normal, pattern.findall(text)[-1:]) if answer]:
             return found[0]
     return None
+
+
+def stated_answer(text: str) -> str | None:
+    r"""The last answer that the text commits itself to, as written: boxed, after `####` or `answer is`; without such a
+    mark, the whole of a text that is a mere expression, else the last number. None without one, and for a hedge.
+    """
+    boxed = _boxed(text)
+    marked = (pattern.findall(text)[-1:] for pattern in _MARKED)
+    found = boxed if boxed is not None else next((answers[0] for answers in marked if answers), None)
+    if found is None and len(text) <= 200 and "\n" not in text.strip() and not _WORDS.search(text):
+        found = text
+    if found is not None:
+        answer = _SENTENCE_END.split(found.strip("*_` \t\r\n"), maxsplit=1)[0].strip("*_` \t\r\n")
+        if answer.startswith("$") and (end := _DOLLAR.search(answer, 1)):
+            answer = answer[: end.end()]
+        return answer if answer and not _HEDGE.search(answer) else None
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
+        return None
+    before = text[numbers[-2].end() : numbers[-1].start()] if len(numbers) > 1 else ""
+    return None if len(before) < 20 and _HEDGE.search(before) else numbers[-1][0]
+
+
+def _boxed(text: str) -> str | None:
+    r"""What is in the last `\boxed{}` that is closed, however many braces are inside."""
+    open_: list[int | None] = []  # where the content of each open brace starts, if it is a box
+    found: str | None = None
+    for brace in _BRACE.finditer(text):
+        if brace[1]:
+            open_.append(brace.end())
+        elif brace[0] == "{":
+            open_.append(None)
+        elif brace[0] == "}" and open_:
+            start = open_.pop()
+            found = found if start is None else text[start : brace.start()]
+    return found
 
 
 def _normal(answer: str) -> str:

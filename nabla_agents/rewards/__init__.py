@@ -6,7 +6,10 @@ from nabla_agents.rewards.function import FunctionReward, reward
 from nabla_agents.rewards.implicit import ImplicitReward
 from nabla_agents.rewards.json_schema import JsonSchema
 from nabla_agents.rewards.learned import OutcomeReward, ProcessReward
+from nabla_agents.rewards.math_answer import MathAnswer
 from nabla_agents.rewards.pattern import Pattern
+from nabla_agents.rewards.python_answer import PythonAnswer
+from nabla_agents.rewards.python_tests import PythonTests
 
 __all__ = [
     "ArithmeticSteps",
@@ -14,9 +17,12 @@ __all__ = [
     "FunctionReward",
     "ImplicitReward",
     "JsonSchema",
+    "MathAnswer",
     "OutcomeReward",
     "Pattern",
     "ProcessReward",
+    "PythonAnswer",
+    "PythonTests",
     "Reward",
     "RewardGradient",
     "reward",

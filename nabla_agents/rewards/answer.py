@@ -1,0 +1,107 @@
+"""Whether two answers are the same, decided in the host: by normal form, by choice letter, and by exact number."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from nabla_agents.rewards import exact
+
+MAX_CHARACTERS = 2000
+_REMOVED = re.compile(
+    r"\\(?:left|right|displaystyle)\b|\\[,!;: ]|[$~]|\^\{?\\circ\}?|°|\\boxed(?=\{)|\{(?=,\})|(?<=,)\}"
+)
+_REPLACED = (
+    (re.compile(r"\\[dt]frac"), r"\\frac"),
+    (re.compile(r"\\(?:text|mathrm|textbf|mathbf|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\%"), "%"),
+    (re.compile(r"[−–]"), "-"),
+    (re.compile(r"\s+"), " "),
+)
+_LETTER = re.compile(r"\(?([A-Ja-j])[).:]*")
+_ASSIGNED = re.compile(r"[A-Za-z]\w{0,9} ?(?:=|\\approx) ?(?=[^=])")
+# Only what is cheap is a number: `Fraction("1e10000000")` takes seconds, and other scripts have digits, too.
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?|\.[0-9]{1,40}"
+_UNIT = r" ?(?P<unit>%|[€£¥₹¢]|[^\W\d_][^\d=<>]{0,40})?"
+_FORMS = tuple(
+    re.compile(rf"(?P<sign>[+-]?) ?[€£¥₹]? ?{form}{_UNIT}", re.ASCII)
+    for form in (
+        rf"(?P<number>{_DIGITS})(?: ?(?:\\times|\\cdot|[×*·x]) ?10\^\{{?(?P<power>[+-]?[0-9]{{1,3}})\}}?)?",
+        rf"(?P<number>{_DIGITS})[eE](?P<power>[+-]?[0-9]{{1,3}})",
+        r"10\^\{?(?P<power>[+-]?[0-9]{1,3})\}?",
+        rf"(?:(?P<whole>[0-9]{{1,40}}) )?(?P<number>{_DIGITS}) ?/ ?(?P<under>[0-9]{{1,40}})",
+        rf"(?P<whole>[0-9]{{1,40}})? ?\\frac ?\{{(?P<number>-?(?:{_DIGITS}))\}} ?\{{(?P<under>[0-9]{{1,40}})\}}",
+        r"(?P<whole>[0-9]{1,40})? ?\\frac(?P<number>[0-9])(?P<under>[0-9])",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Number:
+    value: Fraction
+    places: int | None  # decimals it is written with; None for a fraction
+    unit: str
+
+
+def normal(answer: str) -> str:
+    """The answer without what only formats it."""
+    answer = _REMOVED.sub("", answer)
+    for pattern, replacement in _REPLACED:
+        answer = pattern.sub(replacement, answer)
+    answer = answer.strip(" .*_`")
+    if answer.startswith("{") and answer.endswith("}"):
+        answer = answer[1:-1].strip()
+    return answer
+
+
+def same(gold: str, answer: str) -> bool | None:
+    """True or False where that is sure, None where it is not: another form, other units, or equal only when rounded.
+
+    With and without a per-cent sign a number is the same (`50%` is `50` and `0.5`), and so it is without its unit.
+    """
+    if max(len(gold), len(answer)) > MAX_CHARACTERS:
+        return None
+    gold, answer = normal(gold), normal(answer)
+    if gold.replace(" ", "") == answer.replace(" ", ""):
+        return True if gold else None
+    letters = _LETTER.fullmatch(gold), _LETTER.fullmatch(answer)
+    if letters[0] and letters[1] and letters[0][1].isupper():
+        return letters[0][1] == letters[1][1].upper()
+    one, other = number(gold), number(answer)
+    return None if one is None or other is None else _same_number(one, other)
+
+
+def number(answer: str) -> Number | None:
+    """A number in normal form with its unit; None for everything that is not plainly one."""
+    answer = _ASSIGNED.sub("", answer, count=1) if _ASSIGNED.match(answer) else answer
+    for form in _FORMS:
+        if (found := form.fullmatch(answer)) is None:
+            continue
+        parts = {"number": None, "power": None, "under": None, "whole": None, **found.groupdict()}
+        value, places = exact.number(parts["number"] or "1"), exact.decimals(parts["number"] or "")
+        if parts["under"] is not None:
+            if int(parts["under"]) == 0:
+                return None
+            value, places = value / int(parts["under"]) + int(parts["whole"] or 0), None
+        value *= Fraction(10) ** int(parts["power"] or 0)
+        unit = (found["unit"] or "").strip(" .").casefold()
+        return Number(-value if found["sign"] == "-" else value, None if parts["power"] else places, unit)
+    return None
+
+
+def _same_number(one: Number, other: Number) -> bool | None:
+    units = {n.unit.removesuffix("s") for n in (one, other) if n.unit and n.unit != "%"}
+    if len(units) > 1:
+        return None
+    values = {
+        (a.value / (100 if a.unit == "%" and scale else 1), b.value / (100 if b.unit == "%" and scale else 1))
+        for a, b in [(one, other)]
+        for scale in (True, False)
+    }
+    if any(a == b for a, b in values):
+        return True
+    for a, b in ((one, other), (other, one)):
+        if b.places and exact.rounded(a.value, b.places) == b.value:
+            return None
+    return False

@@ -1,0 +1,38 @@
+"""The Python in a completion, and where a line of it stands."""
+
+from __future__ import annotations
+
+import re
+
+from nabla_agents.rewards.fences import Fenced, fenced_blocks
+
+_PYTHON = ("python", "py", "python3", "")
+_BEGINS = re.compile(r"^(?:def|class|async def|import|from|@)\b", re.MULTILINE)
+
+
+def python_code(text: str, entry: str | None = None) -> Fenced | None:
+    """The last fenced block of Python, of those that define `entry` if some do; without any fence, the text from its
+    first definition or import on. None where a text has fences, but no Python between them, or nothing at all.
+    """
+    blocks = fenced_blocks(text)
+    if not blocks:
+        begins = _BEGINS.search(text)
+        start = begins.start() if begins else 0
+        return Fenced(text[start:], start, "") if text.strip() else None
+    python = [b for b in blocks if b.language in _PYTHON and b.text.strip()]
+    if entry is not None:
+        defines = re.compile(
+            rf"^\s*(?:async\s+)?(?:def|class)\s+{re.escape(entry)}\b|^{re.escape(entry)}\s*=", re.MULTILINE
+        )
+        python = [b for b in python if defines.search(b.text)] or python
+    return python[-1] if python else None
+
+
+def line_span(code: Fenced, line: int | None) -> tuple[int, int] | None:
+    """Characters of the completion that a line of the code takes, without indentation; None where it has no such."""
+    lines = code.text.split("\n")
+    if line is None or not 1 <= line <= len(lines) or not lines[line - 1].strip():
+        return None
+    start = code.start + sum(len(text) + 1 for text in lines[: line - 1])
+    written = lines[line - 1]
+    return start + len(written) - len(written.lstrip()), start + len(written.rstrip())

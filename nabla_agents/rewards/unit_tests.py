@@ -1,0 +1,131 @@
+"""What a function must do: calls with expected results, or assertions. Checked when made; compared in the host."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nabla_agents.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Argument lists and the values they must give, as JSON; the values never leave the host."""
+
+    entry: str
+    arguments: tuple[list[Any], ...]
+    expected: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Assertions:
+    """Source that runs after the program, and the checks that follow it, each in a run of its own."""
+
+    setup: str
+    checks: tuple[str, ...]
+
+
+def unit_tests(tests: object, entry: str | None) -> Calls | Assertions:
+    """Tests from pairs (arguments, expected), or from source with assertions.
+
+    Of source, assertions `assert f(1, 2) == 3`, `is True`, `is None` are turned into calls if all of them are of one
+    function and nothing else stands there, so that their answers stay in the host.
+
+    Raises:
+        ConfigurationError: no tests, no Python, no identifier, or values that are no JSON.
+    """
+    if entry is not None and not (isinstance(entry, str) and entry.isidentifier()):
+        raise ConfigurationError(f"PythonTests entry is {entry!r}; expected the name of a function.")
+    if isinstance(tests, str):
+        return _from_source(tests, entry)
+    if isinstance(tests, bytes) or not isinstance(tests, Sequence) or not tests:
+        raise ConfigurationError(f"PythonTests got {tests!r}; expected pairs (arguments, expected), or assertions.")
+    if entry is None:
+        raise ConfigurationError("PythonTests got pairs without entry; expected the name of the function to call.")
+    pairs = [_pair(test) for test in tests]
+    return Calls(entry, tuple(a for a, _ in pairs), tuple(e for _, e in pairs))
+
+
+def equal(expected: Any, value: Any) -> bool:
+    """Whether a returned JSON value is the expected one.
+
+    Numbers are equal by value, 3 and 3.0 too, and floats within 1e-9 (relative or absolute); True is not 1. Lists and
+    tuples are the same, and so are dicts with the same keys (JSON keys are text).
+    """
+    if isinstance(expected, bool) or isinstance(value, bool) or expected is None or value is None:
+        return expected is value
+    if isinstance(expected, int | float) and isinstance(value, int | float):
+        if isinstance(expected, int) and isinstance(value, int):
+            return expected == value
+        try:
+            return math.isclose(expected, value, rel_tol=1e-9, abs_tol=1e-9)
+        except OverflowError:  # an integer beyond the range of floats
+            return False
+    if isinstance(expected, list) and isinstance(value, list):
+        return len(expected) == len(value) and all(map(equal, expected, value))
+    if isinstance(expected, dict) and isinstance(value, dict):
+        return expected.keys() == value.keys() and all(equal(expected[k], value[k]) for k in expected)
+    return isinstance(expected, str) and expected == value
+
+
+def _pair(test: object) -> tuple[list[Any], Any]:
+    if (
+        not isinstance(test, Sequence)
+        or isinstance(test, str)
+        or len(test) != 2
+        or not isinstance(test[0], list | tuple)
+    ):
+        raise ConfigurationError(f"A test is {test!r}; expected (arguments, expected), for example ((1, 2), 3).")
+    try:
+        arguments, expected = json.loads(json.dumps([list(test[0]), test[1]], allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ConfigurationError(f"A test is not JSON: {e}; let the function return lists, numbers, text.") from e
+    return arguments, expected
+
+
+def _from_source(source: str, entry: str | None) -> Calls | Assertions:
+    source = textwrap.dedent(source)
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+        raise ConfigurationError(f"PythonTests got tests that are no Python: {e}.") from e
+    if not body:
+        raise ConfigurationError("PythonTests got no tests; expected at least one assertion.")
+    asserts = [s for s in body if isinstance(s, ast.Assert)]
+    calls = [_call(s) for s in asserts]
+    names = {call[0] for call in calls if call is not None} | ({entry} if entry else set())
+    if len(asserts) == len(body) and len(names) == 1 and None not in calls:
+        known = [call for call in calls if call is not None]
+        return Calls(known[0][0], tuple(a for _, a, _ in known), tuple(e for _, _, e in known))
+    setup = "\n".join(ast.unparse(s) for s in body if not isinstance(s, ast.Assert))
+    return Assertions(setup, tuple(ast.unparse(s) for s in asserts) or ("",))
+
+
+def _call(statement: ast.Assert) -> tuple[str, list[Any], Any] | None:
+    """Name, arguments and expected value of `assert f(…) == …`; None for every other assertion."""
+    test = statement.test
+    if not isinstance(test, ast.Compare) or len(test.ops) != 1 or not isinstance(test.ops[0], ast.Eq | ast.Is):
+        return None
+    call, value = test.left, test.comparators[0]
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
+        return None
+    try:
+        arguments, expected = _pair(([ast.literal_eval(a) for a in call.args], ast.literal_eval(value)))
+    except (ConfigurationError, ValueError, TypeError, SyntaxError, RecursionError):
+        return None
+    literal = ast.literal_eval(value)
+    if isinstance(test.ops[0], ast.Is) and not (literal is None or isinstance(literal, bool)):
+        return None
+    # `== 1` accepts True, and a tuple is no list: what JSON would blur is left to Python.
+    exact = (
+        isinstance(literal, str | float)
+        or literal is None
+        or (isinstance(literal, int) and not isinstance(literal, bool))
+    )
+    strict = exact or isinstance(test.ops[0], ast.Is) or isinstance(literal, list | bool)
+    return (call.func.id, arguments, expected) if strict else None

@@ -1,0 +1,105 @@
+"""The rig that runs hostile lines: its module, and a run of it within bounds that hold if the sandbox does not."""
+
+import importlib.util
+import json
+import os
+import queue
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from nabla_agents import Executor
+from nabla_agents.sandbox import backends
+
+ROOT = Path(__file__).resolve().parents[2]
+RIG = Path(__file__).with_name("rig.py")
+SILENT_SECONDS = 60
+
+
+@pytest.fixture(scope="session")
+def rig() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sandbox_rig", RIG)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def fork() -> Iterator[Executor]:
+    """A proven `fork` executor without memory, for all tests of a run."""
+    with backends.proven(backends.BACKENDS["fork"], workers=2) as executor:
+        yield executor
+
+
+@pytest.fixture
+def verdicts(tmp_path: Path) -> Callable[..., dict[str, list[str]]]:
+    """Runs the rig; the broken rules of each line that it ran."""
+
+    def run(backend: str, *options: str) -> dict[str, list[str]]:
+        scratch, home = tmp_path / "scratch", tmp_path / "home"
+        scratch.mkdir()
+        home.mkdir()
+        command = [sys.executable, str(RIG), backend, str(scratch), *options]
+        if backend == "open":
+            command = [*throw_away(), *command]
+        process = subprocess.Popen(
+            command,
+            cwd=home,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=bounded,
+        )
+        try:
+            return dict(map(json.loads, spoken(process)))
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+    return run
+
+
+def throw_away() -> list[str]:
+    """A prefix for commands: namespaces that end with them, where the machine has such."""
+    unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--ipc"]
+    usable = shutil.which("unshare") and subprocess.run([*unshare, "true"], capture_output=True).returncode == 0
+    return unshare if usable else []
+
+
+def bounded() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 20, 64 << 20))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def spoken(process: subprocess.Popen[str]) -> list[str]:
+    """All lines of its output; fails after a minute without one, or when it ends badly."""
+    said: queue.Queue[str | None] = queue.Queue()
+    stdout, stderr = process.stdout, process.stderr
+    assert stdout is not None
+    assert stderr is not None
+
+    def listen() -> None:
+        for line in stdout:
+            said.put(line)
+        said.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    lines: list[str] = []
+    while (line := said.get(timeout=SILENT_SECONDS)) is not None:
+        lines.append(line)
+    assert process.wait(SILENT_SECONDS) == 0, stderr.read()
+    return lines
