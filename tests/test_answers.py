@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from nabla_agents.answers import extract_answer
+from nabla_agents.answers import extract_answer, stated_answer
 
 TABLE = [
     # marked answers; the last one of a kind counts
@@ -112,3 +112,42 @@ def test_hostile_text_of_100_kb_is_read_in_time(name: str) -> None:
     started = time.process_time()
     extract_answer(HOSTILE[name])
     assert time.process_time() - started < 2
+
+
+# ── the answer as it is stated ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{\frac{\sqrt{3}}{2}}.", r"\frac{\sqrt{3}}{2}"),
+        (r"\boxed{1} and \boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\text{a \boxed{b} c}}", r"\text{a \boxed{b} c}"),
+        ("The answer is $x^2$ for all x.", "$x^2$"),
+        (r"The answer is $\$2.50$.", r"$\$2.50$"),
+        ("The answer is 7. It was 8.", "7"),
+        ("**Answer:** 3.5", "3.5"),
+        ("#### 1,200", "1,200"),
+        ("x^2 + 1", "x^2 + 1"),
+        ("She has 3 apples, then 4", "4"),
+        ("Is it 3 or 4", None),
+        ("The answer is 3 or 4", None),
+        ("nothing to say", None),
+        ("", None),
+    ],
+)
+def test_the_stated_answer_is_given_as_written(text: str, answer: str | None) -> None:
+    assert stated_answer(text) == answer
+
+
+def test_a_box_may_hold_braces_of_any_depth() -> None:
+    assert extract_answer(r"\boxed{\frac{\sqrt{3}}{2}} of 5") == r"\frac{\sqrt{3}}{2}"
+    deep = "{" * 5000 + "7" + "}" * 5000
+    assert extract_answer(rf"\boxed{{{deep}}}") == deep
+
+
+@pytest.mark.parametrize("piece", [r"\boxed{", r"\boxed{}", "{", "}", "\\", "$", "answer is ", "3 or ", "1 "])
+def test_hostile_text_is_searched_in_time(piece: str) -> None:
+    started = time.process_time()
+    stated_answer(piece * (100_000 // len(piece)))
+    assert time.process_time() - started < 5

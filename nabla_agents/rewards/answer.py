@@ -10,7 +10,7 @@ from nabla_agents.rewards import exact
 
 MAX_CHARACTERS = 2000
 _REMOVED = re.compile(
-    r"\\(?:left|right|displaystyle)\b|\\[,!;: ]|[$~]|\^\{?\\circ\}?|°|\\boxed(?=\{)|\{(?=,\})|(?<=,)\}"
+    r"\\(?:left|right|displaystyle)\b|\\[,!;: ]|\\?\$|~|\^\{?\\circ\}?|°|\\boxed(?=\{)|\*\*(?=\s|$)|\{(?=,\})|(?<=,)\}"
 )
 _REPLACED = (
     (re.compile(r"\\[dt]frac"), r"\\frac"),
@@ -20,10 +20,13 @@ _REPLACED = (
     (re.compile(r"\s+"), " "),
 )
 _LETTER = re.compile(r"\(?([A-Ja-j])[).:]*")
-_ASSIGNED = re.compile(r"[A-Za-z]\w{0,9} ?(?:=|\\approx) ?(?=[^=])")
+_ASSIGNED = re.compile(r"([A-Za-z]\w{0,9}) ?= ?(?=[^=])")
 # Only what is cheap is a number: `Fraction("1e10000000")` takes seconds, and other scripts have digits, too.
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?|\.[0-9]{1,40}"
-_UNIT = r" ?(?P<unit>%|[€£¥₹¢]|[^\W\d_][^\d=<>]{0,40})?"
+_SENTENCE = (
+    r"(?!.*\b(?:is|are|was|not|isn|no|wrong|or|and|but|if|than|to|because|since)\b)"  # `42 is wrong` has no unit
+)
+_UNIT = rf" ?(?P<unit>%|[€£¥₹¢]|{_SENTENCE}[^\W\d_][^\d=<>]{{0,40}})?"
 _FORMS = tuple(
     re.compile(rf"(?P<sign>[+-]?) ?[€£¥₹]? ?{form}{_UNIT}", re.ASCII)
     for form in (
@@ -49,7 +52,7 @@ def normal(answer: str) -> str:
     answer = _REMOVED.sub("", answer)
     for pattern, replacement in _REPLACED:
         answer = pattern.sub(replacement, answer)
-    answer = answer.strip(" .*_`")
+    answer = answer.lstrip(" *_`").rstrip(" .*_`")
     if answer.startswith("{") and answer.endswith("}"):
         answer = answer[1:-1].strip()
     return answer
@@ -68,13 +71,15 @@ def same(gold: str, answer: str) -> bool | None:
     letters = _LETTER.fullmatch(gold), _LETTER.fullmatch(answer)
     if letters[0] and letters[1] and letters[0][1].isupper():
         return letters[0][1] == letters[1][1].upper()
+    names = {found[1] for found in (_ASSIGNED.match(gold), _ASSIGNED.match(answer)) if found}
     one, other = number(gold), number(answer)
-    return None if one is None or other is None else _same_number(one, other)
+    return None if one is None or other is None or len(names) > 1 else _same_number(one, other)
 
 
 def number(answer: str) -> Number | None:
     """A number in normal form with its unit; None for everything that is not plainly one."""
-    answer = _ASSIGNED.sub("", answer, count=1) if _ASSIGNED.match(answer) else answer
+    assigned = _ASSIGNED.match(answer)
+    answer = answer[assigned.end() :] if assigned else answer
     for form in _FORMS:
         if (found := form.fullmatch(answer)) is None:
             continue

@@ -7,12 +7,17 @@ import re
 from nabla_agents.rewards.fences import Fenced, fenced_blocks
 
 _PYTHON = ("python", "py", "python3", "")
-_BEGINS = re.compile(r"^(?:def|class|async def|import|from|@)\b", re.MULTILINE)
+# What begins a program that stands in prose without a fence; it is not parsed, which could crash the host.
+_BEGINS = re.compile(
+    r"^(?:(?:async +)?def +\w|class +\w|import +\w|from +\S+ +import\b|@\w|raise\b|try:|(?:if|while|with|for \w+ in) .*:[ \t]*$"
+    r"|[A-Za-z_][\w.]*+[ \t]*+(?:=|\(.*\)[ \t]*$))",
+    re.MULTILINE,
+)
 
 
 def python_code(text: str, entry: str | None = None) -> Fenced | None:
     """The last fenced block of Python, of those that define `entry` if some do; without any fence, the text from its
-    first definition or import on. None where a text has fences, but no Python between them, or nothing at all.
+    first line on that looks like code. None where a text has fences, but no Python between them, or nothing at all.
     """
     blocks = fenced_blocks(text)
     if not blocks:

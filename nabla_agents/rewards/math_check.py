@@ -40,6 +40,8 @@ def differ(one, other):
         same_kind = any(isinstance(one, kind) and isinstance(other, kind) for kind in kinds)
         return same_kind and not (one.free_symbols or other.free_symbols)
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
+    if {"e", "i", "j", "E", "I", "d"} & set(map(str, symbols)):
+        return False  # a constant that was read as a variable, as in e^{i \\pi}
     for first, step in POINTS:
         at = {symbol: sympy.Float(first + step * i, 30) for i, symbol in enumerate(symbols)}
         values = [complex(sympy.N(x.subs(at), 30)) for x in (one, other)]

@@ -1,0 +1,324 @@
+"""Code as reward: what is taken from a completion, what passes, where it failed, and that it cannot cheat or stall."""
+
+import time
+from typing import Any
+
+import pytest
+
+from nabla_agents import (
+    ConfigurationError,
+    Execution,
+    Executor,
+    Limits,
+    Program,
+    PythonTests,
+    Rollout,
+    SandboxError,
+    Score,
+    Status,
+)
+from nabla_agents.rewards import executors
+from nabla_agents.rewards.unit_tests import Assertions, Calls, equal, unit_tests
+from nabla_agents.sandbox import Capabilities
+
+PAIRS: list[tuple[Any, Any]] = [((1, 2), 3), ((0, 0), 0), ((5, -5), 0), ((2, 2), 4)]
+GOOD = "def add(a, b):\n    return a + b"
+FAST = Limits(cpu_seconds=1, wall_seconds=4.0)
+
+
+def judge(tool: PythonTests, text: str) -> Score:
+    return tool.score([Rollout.from_text("?", text)])[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        f"Here it is:\n```python\n{GOOD}\n```\nIt adds.",
+        f"```\n{GOOD}\n```",
+        f"```py\n{GOOD}\n```\n```python\nprint(add(1, 2))\n```",  # the block that defines it
+        f"```python\ndef add(a, b): return 0\n```\nNo:\n```python\n{GOOD}\n```",
+        f"```json\n{{}}\n```\n~~~python3\n{GOOD}\n~~~",
+        f"Sure, this adds:\n\n{GOOD}",
+        f"```python\n{GOOD}",
+        "add = lambda a, b: a + b",
+        "class add:\n    def __new__(cls, a, b): return a + b",
+        "import math\n@staticmethod\ndef add(a, b): return math.fsum([a, b])",  # 3.0 is 3
+    ],
+)
+def test_a_right_function_is_verified(programs: Executor, text: str) -> None:
+    score = judge(PythonTests(PAIRS, entry="add"), text)
+    assert (score.value, score.verdict, score.verified, score.spans) == (1.0, 1.0, True, ()), score.explanation
+    assert score.explanation == "4 of 4 tests passed"
+    assert score.usage.reward_calls == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "place"),
+    [
+        ("def add(a, b):\n    return a - b", 0.25, None),
+        ("def add(a, b): return 0", 0.5, None),
+        (
+            "def add(a, b):\n    if a == 0:\n        raise ValueError('zero')\n    return a + b",
+            0.75,
+            "raise ValueError('zero')",
+        ),
+        ("so\n```python\nx = 1\ndef add(a, b):\n    return  a + c\n```", 0.0, "return  a + c"),
+        ("def add(a, b:\n    return", 0.0, "def add(a, b:"),
+        ("def sub(a, b): return a", 0.0, None),
+        ("def add(a): return a", 0.0, None),
+        ("def add(a, b): return {a + b}", 0.0, None),  # a set is no JSON
+        ("def add(a, b): return str(a + b)", 0.0, None),
+        ("def add(a, b): return True", 0.0, None),
+        ("import os\ndef add(a, b): os._exit(0)", 0.0, None),
+        ("raise SystemExit", 0.0, "raise SystemExit"),
+        ("import no_such_thing\n" + GOOD, 0.0, "import no_such_thing"),
+        ("open('/etc/passwd')\n" + GOOD, 0.0, "open('/etc/passwd')"),
+        ("", 0.0, None),
+        ("```json\n{}\n```", 0.0, None),
+        ("I do not know.", 0.0, None),
+        ("def add(a, b):\n\x00 return", 0.0, None),
+        ("def add(a, b): return '\ud800'", 0.0, None),
+    ],
+)
+def test_the_value_is_the_share_that_passes_and_the_failing_line_is_located(
+    programs: Executor, text: str, value: float, place: str | None
+) -> None:
+    score = judge(PythonTests(PAIRS, entry="add", credit=3.0), text)
+    assert (score.value, score.verdict, score.verified) == (value, value, False), score.explanation
+    assert score.explanation
+    found = [(text[s.start : s.end], s.value, s.credit) for s in score.spans]
+    assert found == ([] if place is None else [(place, -1.0, 3.0)]) or (
+        place is None and "SyntaxError" in score.explanation
+    )
+
+
+def test_one_that_never_ends_fails_once_and_not_for_every_test(programs: Executor) -> None:
+    started = time.perf_counter()
+    score = judge(
+        PythonTests(PAIRS * 5, entry="add", limits=FAST), "def add(a, b):\n    while a < 2: pass\n    return a + b"
+    )
+    assert time.perf_counter() - started < 15  # twenty seconds, had each test its second
+    assert (score.value, score.verified) == (0.0, False)
+    assert "timeout" in score.explanation
+
+
+def test_what_the_sandbox_lacks_is_no_wrong_answer(programs: Executor) -> None:
+    score = judge(PythonTests(PAIRS, entry="add"), "import asyncio\n" + GOOD)
+    assert not score.judged
+    assert "unsupported" in score.explanation
+
+
+def test_a_batch_is_judged_in_order(programs: Executor) -> None:
+    texts = [GOOD, "def add(a, b): return 0", "", GOOD, "while True: pass", "import asyncio"]
+    scores = PythonTests(PAIRS, entry="add", limits=FAST).score([Rollout.from_text("?", t) for t in texts])
+    assert [s.value for s in scores if s.judged] == [1.0, 0.5, 0.0, 1.0, 0.0]
+    assert not scores[5].judged
+
+
+def test_none_is_expected_and_what_is_no_json_is_not_none(programs: Executor) -> None:
+    """A set comes back as None with a reason; it must not pass where None is expected."""
+    tests: list[tuple[Any, Any]] = [((0,), None), ((1,), 1)]
+    assert judge(PythonTests(tests, entry="f"), "def f(x): return x or None").value == 1.0
+    assert judge(PythonTests(tests, entry="f"), "def f(x): return x or {1}").value == 0.5
+    assert judge(PythonTests(tests, entry="f"), "def f(x): return {1} if x else None").value == 0.5
+    assert judge(PythonTests([((0,), None)], entry="f"), "def f(x): return float('nan')").value == 0.0
+
+
+# ── assertions ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_assertions_are_turned_into_calls_where_that_says_the_same() -> None:
+    source = "assert f(1, [2]) == 3\nassert f(0) is None\nassert f('a') is True\nassert f(-1.5) == -2.5"
+    assert unit_tests(source, None) == Calls("f", ([1, [2]], [0], ["a"], [-1.5]), (3, None, True, -2.5))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "assert f(1) == 2\nassert g(1) == 2",
+        "assert f(1) == 2\nassert f(2)",
+        "assert f(1) == 2\nassert f(x=2) == 3",
+        "assert f(1) == f(2)",
+        "assert f(1) == {1, 2}",
+        "assert f(1) == (1, 2)",  # a list is no tuple
+        "assert f(1) != 2",
+        "assert f(1) is 300",
+        "import math\nassert f(1) == 2",
+    ],
+)
+def test_other_assertions_stay_as_they_are(source: str) -> None:
+    tests = unit_tests(source, None)
+    assert isinstance(tests, Assertions)
+    assert len(tests.checks) == source.count("assert")
+
+
+def test_assertions_run_beside_the_program(programs: Executor) -> None:
+    tool = PythonTests(
+        "import math\nassert add(1, 2) == 3\nassert math.isclose(add(0.1, 0.2), 0.3)\nassert add(2, 2) == 4"
+    )
+    assert judge(tool, GOOD).verified is True
+    assert judge(tool, "def add(a, b): return 3").value == pytest.approx(1 / 3)
+    assert judge(tool, "def add(a, b):\n    return undefined").value == 0.0
+
+
+def test_a_checking_function_is_one_test(programs: Executor) -> None:
+    tool = PythonTests(
+        "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(2, 2) == 4\ncheck(add)"
+    )
+    assert judge(tool, GOOD).verified is True
+    assert (judge(tool, "def add(a, b): return 3").value, judge(tool, "").value) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "cheat",
+    [
+        "import sys\ndef add(a, b): sys.exit(0)",
+        "raise SystemExit",
+        "import os\ndef add(a, b): os._exit(0)",
+        "import builtins\nbuiltins.print = lambda *_: None\ndef add(a, b): return 0",
+        "print('ok')\ndef add(a, b): raise SystemExit(0)",
+        "class All:\n    __eq__ = lambda *_: True\ndef add(a, b): return All()",
+    ],
+)
+def test_leaving_early_passes_no_test(programs: Executor, cheat: str) -> None:
+    """The last one passes assertions, which it can fool, but not pairs, which are compared in the host."""
+    assert judge(PythonTests(PAIRS, entry="add"), cheat).verified is False
+    fooled = "__eq__" in cheat
+    assert (judge(PythonTests("x = 1\nassert add(1, 2) == 3"), cheat).value == 1.0) is fooled
+
+
+# ── per prompt, and what is refused ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tests_per_prompt(programs: Executor) -> None:
+    known: dict[str, Any] = {"add": PAIRS, "assert": "assert add(1, 2) == 3", "odd": [], "broken": "assert ("}
+    tool = PythonTests(lambda rollout: known.get(rollout.prompt.question), entry="add")
+    scores = tool.score([Rollout.from_text(q, GOOD) for q in ("add", "assert", "odd", "broken", "unknown")])
+    assert [s.verified for s in scores] == [True, True, None, None, None]
+    assert "no tests" in scores[2].explanation
+    assert "no Python" in scores[3].explanation
+    assert "no tests are known" in scores[4].explanation
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize(
+    ("tests", "entry"),
+    [
+        ([], "f"),
+        ("", None),
+        ("# nothing", None),
+        ("assert (", None),
+        ("\x00", None),
+        (b"assert f(1)", None),
+        (None, "f"),
+        ([((1,), 2)], None),
+        ([((1,), 2)], "not a name"),
+        ([((1,), 2)], "f()"),
+        ([((1,), 2)], 3),
+        ([((1,), 2)], ""),
+        ([(1, 2)], "f"),
+        ([((1,), {1, 2})], "f"),
+        ([((1,), float("nan"))], "f"),
+        ([((1,), 2, 3)], "f"),
+        (["ab"], "f"),
+        (lambda r: None, "not a name"),
+    ],
+)
+def test_what_are_no_tests_is_refused(tests: Any, entry: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        PythonTests(tests, entry=entry)
+
+
+@pytest.mark.untyped
+def test_bytes_are_not_judged(programs: Executor) -> None:
+    [score] = PythonTests(PAIRS, entry="add").score([Rollout.from_text("?", b"def add(a, b): ...")])  # type: ignore[arg-type]
+    assert not score.judged
+
+
+@pytest.mark.parametrize(
+    ("expected", "value", "same"),
+    [
+        (3, 3, True),
+        (3, 3.0, True),
+        (0.3, 0.1 + 0.2, True),
+        (1e20, 1e20 + 1e5, True),
+        (0.0, 1e-12, True),
+        (0.3, 0.3001, False),
+        (10**30, 10**30 + 1, False),  # whole numbers are exact
+        (10**400, 1.5, False),
+        (1, True, False),
+        (True, 1, False),
+        (True, True, True),
+        (0, None, False),
+        (None, None, True),
+        ("a", "a", True),
+        ("1", 1, False),
+        ([1, [2.0]], [1, [2]], True),
+        ([1, 2], [2, 1], False),
+        ([], {}, False),
+        ({"a": 1}, {"a": 1.0}, True),
+        ({"a": 1}, {"a": 1, "b": 2}, False),
+    ],
+)
+def test_which_values_are_equal(expected: Any, value: Any, same: bool) -> None:
+    assert equal(expected, value) is same
+    assert equal(value, expected) is same
+
+
+class Double:
+    """A sandbox that gives every program the same end, and remembers what it was sent."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution, self.capabilities = execution, Capabilities("double", "3.11", frozenset(), ())
+        self.programs: list[Program] = []
+
+    def run(self, program: Program, limits: Limits | None = None) -> Execution:
+        return self.run_many([program])[0]
+
+    def run_many(self, programs: Any, limits: Limits | None = None) -> list[Execution]:
+        self.programs += programs
+        return [self.execution] * len(programs)
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> "Double":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+LOW = [Status.ERROR, Status.TIMEOUT, Status.OOM, Status.DENIED, Status.OUTPUT_LIMIT, Status.CRASHED]
+
+
+@pytest.mark.parametrize("status", [s for s in Status if s is not Status.OK])
+@pytest.mark.parametrize("tests", [PAIRS, "x = 1\nassert add(1, 2) == 3"], ids=["pairs", "assertions"])
+def test_every_status_has_its_verdict(status: Status, tests: Any) -> None:
+    entry = "add" if tests is PAIRS else None
+    score = judge(PythonTests(tests, entry=entry, executor=Double(Execution(status, detail="why"))), GOOD)
+    assert score.judged is (status in LOW)
+    assert (score.value == 0.0) is (status in LOW)
+    assert str(status) in score.explanation
+
+
+def test_expected_values_never_enter_the_sandbox() -> None:
+    secret = 918273645
+    for tests in ([((1,), secret)], f"assert f(1) == {secret}"):
+        double = Double(Execution(Status.OK, values=(secret,)))
+        assert judge(PythonTests(tests, entry="f", executor=double), "def f(x): ...").verified is True
+        assert double.programs
+        assert all(str(secret) not in program.as_json() for program in double.programs)
+
+
+def test_a_machine_without_a_sandbox_judges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Executor:
+        asked.append(1)
+        raise SandboxError("nothing contains code here")
+
+    asked: list[int] = []
+    monkeypatch.setattr(executors, "programs", executors.SharedExecutor(none))
+    for _ in range(2):
+        score = judge(PythonTests(PAIRS, entry="add"), GOOD)
+        assert not score.judged
+        assert "nothing contains code here" in score.explanation
+    assert asked == [1]  # the self-test takes a second: a failure is remembered
