@@ -9,7 +9,8 @@ from nabla_agents.rewards.fences import Fenced, fenced_blocks
 _PYTHON = ("python", "py", "python3", "")
 # What begins a program that stands in prose without a fence; it is not parsed, which could crash the host.
 _BEGINS = re.compile(
-    r"^(?:(?:async +)?def +\w|class +\w|import +\w|from +\S+ +import\b|@\w|raise\b|try:|(?:if|while|with|for \w+ in) .*:[ \t]*$"
+    r"^(?:(?:async +)?def +\w|class +\w|import +\w|from +\S+ +import\b|@\w|raise\b|try:"
+    r"|(?:if|while|with|for \w+ in) .*:[ \t]*$"
     r"|[A-Za-z_][\w.]*+[ \t]*+(?:=|\(.*\)[ \t]*$))",
     re.MULTILINE,
 )

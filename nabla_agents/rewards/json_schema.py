@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonschema
 import regex
-from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
 from jsonschema.validators import extend, validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
@@ -128,7 +128,7 @@ def _parsed(body: str) -> Any:
 
 def _first_error(validator: Any, value: Any) -> ValidationError | None:
     """The error nearest to the root that explains most; the first in order among equals."""
-    return jsonschema.exceptions.best_match(validator.iter_errors(value))
+    return best_match(validator.iter_errors(value))
 
 
 def _located(body: str, path: Sequence[str | int]) -> tuple[int, int]:
