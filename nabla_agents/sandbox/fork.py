@@ -198,17 +198,22 @@ def _start(channel: int, packages: Sequence[str]) -> subprocess.Popen[bytes]:
         "paths": sorted({folder for folder in found.values() if folder}),
     }
     root = str(Path(__file__).parent)
-    inherited = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return subprocess.Popen(
         # Not -I, which would ignore the hash seed.
         [sys.executable, "-P", "-s", "-S", "-B", "-c", START, root, str(channel), json.dumps(settings)],
-        env={**ENVIRONMENT, **inherited},
+        env=environment(),
         pass_fds=[channel],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         process_group=0,
     )
+
+
+def environment() -> dict[str, str]:
+    """All that a guest process gets of an environment."""
+    inherited = ("LD_LIBRARY_PATH", "SYSTEMROOT")  # without these some installations of Python do not start
+    return {**ENVIRONMENT, **{name: os.environ[name] for name in inherited if name in os.environ}}
 
 
 def _folder(package: str) -> str | None:

@@ -16,12 +16,13 @@ from types import ModuleType
 
 import pytest
 
-from nabla_agents import Executor
+from nabla_agents import Executor, Limits, Program, Status
 from nabla_agents.sandbox import backends
 
 ROOT = Path(__file__).resolve().parents[2]
 RIG = Path(__file__).with_name("rig.py")
 SILENT_SECONDS = 60
+COVERAGE_LIMITS = Limits(fuel=100_000_000_000, cpu_seconds=10, wall_seconds=10.0, memory_bytes=512 << 20)
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,23 @@ def fork() -> Iterator[Executor]:
     """A proven `fork` executor without memory, for all tests of a run."""
     with backends.proven(backends.BACKENDS["fork"], workers=2) as executor:
         yield executor
+
+
+@pytest.fixture
+def coverage(rig: ModuleType) -> Callable[[Executor], int]:
+    """How many harmless programs print what CPython prints; the others must be unsupported, and lack a module."""
+
+    def count(executor: Executor) -> int:
+        cases = [json.loads(text) for text in (rig.DATA / "coverage.jsonl").read_text().splitlines()]
+        done = executor.run_many([Program(case["code"]) for case in cases], COVERAGE_LIMITS)
+        for case, execution in zip(cases, done, strict=True):
+            if execution.status is Status.UNSUPPORTED:
+                assert not set(case["modules"]) <= executor.capabilities.modules, (case["id"], execution)
+            else:
+                assert (execution.status, execution.stdout) == (Status.OK, case["stdout"]), (case["id"], execution)
+        return sum(execution.ok for execution in done)
+
+    return count
 
 
 @pytest.fixture

@@ -62,17 +62,19 @@ def address_space() -> int:
 
 
 def limit_resources(address_bytes: int, cpu_seconds: int) -> None:
-    """Caps memory and processor time; forbids files, processes and core dumps.
+    """Caps memory and processor time, and forbids the rest.
 
     The hard processor limit is one second above the soft one: where both are equal the kernel sends SIGKILL, which
     looks like anything else.
     """
-    for which, soft, hard in (
-        (resource.RLIMIT_AS, address_bytes, address_bytes),
-        (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
-        (resource.RLIMIT_STACK, STACK_BYTES, STACK_BYTES),
-        (resource.RLIMIT_NOFILE, 32, 32),
-        *((which, 0, 0) for which in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK)),
-        *((which, 0, 0) for which in (resource.RLIMIT_NPROC, resource.RLIMIT_MSGQUEUE)),
-    ):
-        resource.setrlimit(which, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (address_bytes, address_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, STACK_BYTES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+    forbid_files_and_processes()
+
+
+def forbid_files_and_processes() -> None:
+    """No file may grow, no process start, no core be dumped, no memory be locked."""
+    for which in ("FSIZE", "NPROC", "CORE", "MEMLOCK", "MSGQUEUE"):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{which}"), (0, 0))

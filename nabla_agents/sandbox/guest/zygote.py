@@ -19,7 +19,7 @@ from io import BufferedWriter, FileIO, TextIOWrapper
 from . import confinement, interpreter, preload, seccomp
 
 HEADER_BYTES = 4096
-OUTPUT, RESULT = 1, 3  # descriptors of a child; 0 and 2 are the null device
+INPUT, OUTPUT, RESULT = 0, 1, 3  # descriptors of a child; 2, and 0 without input, are the null device
 DESCRIPTORS = 256  # none is above
 
 
@@ -92,12 +92,21 @@ class Zygote:
             self._channel.send(json.dumps(end).encode())
         return host_is_there
 
+    def _fill_standard_input(self, text: str) -> None:
+        """For programs that read the descriptor; `sys.stdin` is a text of its own."""
+        memory = os.memfd_create("stdin")
+        os.write(memory, text.encode("utf-8", "surrogatepass"))
+        os.lseek(memory, 0, os.SEEK_SET)
+        os.dup2(memory, INPUT)
+
     def _become_a_check(self, header: dict, request_fd: int, output_fd: int, result_fd: int) -> None:
         """Never returns. From the filter on, this process can only compute, and write to two pipes."""
         try:
             confinement.die_with(self._pid)
             with open(request_fd, "rb") as file:
                 request = json.loads(file.read())
+            if request["stdin"]:
+                self._fill_standard_input(request["stdin"])
             os.dup2(output_fd, OUTPUT)
             os.dup2(result_fd, RESULT)
             os.closerange(RESULT + 1, DESCRIPTORS)
