@@ -14,7 +14,13 @@ from nabla_agents.bench.records import Record
 from nabla_agents.bench.run import BenchSettings
 from nabla_agents.bench.summary import ArmSummary, points, summarise, trust
 
-_LEFT_OUT = ((), ("pool", "generated", "passes"), ("pool", "generated", "passes", "n", "forward", "backward", "s"))
+_LEFT_OUT = (
+    (),
+    ("pool", "generated", "passes"),
+    ("pool", "generated", "passes", "n", "forward", "backward", "s"),
+    ("pool", "generated", "passes", "n", "forward", "backward", "s", "rollouts", "FLOPs"),
+    ("pool", "generated", "passes", "n", "forward", "backward", "s", "rollouts", "FLOPs", "− greedy"),
+)
 _HEADINGS = (
     "arm",
     "n",
