@@ -15,6 +15,7 @@ from nabla_agents.errors import (
     NablaError,
     PromptError,
     RewardError,
+    RolloutError,
     VocabularyMismatchError,
 )
 from nabla_agents.types import Budget, FinishReason, Message, Prompt, Result, Rollout, Score, Span, Step, Usage
@@ -88,6 +89,7 @@ __all__ = [
     "Reward",
     "RewardError",
     "Rollout",
+    "RolloutError",
     "Run",
     "Sampling",
     "Score",
