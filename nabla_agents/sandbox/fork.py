@@ -14,11 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nabla_agents.errors import SandboxError
 from nabla_agents.sandbox.execution import Status
@@ -115,14 +116,12 @@ class ForkWorker:
         return Capabilities("fork", told["python_version"], frozenset(told["modules"]), tuple(told["layers"]))
 
     def _send(self, header: bytes, request: bytes, output: Capture, report: Capture) -> None:
-        memory = os.memfd_create("request")
         try:
-            with open(memory, "wb", closefd=False) as file:
+            with _nameless_file() as file:
                 file.write(request)
-            os.lseek(memory, 0, os.SEEK_SET)
-            socket.send_fds(self._channel, [header], [memory, output.write_end, report.write_end])
+                file.seek(0)
+                socket.send_fds(self._channel, [header], [file.fileno(), output.write_end, report.write_end])
         finally:
-            os.close(memory)
             output.hand_over()
             report.hand_over()
 
@@ -214,6 +213,11 @@ def environment() -> dict[str, str]:
     """All that a guest process gets of an environment."""
     inherited = ("LD_LIBRARY_PATH", "SYSTEMROOT")  # without these some installations of Python do not start
     return {**ENVIRONMENT, **{name: os.environ[name] for name in inherited if name in os.environ}}
+
+
+def _nameless_file() -> IO[bytes]:
+    """A file for a request; in memory, where this build of Python can."""
+    return os.fdopen(os.memfd_create("request"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
 
 
 def _folder(package: str) -> str | None:

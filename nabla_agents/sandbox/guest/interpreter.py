@@ -11,7 +11,7 @@ import types
 FILE = "<program>"
 NAME_CHARACTERS, MESSAGE_CHARACTERS = 200, 1000
 OUT_OF_MEMORY = '{"status": "oom", "error_type": "MemoryError"}'  # ready before memory is gone
-RESERVE_BYTES = 2 << 20  # for saying that memory is gone, while the program still holds it
+RESERVE = [bytearray(2 << 20)]  # given up for saying that memory is gone, while the program still holds it
 # What CPython says of sizes that no memory holds; "too large to convert to float" is no such case.
 SIZE_WORDS = ("index-sized", "ssize_t", "is too long", "too many digits", "size too large")
 
@@ -66,12 +66,11 @@ def execute(request):
     repair, sound = builtins.__dict__.update, dict(builtins.__dict__)
     untrace, unprofile = sys.settrace, sys.setprofile
     report = Report(request["value_bytes"])
-    reserve = bytearray(RESERVE_BYTES)
     try:
         run(request, report)
         flush(getattr(sys, "stdout", None))
     except:  # noqa: E722  naming BaseException would look it up among builtins, which may be gone
-        del reserve
+        RESERVE.clear()
         untrace(None)
         unprofile(None)
         repair(sound)

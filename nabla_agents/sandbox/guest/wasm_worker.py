@@ -34,7 +34,9 @@ class Machine:
         reply: dict = {}
         try:
             instance = self._linker.instantiate(store, self._component)
-            returned = instance.get_func(store, "run")(store, request)
+            run = instance.get_func(store, "run")
+            assert run is not None
+            returned = run(store, request)
             reply = {"returned": returned} if len(returned) <= reply_characters else {"trap": "reply too long"}
         except (wasmtime.WasmtimeError, wasmtime.Trap) as e:
             reply = {"trap": str(e)[-2000:]}
