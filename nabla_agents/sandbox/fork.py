@@ -197,16 +197,20 @@ def _start(channel: int, packages: Sequence[str]) -> subprocess.Popen[bytes]:
         "paths": sorted({folder for folder in found.values() if folder}),
     }
     root = str(Path(__file__).parent)
-    return subprocess.Popen(
-        # Not -I, which would ignore the hash seed.
-        [sys.executable, "-P", "-s", "-S", "-B", "-c", START, root, str(channel), json.dumps(settings)],
-        env=environment(),
-        pass_fds=[channel],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        process_group=0,
-    )
+    # Not -I, which would ignore the hash seed.
+    command = [sys.executable, "-P", "-s", "-S", "-B", "-c", START, root, str(channel), json.dumps(settings)]
+    try:
+        return subprocess.Popen(
+            command,
+            env=environment(),
+            pass_fds=[channel],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+    except OSError as e:
+        raise SandboxError(f"The sandbox's interpreter cannot be started: {e}") from e
 
 
 def environment() -> dict[str, str]:

@@ -110,13 +110,17 @@ def _start(component: Path) -> subprocess.Popen[bytes]:
     if runtime is None or runtime.origin is None:
         raise SandboxError("wasmtime is not installed: pip install 'nabla-agents[sandbox]'.")
     paths = [str(Path(__file__).parent), str(Path(runtime.origin).parent.parent)]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-s", "-S", "-B", "-c", START, *paths, str(component)],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-s", "-S", "-B", "-c", START, *paths, str(component)],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            process_group=0 if os.name == "posix" else None,
+        )
+    except OSError as e:
+        raise SandboxError(f"The WebAssembly worker cannot be started: {e}") from e
 
 
 def _listen(stream: IO[bytes], replies: queue.SimpleQueue[dict[str, Any] | None]) -> None:

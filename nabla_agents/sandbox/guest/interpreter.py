@@ -11,6 +11,7 @@ import types
 FILE = "<program>"
 NAME_CHARACTERS, MESSAGE_CHARACTERS = 200, 1000
 OUT_OF_MEMORY = '{"status": "oom", "error_type": "MemoryError"}'  # ready before memory is gone
+FAILED = '{"status": "error", "error_type": "Exception"}'
 RESERVE = [bytearray(2 << 20)]  # given up for saying that memory is gone, while the program still holds it
 # What CPython says of sizes that no memory holds; "too large to convert to float" is no such case.
 SIZE_WORDS = ("index-sized", "ssize_t", "is too long", "too many digits", "size too large")
@@ -50,6 +51,8 @@ class Report:
             return self._dumps(self.facts)[:-1] + ', "values": [' + ", ".join(self.values) + "]}"
         except MemoryError:
             return OUT_OF_MEMORY
+        except BaseException:  # a text that is none
+            return FAILED
 
 
 def plain(value):
@@ -108,7 +111,7 @@ def describe(error, facts):
     try:
         facts["error_type"] = name_of(error)
         facts["error_message"] = text_of(error)
-        facts["line"] = line_of(error)
+        facts["line"] = line if type(line := line_of(error)) is int else None
         facts["status"] = status_of(error)
         if isinstance(error, SystemExit) and facts["status"] == "ok":
             facts.update(detail="exit", error_type="", error_message="")
