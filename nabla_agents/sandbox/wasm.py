@@ -31,7 +31,7 @@ START = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 from guest import wasm_worker
-wasm_worker.main(sys.argv[3])
+wasm_worker.main(sys.argv[3], int(sys.argv[4]) if sys.argv[4:] else None)
 """
 START_SECONDS = 60.0
 LONGEST_ESCAPE = 6  # characters of JSON for one byte
@@ -52,8 +52,8 @@ class WasmWorker:
     """One worker process. SandboxError where it cannot be started. It ends with this object and with this process."""
 
     def __init__(self) -> None:
-        self._process = _start(artefact.find())
-        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._process)
+        self._process, lifeline = _start(artefact.find())
+        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._process, lifeline)
         self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(self._process.stdout, self._replies), daemon=True).start()
         try:
@@ -105,22 +105,35 @@ class WasmWorker:
         self._process.stdin.flush()
 
 
-def _start(component: Path) -> subprocess.Popen[bytes]:
+def _start(component: Path) -> tuple[subprocess.Popen[bytes], int | None]:
+    """The worker and, on Linux, the end of a pipe that keeps it alive: a computing worker sees no end of file."""
     runtime = importlib.util.find_spec("wasmtime")
     if runtime is None or runtime.origin is None:
         raise SandboxError("wasmtime is not installed: pip install 'nabla-agents[sandbox]'.")
+    theirs, ours = os.pipe() if sys.platform.startswith("linux") else (None, None)
+    lifeline = [] if theirs is None else [theirs]
     paths = [str(Path(__file__).parent), str(Path(runtime.origin).parent.parent)]
     try:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-s", "-S", "-B", "-c", START, *paths, str(component)],
+        worker = subprocess.Popen(
+            [sys.executable, "-P", "-s", "-S", "-B", "-c", START, *paths, str(component), *map(str, lifeline)],
             env=environment(),
+            pass_fds=lifeline,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             process_group=0 if os.name == "posix" else None,
         )
     except OSError as e:
+        _close(ours)
         raise SandboxError(f"The WebAssembly worker cannot be started: {e}") from e
+    finally:
+        _close(theirs)
+    return worker, ours
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)
 
 
 def _listen(stream: IO[bytes], replies: queue.SimpleQueue[dict[str, Any] | None]) -> None:
@@ -159,7 +172,8 @@ def _observation(reply: dict[str, Any], seconds: float) -> Observation:
     )
 
 
-def _end(owner: int, process: subprocess.Popen[bytes]) -> None:
+def _end(owner: int, process: subprocess.Popen[bytes], lifeline: int | None) -> None:
+    _close(lifeline)
     if os.getpid() == owner:
         process.kill()
         process.wait()

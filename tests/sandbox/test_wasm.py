@@ -159,6 +159,10 @@ class TestBuilt:
             assert pool.run(Program("print(6 * 7)")).stdout == "42\n"
             assert pool.restarts == 1
 
+    def test_a_killed_host_leaves_nothing_running(self, wasm: Executor, orphans: Callable[[str], list[int]]) -> None:
+        """In the middle of a program with fuel for hours."""
+        assert orphans("wasm") == []
+
     def test_the_wall_clock_ends_what_fuel_does_not(self, wasm: Executor) -> None:
         started = time.monotonic()
         done = wasm.run(Program("while True: pass"), Limits(fuel=10**13, wall_seconds=0.5))

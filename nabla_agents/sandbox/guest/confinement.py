@@ -1,6 +1,7 @@
 """What a guest process gives up besides system calls: privileges, files, resources. Linux only."""
 
 import ctypes
+import fcntl
 import os
 import resource
 import struct
@@ -22,6 +23,15 @@ def die_with(parent: int) -> None:
     _libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def die_without(pipe: int) -> None:
+    """Lets the kernel end this process (SIGIO) when the other end of a pipe closes, into which nobody writes.
+
+    It binds whichever thread of the host started this process, and needs none here.
+    """
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | fcntl.FASYNC)
 
 
 def drop_privileges() -> list[str]:

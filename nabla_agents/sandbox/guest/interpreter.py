@@ -144,7 +144,7 @@ def name_of(value):
 
 def text_of(error):
     try:
-        return str(error)[:MESSAGE_CHARACTERS]
+        return str.__getitem__(str(error), slice(MESSAGE_CHARACTERS))  # it may be a str with methods of its own
     except MemoryError:
         raise
     except BaseException:  # its __str__ raises

@@ -6,7 +6,6 @@ On Linux it locks itself in as a `fork` child does, so that a hole in the WebAss
 import json
 import os
 import struct
-import sys
 import time
 
 import wasmtime  # pyright: ignore[reportMissingImports]  an extra
@@ -62,11 +61,12 @@ class Machine:
         return high
 
 
-def lock_in() -> list[str]:
-    if not sys.platform.startswith("linux"):
+def lock_in(lifeline: int | None) -> list[str]:
+    if lifeline is None:  # not Linux
         return ["wasm"]
     from . import confinement, seccomp
 
+    confinement.die_without(lifeline)
     if len(os.listdir("/proc/self/task")) != 1:  # the filter binds this thread only
         raise OSError("the runtime has started threads")
     os.chdir("/")
@@ -94,10 +94,10 @@ def send(message: dict) -> None:
         data = data[os.write(1, data) :]
 
 
-def main(artefact: str) -> None:
+def main(artefact: str, lifeline: int | None) -> None:
     machine = Machine(artefact)
     introduction = machine.run("{}", START_FUEL, 64 << 20, 1 << 20)
-    send({**json.loads(introduction["returned"]), "layers": lock_in()})
+    send({**json.loads(introduction["returned"]), "layers": lock_in(lifeline)})
     while True:
         (size,) = struct.unpack("=I", read(4))
         asked = json.loads(read(size))
