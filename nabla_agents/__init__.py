@@ -16,6 +16,7 @@ from nabla_agents.errors import (
     ProgramError,
     PromptError,
     RewardError,
+    RolloutError,
     SandboxError,
     VocabularyMismatchError,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "Reward",
     "RewardError",
     "Rollout",
+    "RolloutError",
     "Run",
     "Sampling",
     "SandboxError",

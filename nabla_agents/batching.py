@@ -129,10 +129,10 @@ class Coalescer:
             kind = min((r.kind for r in self._waiting), key=("prefill", "score", "states", "gradient", "rollout").index)
             batch = [r for r in self._waiting if r.kind == kind]
         self._execute(kind, batch)
+        for request in batch:  # before they leave the list, where an interrupt finds what still waits
+            request.done.set()
         with self._changed:
             self._waiting = [r for r in self._waiting if r not in batch]
-        for request in batch:
-            request.done.set()
         return True
 
     def _execute(self, kind: str, batch: Sequence[_Request]) -> None:

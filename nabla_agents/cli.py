@@ -4,7 +4,9 @@ is needed.
 
 from __future__ import annotations
 
+import errno
 import functools
+import math
 import os
 import sys
 import warnings
@@ -22,7 +24,7 @@ from nabla_agents.errors import ConfigurationError, NablaError
 if TYPE_CHECKING:
     from rich.console import Console
 
-INTERRUPTED, BAD_INPUT = 130, 2
+INTERRUPTED, BAD_INPUT, NO_SANDBOX = 130, 2, 1
 
 STRATEGIES: dict[str, Callable[[int], na.Strategy]] = {
     "nabla": lambda n: na.Nabla(),
@@ -65,14 +67,18 @@ def main() -> None:
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Errors of ours become one line and exit code 2, Ctrl-C becomes exit code 130; foreign warnings are silenced."""
+    """Errors of ours and of files become one line and exit code 2, Ctrl-C becomes exit code 130; foreign warnings are
+    silenced.
+    """
 
     @functools.wraps(function)
     def command(*args: Any, **options: Any) -> None:
         try:
             with _own_warnings_only():
                 function(*args, **options)
-        except NablaError as e:
+        except (NablaError, OSError) as e:
+            if isinstance(e, OSError) and e.errno == errno.EPIPE:
+                raise  # the reader has seen enough, which click ends without a word
             _console(stderr=True).print(f"error: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(BAD_INPUT) from e
         except KeyboardInterrupt:
@@ -128,6 +134,8 @@ def solve(
         raise ConfigurationError("Give either a question or --sample N, for example: nabla solve --sample 1")
     problem = None if sample is None else tiny.problems(sample, seed=0, split="test")[-1]
     asked = problem.question if problem is not None else question or ""
+    if not asked.strip():
+        raise ConfigurationError("The question is empty; expected some text, for example: nabla solve 'What is 3 * 4?'")
     make_strategy = _known(STRATEGIES, strategy, "strategy")
     terms = _terms(reward if reward is not None else "tiny" if model == "tiny" else "none")
     budget = na.Budget(rollouts=rollouts)
@@ -186,13 +194,13 @@ def bench(
         from nabla_agents import bench as benches
         from nabla_agents.bench.view import follow
 
+        settings = benches.BenchSettings(
+            problems=problems, seed=seed, rollouts=rollouts, max_tokens=max_tokens, batch=batch
+        )
         chosen = benches.choose(arms, benches.arms(rollouts))
     if list_arms:
         print("\n".join(arm.name for arm in chosen))
         return
-    settings = benches.BenchSettings(
-        problems=problems, seed=seed, rollouts=rollouts, max_tokens=max_tokens, batch=batch
-    )
     with _loading("Loading tiny"):
         model = na.LanguageModel.from_pretrained("tiny")
         process, arithmetic = REWARDS["tiny"](), REWARDS["arithmetic"]()
@@ -205,6 +213,25 @@ def bench(
     records = benches.run(chosen, model=model, rewards=rewards, settings=settings, out=out)
     if not follow(records, _console(), arms=chosen, settings=settings, out=out):
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+@_command
+def doctor(
+    build: Annotated[
+        bool, typer.Option("--build", help="Build the WebAssembly sandbox first, about a minute; needs `[sandbox]`.")
+    ] = False,
+) -> None:
+    """Show which sandboxes contain untrusted Python on this machine: each runs its self-test."""
+    from nabla_agents import sandbox
+
+    if build:
+        sandbox.build_wasm(lambda step: print(f"building: {step}", flush=True))
+    found = sandbox.diagnosis()
+    for each in found:
+        print(f"{each.backend:8}{'contains: ' + ', '.join(each.layers) if each.active else 'not used: ' + each.why}")
+    if not any(each.active for each in found):
+        raise typer.Exit(NO_SANDBOX)
 
 
 def _known(table: dict[str, Any], name: str, what: str) -> Any:
@@ -225,6 +252,8 @@ def _terms(expression: str) -> list[tuple[float, Callable[..., na.Reward], tuple
             factor = float(weight) if star else 1.0
         except ValueError as e:
             raise ConfigurationError(f"The weight {weight.strip()!r} in --reward {expression!r} is no number.") from e
+        if not math.isfinite(factor):
+            raise ConfigurationError(f"The weight {weight.strip()!r} in --reward {expression!r} is not finite.")
         if colon:
             terms.append((factor, _known(LEARNED_REWARDS, kind, "kind of reward model"), (model,)))
         else:
@@ -251,6 +280,7 @@ def _console(*, stderr: bool = False) -> Console:
 def _loading(what: str) -> Iterator[None]:
     """A spinner on a terminal's stderr while weights and libraries are loaded, and nothing from them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with _console(stderr=True).status(f"{what} …"):
         from transformers.utils import logging

@@ -14,7 +14,7 @@ SettingsT = TypeVar("SettingsT", bound="Settings")
 class Settings(BaseModel):
     """Base of all settings: errors are `ConfigurationError` and name the field, what was got and what is allowed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -60,6 +60,8 @@ class Sampling(Settings):
     def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(not s for s in value):
             raise ValueError("a stop string is empty")
+        if any("\ud800" <= c <= "\udfff" for s in value for c in s):
+            raise ValueError("a stop string has half a surrogate pair, which no text has")
         return value
 
 

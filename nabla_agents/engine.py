@@ -17,7 +17,8 @@ from nabla_agents.config import Sampling
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, PromptError
 from nabla_agents.models.decoding import RolloutBackend
 from nabla_agents.models.language_model import LanguageModel
-from nabla_agents.objective import Objective
+from nabla_agents.models.loading import Loading
+from nabla_agents.objective import Objective, check_parts
 from nabla_agents.pool import Scored
 from nabla_agents.rewards.base import Reward
 from nabla_agents.rewards.implicit import ImplicitReward
@@ -58,17 +59,18 @@ class Engine:
         rollouts: RolloutBackend | None = None,
         **loading: Any,
     ) -> None:
-        self.strategy = _strategy(Nabla() if strategy is None else strategy)
-        self.budget = _budget(Budget() if budget is None else budget)
-        _check_parts(model, reward, rollouts)
-        if isinstance(model, LanguageModel):
-            if loading:
-                raise ConfigurationError(
-                    f"{', '.join(loading)}: loading options need a model name, got a loaded model."
-                )
-            self.model = model
-        else:
-            self.model = LanguageModel.from_pretrained(model, **loading)
+        _check_parts(
+            model=model,
+            reward=reward,
+            strategy=strategy,
+            budget=budget,
+            likelihood_weight=likelihood_weight,
+            rollouts=rollouts,
+            **loading,
+        )
+        self.strategy: Strategy = Nabla() if strategy is None else strategy
+        self.budget = Budget() if budget is None else budget
+        self.model = model if isinstance(model, LanguageModel) else LanguageModel.from_pretrained(model, **loading)
         self.objective = Objective(
             self.model, reward, likelihood_weight=likelihood_weight, embedding_terms=embedding_terms
         )
@@ -77,9 +79,11 @@ class Engine:
     @classmethod
     def tiny(cls, **options: Any) -> Engine:
         """The embedded language model with its embedded process reward and `Nabla`; every keyword replaces a part."""
+        options = {"model": "tiny", **options}
         if "reward" not in options:
+            _check_parts(**options)  # before the reward's weights are read
             options["reward"] = ImplicitReward.from_pretrained("tiny")
-        return cls(**{"model": "tiny", **options})
+        return cls(**options)
 
     def generate(self, prompt: PromptLike, **options: Any) -> Result:
         """The best completion found within the budget; options as in `steps`. Ctrl-C returns the best so far."""
@@ -128,13 +132,7 @@ class Engine:
         passes run together, `max_batch` prompts at a time. Every prompt has the whole budget; seeds default to
         0, 1, 2, ... `usage.seconds` is the batch's wall-clock shared out by FLOPs.
         """
-        if max_batch < 1:
-            raise ConfigurationError(f"max_batch is {max_batch}; expected at least 1.")
-        if isinstance(prompts, str):
-            raise ConfigurationError("generate_batch got one string; expected a sequence of prompts.")
-        seeds = range(len(prompts)) if seeds is None else seeds
-        if len(seeds) != len(prompts):
-            raise ConfigurationError(f"Got {len(seeds)} seeds for {len(prompts)} prompts; expected one each.")
+        seeds = _seeds(prompts, seeds, max_batch)
         coalescer = Coalescer(self._worker, max_batch=max_batch)
         runs = [
             self._start(coalescer, prompt, budget, seed, sampling, strategy, tools, formatted)
@@ -155,7 +153,7 @@ class Engine:
         if isinstance(prompt, Prompt):
             return self._fitting(prompt)
         if not isinstance(prompt, str):
-            if isinstance(prompt, Message | Mapping) or not isinstance(prompt, Sequence):
+            if isinstance(prompt, Message | Mapping | bytes) or not isinstance(prompt, Sequence):
                 raise PromptError(f"The prompt is {prompt!r}; expected a string or a list of messages.")
             prompt = [m if isinstance(m, Message) else _message(m) for m in prompt]
         return self.model.prompt(prompt, tools=tools, formatted=formatted)
@@ -239,6 +237,7 @@ class Run(Iterator[Step]):
     def result(self) -> Result:
         best, search = self._best, self._search
         rollout = None if best is None else best.rollout
+        usage = self._trace[-1].usage if self._finished and self._trace else search.usage  # its clock stops at the end
         truncated = rollout is not None and rollout.finish_reason is FinishReason.LENGTH
         natural = FinishReason.LENGTH if truncated else FinishReason.STOP
         reason, detail = search.ended or (natural, "nothing promising left")
@@ -247,7 +246,7 @@ class Run(Iterator[Step]):
             token_ids=() if rollout is None else rollout.completion_ids,
             score=None if best is None else best.score,
             finish_reason=reason,
-            usage=replace(search.usage, peak_memory_bytes=_peak_memory_bytes()),
+            usage=replace(usage, peak_memory_bytes=_peak_memory_bytes()),
             trace=tuple(self._trace),
             log_likelihood=float("nan") if rollout is None else rollout.log_likelihood,
             truncated=truncated,
@@ -274,26 +273,43 @@ class Run(Iterator[Step]):
         )
 
 
-def _check_parts(model: Any, reward: Any, rollouts: Any) -> None:
+def _check_parts(
+    *,
+    model: Any,
+    reward: Any = None,
+    strategy: Any = None,
+    budget: Any = None,
+    likelihood_weight: Any = 1.0,
+    embedding_terms: Any = True,
+    rollouts: Any = None,
+    **loading: Any,
+) -> None:
+    """Raises ConfigurationError for what can be refused before any weight is read."""
+    if strategy is not None:
+        _strategy(strategy)
+    if budget is not None:
+        _budget(budget)
+    check_parts(reward, likelihood_weight)
     if not isinstance(model, LanguageModel | str | Path):
         raise ConfigurationError(f"model is {model!r}; expected a hub id, a folder, 'tiny' or a LanguageModel.")
-    if reward is not None and not isinstance(reward, Reward):
-        raise ConfigurationError(
-            f"reward is {reward!r}; expected a Reward such as ArithmeticSteps(), or a sum of them."
-        )
+    if not isinstance(model, LanguageModel):
+        Loading(**loading)
+    elif loading:
+        raise ConfigurationError(f"{', '.join(loading)}: loading options need a model name, got a loaded model.")
     if rollouts is not None and (isinstance(rollouts, type) or not callable(getattr(rollouts, "rollout", None))):
         raise ConfigurationError(f"rollouts is {rollouts!r}; expected an object with rollout(jobs).")
 
 
 def _message(given: Any) -> Message:
     if not isinstance(given, Mapping) or "role" not in given:
-        raise ConfigurationError(f"A message is {given!r}; expected Message(role, content) or a mapping with both.")
+        raise PromptError(f"A message is {given!r}; expected Message(role, content) or a mapping with both.")
     extra = {k: v for k, v in given.items() if k not in ("role", "content")}
-    return Message(str(given["role"]), str(given.get("content") or ""), extra)
+    content = given.get("content")
+    return Message(given["role"], "" if content is None else content, extra)  # tool calls have no content
 
 
 def _strategy(strategy: Any) -> Strategy:
-    if isinstance(strategy, type) or not callable(getattr(strategy, "steps", None)):
+    if isinstance(strategy, type) or not all(hasattr(strategy, name) for name in ("steps", "select", "rule")):
         raise ConfigurationError(
             f"strategy is {strategy!r}; expected a strategy object such as Nabla() or BestOfN(n=8)."
         )
@@ -316,6 +332,20 @@ def _seed(seed: Any) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or not -(1 << 63) <= seed < 1 << 64:
         raise ConfigurationError(f"seed is {seed!r}; expected a 64-bit integer.")
     return seed
+
+
+def _seeds(prompts: Any, seeds: Any, max_batch: Any) -> Sequence[int]:
+    """One seed per prompt of a batch."""
+    if not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 1:
+        raise ConfigurationError(f"max_batch is {max_batch!r}; expected a whole number of at least 1.")
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+        raise ConfigurationError(f"generate_batch got {prompts!r}; expected a list of prompts.")
+    seeds = range(len(prompts)) if seeds is None else seeds
+    if not isinstance(seeds, Sequence):
+        raise ConfigurationError(f"seeds is {seeds!r}; expected a list of integers.")
+    if len(seeds) != len(prompts):
+        raise ConfigurationError(f"Got {len(seeds)} seeds for {len(prompts)} prompts; expected one each.")
+    return seeds
 
 
 def _peak_memory_bytes() -> int:

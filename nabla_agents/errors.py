@@ -27,6 +27,10 @@ class VocabularyMismatchError(ConfigurationError):
     """A reward that compares token by token with the language model, but has another vocabulary."""
 
 
+class RolloutError(NablaError, RuntimeError):
+    """A rollout backend that broke its contract, for example by returning the wrong number of rollouts."""
+
+
 class RewardError(NablaError, RuntimeError):
     """A reward that broke its contract, for example by returning the wrong number of scores."""
 

@@ -68,12 +68,7 @@ class Objective:
         likelihood_weight: float = 1.0,
         embedding_terms: bool = True,
     ) -> None:
-        if not 0 <= likelihood_weight < float("inf"):
-            raise ConfigurationError(f"likelihood_weight is {likelihood_weight!r}; expected a finite number ≥ 0.")
-        if reward is not None and not isinstance(reward, Reward):
-            raise ConfigurationError(
-                f"reward is {reward!r}; expected a Reward such as ArithmeticSteps(), or a sum of them."
-            )
+        check_parts(reward, likelihood_weight)
         self.model = model
         self.reward = None if reward is None else reward.bind(model)
         self.likelihood_weight, self.embedding_terms = likelihood_weight, embedding_terms
@@ -121,6 +116,16 @@ class Objective:
                 terms.append((1.0, CreditCarrier(credit, self.model.vocab_size, device)))
             gradients.append(ObjectiveGradient(likelihood.carrier, WeightedCarrier(tuple(terms)), credit, usage))
         return gradients
+
+
+def check_parts(reward: object, likelihood_weight: object) -> None:
+    """Raises ConfigurationError for what no objective can be made of."""
+    if not isinstance(likelihood_weight, int | float) or not 0 <= likelihood_weight < float("inf"):
+        raise ConfigurationError(f"likelihood_weight is {likelihood_weight!r}; expected a finite number ≥ 0.")
+    if reward is not None and not isinstance(reward, Reward):
+        raise ConfigurationError(
+            f"reward is {reward!r}; expected a Reward such as ArithmeticSteps(), or a sum of them."
+        )
 
 
 def token_credit(tokenizer: Tokenizer, rollout: Rollout, spans: Sequence[Span]) -> dict[int, dict[int, float]]:

@@ -28,6 +28,8 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ("system", "user", "assistant", "tool"):
             raise PromptError(f"Message role is {self.role!r}; expected system, user, assistant or tool.")
+        if not isinstance(self.content, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PromptError(f"Content of the {self.role} message is {self.content!r}; expected text.")
 
     def as_template_input(self) -> dict[str, Any]:
         return {**self.extra, "role": self.role, "content": self.content}

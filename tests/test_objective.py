@@ -39,11 +39,11 @@ from nabla_agents.testing import (
 )
 
 WORDS = ("a", "b", "cd", "efg", "h", "i", "\n")
-A, B, CD, EFG, H, I, BREAK, EOS = range(8)
+A, B, CD, EFG, H, LAST_WORD, BREAK, EOS = range(8)
 ARCHITECTURES = ("qwen2", "gemma3", "llama")
 COMPLETION = (A, CD, BREAK, B, EFG, A, BREAK, H, EOS)
 STEP_ENDS = (2, 6, 7)  # the last token of each step of COMPLETION
-LONGER = (I, I, H, BREAK, B, CD, CD, A, BREAK, EFG, B, H, A, BREAK)
+LONGER = (LAST_WORD, LAST_WORD, H, BREAK, B, CD, CD, A, BREAK, EFG, B, H, A, BREAK)
 LONGER_ENDS = (3, 8, 13)
 TOLERANCE = 1e-6
 
@@ -261,7 +261,9 @@ def test_a_batch_of_different_lengths_equals_single_rollouts(architecture: str, 
     objective = Objective(model, reward)
     rollouts = [completed(model), completed(model, LONGER, "hi"), completed(model, question="efgacdbhi")]
     for starts in ([0, 0, 0], [2, 7, 0]):
-        for rollout, start, rows in zip(rollouts, starts, rows_of(objective, rollouts, starts, cached=cached)):
+        for rollout, start, rows in zip(
+            rollouts, starts, rows_of(objective, rollouts, starts, cached=cached), strict=True
+        ):
             assert_equal_everywhere(rows, truth(model, rollout, soft)[start:])
 
 

@@ -35,7 +35,7 @@ class Record:
     accepted: int = 0
 
     def as_line(self) -> str:
-        fields = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
         return json.dumps(fields, ensure_ascii=False) + "\n"
 
     @staticmethod
@@ -48,27 +48,30 @@ class Store:
     """The records and settings of a folder.
 
     Raises:
-        ConfigurationError: the folder's records were measured with other settings; the message names what differs.
+        ConfigurationError: the folder's records were measured with other settings (the message names what differs), or
+            the folder cannot be read or written.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self._lines, self._settings = folder / "records.jsonl", folder / "settings.json"
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._check(json.loads(json.dumps(settings)))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._check(json.loads(json.dumps(settings)))
+            os.close(self._opened())
+        except OSError as e:
+            raise ConfigurationError(f"Cannot keep results in {folder} ({e}). Choose another --out.") from e
 
     def read(self) -> list[Record]:
         """Every record so far, the first of each arm and problem; a line that was cut off while written is removed."""
-        if not self._lines.exists():
-            return []
         raw = self._lines.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
         if len(whole) < len(raw):
             os.truncate(self._lines, len(whole))
         found: dict[tuple[str, int], Record] = {}
-        for number, line in enumerate(whole.decode().splitlines(), 1):
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):  # str.splitlines would split texts too
             try:
-                record = Record.from_line(line)
+                record = Record.from_line(line.decode())
             except (ValueError, TypeError, KeyError) as e:
                 raise ConfigurationError(
                     f"{self._lines}:{number} is no record ({e}). Remove the line or choose another --out."
@@ -78,17 +81,20 @@ class Store:
 
     def append(self, record: Record) -> None:
         """Writes one line in one piece, so that an interrupt or a second process never splits it."""
-        file = os.open(self._lines, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        file = self._opened()
         try:
             os.write(file, record.as_line().encode())
         finally:
             os.close(file)
 
+    def _opened(self) -> int:
+        return os.open(self._lines, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
     def _check(self, settings: dict[str, Any]) -> None:
         """Equal settings go on; arms that are new are added."""
         old: dict[str, Any] = {}
         if self._settings.exists():
-            old = json.loads(self._settings.read_text(encoding="utf-8"))
+            old = self._read_settings()
             differences = list(_differences(old, settings))
             if differences:
                 raise ConfigurationError(
@@ -99,6 +105,15 @@ class Store:
         partial = self._settings.with_suffix(".partial")
         partial.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
         partial.replace(self._settings)
+
+    def _read_settings(self) -> dict[str, Any]:
+        try:
+            settings = json.loads(self._settings.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise ConfigurationError(f"{self._settings} holds no settings ({e}). Choose another --out.") from e
+        if not isinstance(settings, dict):
+            raise ConfigurationError(f"{self._settings} holds no settings. Choose another --out.")
+        return settings
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -20,7 +20,7 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return (max(0.0, centre - half), min(1.0, centre + half))
 
 
-def bootstrap_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[int | float], *, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
     """Of the mean: 2.5th and 97.5th percentile over resamples with replacement. For paired arms, `values` are the
     differences per problem.
 

@@ -14,7 +14,13 @@ from nabla_agents.bench.records import Record
 from nabla_agents.bench.run import BenchSettings
 from nabla_agents.bench.summary import ArmSummary, points, summarise, trust
 
-_LEFT_OUT = ((), ("pool", "generated", "passes"), ("pool", "generated", "passes", "n", "forward", "backward", "s"))
+_LEFT_OUT = (
+    (),
+    ("pool", "generated", "passes"),
+    ("pool", "generated", "passes", "n", "forward", "backward", "s"),
+    ("pool", "generated", "passes", "n", "forward", "backward", "s", "rollouts", "FLOPs"),
+    ("pool", "generated", "passes", "n", "forward", "backward", "s", "rollouts", "FLOPs", "− greedy"),
+)
 _HEADINGS = (
     "arm",
     "n",
@@ -37,7 +43,8 @@ pass@n is the same as a row: oracles, not strategies. Tokens and FLOPs are those
 2·N per token forward, 2·N more backward. Seconds are wall-clock of the batch, shared out by FLOPs.
 
 Without a suffix an arm has the process reward (greedy and majority need none); `/arithmetic` is the calculator, `/both`
-the sum, `/located` the calculator when it says only where a result is wrong. `/none` and `/random` are the controls without the gradient. `@X` sets the least promise in nats."""
+the sum, `/located` the calculator when it says only where a result is wrong. `/none` and `/random` are the controls
+without the gradient. `@X` sets the least promise in nats."""
 
 
 def cells(summary: ArmSummary) -> tuple[str, ...]:

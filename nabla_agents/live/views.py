@@ -19,6 +19,8 @@ from nabla_agents.live.wording import as_json, changed, computed, described, dra
 from nabla_agents.tiny import Problem, is_correct
 from nabla_agents.types import FinishReason, Result, Step, Usage
 
+_INDENT = 4  # columns before the text as it is now
+
 
 @runtime_checkable
 class View(Protocol):
@@ -79,7 +81,8 @@ class LiveView:
         checked = self._problem is None or is_correct(result.text, self._problem)
         style = "yellow" if result.finish_reason is FinishReason.INTERRUPTED else "green" if checked else "red"
         rows = Table.grid(padding=(0, 2))
-        rows.add_column(style="dim")
+        rows.add_column(style="dim", no_wrap=True)
+        rows.add_column(overflow="fold")
         for name, value in facts(result, self._problem):
             rows.add_row(name, value)
         title = "refined answer" if draft(result) not in ("", result.text) else "answer"
@@ -87,20 +90,25 @@ class LiveView:
         self._console.print(Text(), Panel(body, title=title, border_style=style, padding=(1, 2)), sep="\n")
 
     def _now(self) -> RenderableType:
-        """The incumbent, as much of it as fits: committed, just changed, still open; and what was spent."""
+        """The incumbent, as much of it as fits: committed, just changed, still open; and what was spent.
+
+        Never higher than the terminal: what rich cannot erase would stay behind for ever.
+        """
         done = self._committed if self._incumbent.startswith(self._committed) else ""
         fresh = self._fresh if done.endswith(self._fresh) else ""
         parts = (done.removesuffix(fresh), "bold"), (fresh, "bold green"), (self._incumbent[len(done) :], "dim")
         text = Text.assemble(*((printable(part), style) for part, style in parts))
-        lines = text.split("\n", allow_blank=True)
-        room, at = max(3, self._console.height // 2), done.count("\n")
+        width, height = self._console.size
+        lines = text.wrap(self._console, max(1, width - _INDENT))
+        at = len(text[: len(done)].wrap(self._console, max(1, width - _INDENT))) - 1
+        room = min(height // 2, height - 4)  # two empty lines, the cost, and the line on which the cursor stands
         first = max(0, min(at - room // 2, len(lines) - room))
         usage = self._usage
-        self._spinner.text = Text(
-            f" {spent(usage)} · {computed(usage)}" if usage.rollouts else " first rollout", style="dim"
-        )
-        shown = Padding(Text("\n").join(lines[first : first + room]), (0, 0, 0, 4))
-        return Group(*([Text(), shown, Text()] if self._incumbent else []), self._spinner)
+        cost = Text(f" {spent(usage)} · {computed(usage)}" if usage.rollouts else " first rollout", style="dim")
+        cost.truncate(max(1, width - 2), overflow="ellipsis")
+        self._spinner.text = cost
+        shown = Padding(Text("\n").join(lines[first : first + room]), (0, 0, 0, _INDENT))
+        return Group(*([Text(), shown, Text()] if self._incumbent and room > 0 else []), self._spinner)
 
 
 class PlainView:
@@ -155,4 +163,4 @@ class JsonView:
         found = {"question": self._question, **as_json(result)}
         if self._problem is not None:
             found |= {"expected": self._problem.answer, "correct": is_correct(result.text, self._problem)}
-        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(found, allow_nan=False))  # in ASCII, which every terminal and pipe passes on whole

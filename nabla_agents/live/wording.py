@@ -50,7 +50,7 @@ def judged(score: Score | None) -> str:
     if score is None:
         return "no reward"
     if not score.judged:
-        return f"not judged: {score.explanation}"
+        return f"not judged: {printable(' '.join(score.explanation.split()))}"
     verdict = "" if score.verdict in (None, score.value) else f", tools {score.verdict:.2f}"
     return f"reward {round(score.value, 2) + 0.0:.2f}{verdict}{', verified' if score.verified else ''}"
 
@@ -58,9 +58,7 @@ def judged(score: Score | None) -> str:
 def facts(result: Result, problem: Problem | None) -> list[tuple[str, Text]]:
     """Why a search ended, what its answer is worth, what it cost, and whether it is right where that is known."""
     searched = result.usage.gradient_passes or any(step.kind == "refine" for step in result.trace)
-    why = _ENDED.get(result.finish_reason) or (
-        "nothing promising left to change" if searched else "every rollout was taken"
-    )
+    why = _ENDED.get(result.finish_reason) or ("nothing promising left to change" if searched else "nothing left to do")
     why += f": {result.detail}" if result.finish_reason is FinishReason.BUDGET else ""
     rows = [("ended", Text(why + " · cut by the length limit" * result.truncated))]
     if not math.isnan(result.log_likelihood):
@@ -91,7 +89,7 @@ def computed(usage: Usage) -> str:
     return f"{human(forward)} tokens forward · {human(backward)} backward · {human(usage.flops, ' ')}FLOP"
 
 
-def human(number: float, gap: str = "") -> str:
+def human(number: int | float, gap: str = "") -> str:
     """A count in three digits with a prefix, `12.3k`; `gap` goes before the prefix."""
     prefixes = iter("kMGTPE")
     prefix = ""

@@ -76,7 +76,7 @@ class LanguageModel:
         `formatted=True` takes a string verbatim, for completion models or already rendered prompts.
 
         Raises:
-            PromptError: empty, no chat template, or refused by the template.
+            PromptError: empty, no chat template, or refused by the template or the tokenizer.
             ContextOverflowError: no room for one completion token.
         """
         if formatted:
@@ -88,7 +88,7 @@ class LanguageModel:
             if not any(m.content.strip() or m.extra for m in messages):
                 raise PromptError("The prompt is empty; expected a question or a conversation with some text.")
             text = self.tokenizer.render(messages, tools=tools)
-        ids = tuple(self.tokenizer.encode(text))
+        ids = self._ids(text)
         if not ids:
             raise PromptError("The prompt is empty; expected text that gives at least one token.")
         if len(ids) >= self.context_length:
@@ -97,6 +97,15 @@ class LanguageModel:
                 "must also hold the completion. Shorten the prompt or choose a model with a longer context."
             )
         return Prompt(messages, text, ids)
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        try:
+            return tuple(self.tokenizer.encode(text))
+        except Exception as e:  # half a surrogate pair, a word that it does not have: tokenizers raise anything
+            raise PromptError(
+                f"The tokenizer of {self.name} cannot read the prompt ({e}); expected text of whole characters that "
+                "are in its vocabulary."
+            ) from e
 
     # ── sampling ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
+from typing import SupportsFloat
 
 from nabla_agents.errors import ConfigurationError, RewardError
 from nabla_agents.models.carriers import Carrier, WeightedCarrier
@@ -247,6 +248,8 @@ def judged(reward: Reward, rollouts: Sequence[Rollout]) -> list[Score]:
 def _check_scores(reward: Reward, scores: object, count: int) -> None:
     if not isinstance(scores, Sequence) or not all(isinstance(s, Score) for s in scores):
         raise RewardError(f"{reward.name} returned {scores!r}; expected a list of Score.")
+    if not all(isinstance(s.value, SupportsFloat) for s in scores):
+        raise RewardError(f"{reward.name} returned {scores!r}; expected scores whose value is a number.")
     if len(scores) != count:
         raise RewardError(f"{reward.name} returned {len(scores)} scores for {count} rollouts; expected one each.")
 

@@ -10,9 +10,10 @@ from nabla_agents.sandbox import probes
 from nabla_agents.sandbox.cache import CachedExecutor
 from nabla_agents.sandbox.executor import Executor
 from nabla_agents.sandbox.fork import ForkWorker
+from nabla_agents.sandbox.wasm import WasmWorker
 from nabla_agents.sandbox.workers import Worker, WorkerPool
 
-BACKENDS: dict[str, Callable[[], Worker]] = {"fork": ForkWorker}  # best first
+BACKENDS: dict[str, Callable[[], Worker]] = {"wasm": WasmWorker, "fork": ForkWorker}  # best first
 
 
 @dataclass(frozen=True)

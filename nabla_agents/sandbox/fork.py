@@ -14,11 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nabla_agents.errors import SandboxError
 from nabla_agents.sandbox.execution import Status
@@ -115,14 +116,12 @@ class ForkWorker:
         return Capabilities("fork", told["python_version"], frozenset(told["modules"]), tuple(told["layers"]))
 
     def _send(self, header: bytes, request: bytes, output: Capture, report: Capture) -> None:
-        memory = os.memfd_create("request")
         try:
-            with open(memory, "wb", closefd=False) as file:
+            with _nameless_file() as file:
                 file.write(request)
-            os.lseek(memory, 0, os.SEEK_SET)
-            socket.send_fds(self._channel, [header], [memory, output.write_end, report.write_end])
+                file.seek(0)
+                socket.send_fds(self._channel, [header], [file.fileno(), output.write_end, report.write_end])
         finally:
-            os.close(memory)
             output.hand_over()
             report.hand_over()
 
@@ -198,17 +197,31 @@ def _start(channel: int, packages: Sequence[str]) -> subprocess.Popen[bytes]:
         "paths": sorted({folder for folder in found.values() if folder}),
     }
     root = str(Path(__file__).parent)
-    inherited = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    return subprocess.Popen(
-        # Not -I, which would ignore the hash seed.
-        [sys.executable, "-P", "-s", "-S", "-B", "-c", START, root, str(channel), json.dumps(settings)],
-        env={**ENVIRONMENT, **inherited},
-        pass_fds=[channel],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        process_group=0,
-    )
+    # Not -I, which would ignore the hash seed.
+    command = [sys.executable, "-P", "-s", "-S", "-B", "-c", START, root, str(channel), json.dumps(settings)]
+    try:
+        return subprocess.Popen(
+            command,
+            env=environment(),
+            pass_fds=[channel],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+    except OSError as e:
+        raise SandboxError(f"The sandbox's interpreter cannot be started: {e}") from e
+
+
+def environment() -> dict[str, str]:
+    """All that a guest process gets of an environment."""
+    inherited = ("LD_LIBRARY_PATH", "SYSTEMROOT")  # without these some installations of Python do not start
+    return {**ENVIRONMENT, **{name: os.environ[name] for name in inherited if name in os.environ}}
+
+
+def _nameless_file() -> IO[bytes]:
+    """A file for a request; in memory, where this build of Python can."""
+    return os.fdopen(os.memfd_create("request"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
 
 
 def _folder(package: str) -> str | None:

@@ -26,10 +26,7 @@ KNOWN_PACKAGES = """
 
 @dataclass(frozen=True)
 class Observation:
-    """What the host saw of one run. `fact` is the status that follows from it alone; None leaves it to the claim.
-
-    `lost` says that the worker is of no use any more.
-    """
+    """What the host saw of one run. `fact` is the status that follows from it alone; None leaves it to the claim."""
 
     stdout: bytes
     report: bytes
@@ -39,7 +36,6 @@ class Observation:
     cpu_seconds: float = 0.0
     peak_bytes: int = 0
     fuel: int | None = None
-    lost: bool = False
 
 
 def execution(seen: Observation, limits: Limits, capabilities: Capabilities, *, calls: int) -> Execution:

@@ -12,7 +12,7 @@ from pathlib import Path
 from nabla_agents.errors import SandboxError
 from nabla_agents.sandbox.execution import Execution, Status
 from nabla_agents.sandbox.executor import Executor
-from nabla_agents.sandbox.fork import ENVIRONMENT
+from nabla_agents.sandbox.fork import environment
 from nabla_agents.sandbox.program import Limits, Program
 
 LIMITS = Limits(
@@ -142,4 +142,4 @@ def _nothing_left(done: Execution) -> bool:
 
 def _foreign(done: Execution) -> set[str]:
     """Environment names that were seen, but for those that every worker gets."""
-    return set(done.stdout.split()) - set(ENVIRONMENT) - {"LC_CTYPE", "LD_LIBRARY_PATH"}
+    return set(done.stdout.split()) - set(environment()) - {"LC_CTYPE"}

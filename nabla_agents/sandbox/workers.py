@@ -67,11 +67,13 @@ class WorkerPool:
             return Execution(Status.ERROR, error_type="SourceTooLong", error_message=message, backend=self._backend)
         try:
             return self._run(program, limits)
-        except _NoWorker as e:
+        except (_NoWorker, OSError) as e:  # OSError: the host itself is out of files or memory
             return Execution(Status.UNAVAILABLE, detail=f"no worker can be started: {e}", backend=self._backend)
 
     def run_many(self, programs: Sequence[Program], limits: Limits = Limits()) -> list[Execution]:
-        with ThreadPoolExecutor(min(self._workers, len(programs) or 1)) as threads:
+        if len(programs) < 2:
+            return [self.run(program, limits) for program in programs]
+        with ThreadPoolExecutor(min(self._workers, len(programs))) as threads:
             return list(threads.map(lambda program: self.run(program, limits), programs))
 
     def close(self) -> None:

@@ -10,18 +10,29 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from nabla_agents import Executor
+from nabla_agents import Executor, Limits, Program, Status
 from nabla_agents.sandbox import backends
 
 ROOT = Path(__file__).resolve().parents[2]
 RIG = Path(__file__).with_name("rig.py")
 SILENT_SECONDS = 60
+HOST = """
+import sys
+from nabla_agents import Limits, Program
+from nabla_agents.sandbox import backends
+from nabla_agents.sandbox.workers import WorkerPool
+pool = WorkerPool(backends.BACKENDS[sys.argv[1]], workers=1)
+print(pool._idle[0]._process.pid, flush=True)
+pool.run(Program("while True: pass"), Limits(fuel=10**14, wall_seconds=600, cpu_seconds=600))
+"""
+COVERAGE_LIMITS = Limits(fuel=100_000_000_000, cpu_seconds=10, wall_seconds=10.0, memory_bytes=512 << 20)
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +51,63 @@ def fork() -> Iterator[Executor]:
     """A proven `fork` executor without memory, for all tests of a run."""
     with backends.proven(backends.BACKENDS["fork"], workers=2) as executor:
         yield executor
+
+
+@pytest.fixture
+def coverage(rig: ModuleType) -> Callable[[Executor], int]:
+    """How many harmless programs print what CPython prints; the others must be unsupported, and lack a module."""
+
+    def count(executor: Executor) -> int:
+        cases = [json.loads(text) for text in (rig.DATA / "coverage.jsonl").read_text().splitlines()]
+        done = executor.run_many([Program(case["code"]) for case in cases], COVERAGE_LIMITS)
+        for case, execution in zip(cases, done, strict=True):
+            if execution.status is Status.UNSUPPORTED:
+                assert not set(case["modules"]) <= executor.capabilities.modules, (case["id"], execution)
+            else:
+                assert (execution.status, execution.stdout) == (Status.OK, case["stdout"]), (case["id"], execution)
+        return sum(execution.ok for execution in done)
+
+    return count
+
+
+@pytest.fixture
+def running_in() -> Callable[[int], list[int]]:
+    """The processes of a process group that still run."""
+
+    def find(group: int) -> list[int]:
+        found: list[int] = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                state, _, process_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            except OSError:
+                continue
+            if int(process_group) == group and state != "Z":
+                found.append(int(folder.name))
+        return found
+
+    return find
+
+
+@pytest.fixture
+def orphans(running_in: Callable[[int], list[int]]) -> Callable[[str], list[int]]:
+    """What still runs ten seconds after a host was killed in the middle of a program without end."""
+
+    def left(backend: str) -> list[int]:
+        command, environment = [sys.executable, "-c", HOST, backend], {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as host:
+            assert host.stdout is not None
+            group = int(host.stdout.readline())
+            time.sleep(1)  # the program runs by then
+            assert running_in(group)
+            host.kill()
+        deadline = time.monotonic() + 10
+        while (found := running_in(group)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for process in found:
+            os.kill(process, signal.SIGKILL)
+        return found
+
+    return left
 
 
 @pytest.fixture

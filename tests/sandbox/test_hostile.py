@@ -54,6 +54,12 @@ def forged(report: str) -> str:
         ("'x' * (1 << 62) * 8", Status.OOM),
         ("1 << 10 ** 20", Status.OOM),
         ("raise MemoryError", Status.OOM),
+        ("e = SyntaxError()\ne.filename, e.lineno = '<program>', object()\nraise e", Status.ERROR),
+        (
+            "class T(str):\n    def __getitem__(self, i): return 3\n"
+            "class E(Exception):\n    def __str__(self): return T()\nraise E",
+            Status.ERROR,
+        ),
         ("import math; math.exp(1000)", Status.ERROR),
         ("float(10 ** 400)", Status.ERROR),
         ("raise PermissionError('of its own')", Status.ERROR),

@@ -2,13 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
@@ -18,8 +15,8 @@ from nabla_agents.sandbox.fork import ForkWorker
 from nabla_agents.sandbox.observation import Observation
 from nabla_agents.sandbox.workers import WorkerPool
 
+RunningIn = Callable[[int], list[int]]
 SOUND = b'{"status": "ok", "values": []}'
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class FakeWorker:
@@ -45,19 +42,6 @@ class FakeWorker:
 
 def light() -> ForkWorker:
     return ForkWorker(packages=())
-
-
-def running(group: int) -> list[str]:
-    """Processes of a process group that still run."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, process_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(process_group) == group and state != "Z":
-            found.append(folder.name)
-    return found
 
 
 def test_a_crash_is_the_programs_fault_only_if_the_sandbox_still_works() -> None:
@@ -92,17 +76,17 @@ def test_a_dead_worker_is_replaced_before_the_next_program() -> None:
         assert pool.restarts == 1
 
 
-def test_a_worker_that_dies_during_a_program_is_replaced() -> None:
+def test_a_worker_that_dies_during_a_program_is_replaced(running_in: RunningIn) -> None:
     with WorkerPool(light, workers=1) as pool:
         pid = pool._idle[0]._process.pid  # type: ignore[attr-defined]
         threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
         done = pool.run(Program("while True: pass"), Limits(wall_seconds=10))
         assert (done.status, done.detail) == (Status.CRASHED, "the worker ended")
         assert pool.run(Program("print(6 * 7)")).stdout == "42\n"
-        assert running(pid) == []
+        assert running_in(pid) == []
 
 
-def test_a_zygote_that_does_not_answer_is_killed_with_its_program() -> None:
+def test_a_zygote_that_does_not_answer_is_killed_with_its_program(running_in: RunningIn) -> None:
     """Stopped, it cannot obey; the program still ends about a second after its limit."""
     with WorkerPool(light, workers=1) as pool:
         pid = pool._idle[0]._process.pid  # type: ignore[attr-defined]
@@ -110,7 +94,7 @@ def test_a_zygote_that_does_not_answer_is_killed_with_its_program() -> None:
         done = pool.run(Program("while True: pass"), Limits(wall_seconds=0.5))
         assert done.status is Status.TIMEOUT
         assert done.wall_seconds < 3
-        assert running(pid) == []
+        assert running_in(pid) == []
         assert pool.run(Program("print(6 * 7)")).stdout == "42\n"
 
 
@@ -161,47 +145,19 @@ def test_timers_and_handlers_of_the_host_are_left_alone(fork: Executor) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def test_a_killed_host_leaves_nothing_running() -> None:
+def test_a_killed_host_leaves_nothing_running(orphans: Callable[[str], list[int]]) -> None:
     """SIGKILL in mid-check: the zygote sees the end of its socket, the child that of its parent."""
-    host = """
-import time
-from nabla_agents import Limits, Program
-from nabla_agents.sandbox.fork import ForkWorker
-from nabla_agents.sandbox.workers import WorkerPool
-pool = WorkerPool(lambda: ForkWorker(packages=()), workers=1)
-print(pool._idle[0]._process.pid, flush=True)
-pool.run(Program("while True: pass"), Limits(wall_seconds=60, cpu_seconds=60))
-"""
-    command = [sys.executable, "-c", host]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        group = int(process.stdout.readline())
-        try:
-            waited(lambda: len(running(group)) == 2)
-            process.kill()
-            process.wait()
-            waited(lambda: running(group) == [])
-        finally:
-            for pid in running(group):
-                os.kill(int(pid), signal.SIGKILL)
+    assert orphans("fork") == []
 
 
-def waited(condition: Any, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_a_closed_executor_refuses_and_leaves_no_process_or_file() -> None:
+def test_a_closed_executor_refuses_and_leaves_no_process_or_file(running_in: RunningIn) -> None:
     files = len(os.listdir("/proc/self/fd"))
     pool = WorkerPool(light, workers=2)
     group = pool._idle[0]._process.pid  # type: ignore[attr-defined]
     pool.run_many([Program("print(1)")] * 4)
     pool.close()
     pool.close()
-    assert running(group) == []
+    assert running_in(group) == []
     assert len(os.listdir("/proc/self/fd")) == files
     with pytest.raises(SandboxError, match="closed"):
         pool.run(Program(""))

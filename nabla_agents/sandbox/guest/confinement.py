@@ -1,6 +1,7 @@
 """What a guest process gives up besides system calls: privileges, files, resources. Linux only."""
 
 import ctypes
+import fcntl
 import os
 import resource
 import struct
@@ -22,6 +23,15 @@ def die_with(parent: int) -> None:
     _libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def die_without(pipe: int) -> None:
+    """Lets the kernel end this process (SIGIO) when the other end of a pipe closes, into which nobody writes.
+
+    It binds whichever thread of the host started this process, and needs none here.
+    """
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | fcntl.FASYNC)
 
 
 def drop_privileges() -> list[str]:
@@ -62,17 +72,19 @@ def address_space() -> int:
 
 
 def limit_resources(address_bytes: int, cpu_seconds: int) -> None:
-    """Caps memory and processor time; forbids files, processes and core dumps.
+    """Caps memory and processor time, and forbids the rest.
 
     The hard processor limit is one second above the soft one: where both are equal the kernel sends SIGKILL, which
     looks like anything else.
     """
-    for which, soft, hard in (
-        (resource.RLIMIT_AS, address_bytes, address_bytes),
-        (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
-        (resource.RLIMIT_STACK, STACK_BYTES, STACK_BYTES),
-        (resource.RLIMIT_NOFILE, 32, 32),
-        *((which, 0, 0) for which in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK)),
-        *((which, 0, 0) for which in (resource.RLIMIT_NPROC, resource.RLIMIT_MSGQUEUE)),
-    ):
-        resource.setrlimit(which, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (address_bytes, address_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, STACK_BYTES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+    forbid_files_and_processes()
+
+
+def forbid_files_and_processes() -> None:
+    """No file may grow, no process start, no core be dumped, no memory be locked."""
+    for which in ("FSIZE", "NPROC", "CORE", "MEMLOCK", "MSGQUEUE"):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{which}"), (0, 0))

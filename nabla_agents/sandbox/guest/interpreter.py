@@ -11,6 +11,8 @@ import types
 FILE = "<program>"
 NAME_CHARACTERS, MESSAGE_CHARACTERS = 200, 1000
 OUT_OF_MEMORY = '{"status": "oom", "error_type": "MemoryError"}'  # ready before memory is gone
+FAILED = '{"status": "error", "error_type": "Exception"}'
+RESERVE = [bytearray(2 << 20)]  # given up for saying that memory is gone, while the program still holds it
 # What CPython says of sizes that no memory holds; "too large to convert to float" is no such case.
 SIZE_WORDS = ("index-sized", "ssize_t", "is too long", "too many digits", "size too large")
 
@@ -49,6 +51,8 @@ class Report:
             return self._dumps(self.facts)[:-1] + ', "values": [' + ", ".join(self.values) + "]}"
         except MemoryError:
             return OUT_OF_MEMORY
+        except BaseException:  # a text that is none
+            return FAILED
 
 
 def plain(value):
@@ -69,6 +73,7 @@ def execute(request):
         run(request, report)
         flush(getattr(sys, "stdout", None))
     except:  # noqa: E722  naming BaseException would look it up among builtins, which may be gone
+        RESERVE.clear()
         untrace(None)
         unprofile(None)
         repair(sound)
@@ -106,7 +111,7 @@ def describe(error, facts):
     try:
         facts["error_type"] = name_of(error)
         facts["error_message"] = text_of(error)
-        facts["line"] = line_of(error)
+        facts["line"] = line if type(line := line_of(error)) is int else None
         facts["status"] = status_of(error)
         if isinstance(error, SystemExit) and facts["status"] == "ok":
             facts.update(detail="exit", error_type="", error_message="")
@@ -139,7 +144,7 @@ def name_of(value):
 
 def text_of(error):
     try:
-        return str(error)[:MESSAGE_CHARACTERS]
+        return str.__getitem__(str(error), slice(MESSAGE_CHARACTERS))  # it may be a str with methods of its own
     except MemoryError:
         raise
     except BaseException:  # its __str__ raises

@@ -59,7 +59,7 @@ for pair in pairs:
 def load(packages: list[str]) -> None:
     """Loads the standard modules that this interpreter has, and `packages`; one that cannot be loaded is left out."""
     for name in [*STANDARD.split(), *(f"encodings.{codec}" for codec in CODECS.split())]:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):
             importlib.import_module(name)
     for package in packages:
         with contextlib.suppress(Exception):
@@ -68,5 +68,5 @@ def load(packages: list[str]) -> None:
 
 def names() -> list[str]:
     """Top-level names that can be imported now and after the lock."""
-    loaded = {name.partition(".")[0] for name in sys.modules} | set(sys.builtin_module_names)
+    loaded = {name for name in sys.modules if "." not in name} | set(sys.builtin_module_names)
     return sorted(name for name in loaded if not name.startswith("_") or name == "__future__")

@@ -19,7 +19,7 @@ from io import BufferedWriter, FileIO, TextIOWrapper
 from . import confinement, interpreter, preload, seccomp
 
 HEADER_BYTES = 4096
-OUTPUT, RESULT = 1, 3  # descriptors of a child; 0 and 2 are the null device
+INPUT, OUTPUT, RESULT = 0, 1, 3  # descriptors of a child; 2, and 0 without input, are the null device
 DESCRIPTORS = 256  # none is above
 
 
@@ -40,6 +40,10 @@ class Zygote:
     def __init__(self, channel: socket.socket, packages: list[str], paths: list[str]) -> None:
         self._channel = channel
         self._pid = os.getpid()
+        self._death, wake = os.pipe()  # readable when a child has died; not every build of Python knows pidfd
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         sys.path += paths
         preload.load(packages)
         self._filter = seccomp.Filter()
@@ -74,30 +78,44 @@ class Zygote:
 
     def _wait(self, child: int) -> bool:
         """Reports how the child ended; kills it when the host says so or is gone."""
-        pidfd = os.pidfd_open(child)
         poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
+        poll.register(self._death, select.POLLIN)
         poll.register(self._channel, select.POLLIN)
         host_is_there = True
-        while pidfd not in (ready := [fd for fd, _ in poll.poll()]):
+        while True:
+            ready = [fd for fd, _ in poll.poll()]
             if self._channel.fileno() in ready:
                 host_is_there = bool(self._channel.recv(HEADER_BYTES))
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
                 poll.unregister(self._channel)
-        os.close(pidfd)
-        _, status, used = os.wait4(child, 0)
+            if self._death in ready:
+                os.read(self._death, HEADER_BYTES)
+            ended, status, used = os.wait4(child, os.WNOHANG)
+            if ended:
+                break
         end = {"exit": os.waitstatus_to_exitcode(status)}
         end |= {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": used.ru_maxrss * 1024}
         if host_is_there:
             self._channel.send(json.dumps(end).encode())
         return host_is_there
 
+    def _fill_standard_input(self, text: str) -> None:
+        """For programs that read the descriptor; `sys.stdin` is a text of its own."""
+        memory = os.memfd_create("stdin")
+        os.write(memory, text.encode("utf-8", "surrogatepass"))
+        os.lseek(memory, 0, os.SEEK_SET)
+        os.dup2(memory, INPUT)
+
     def _become_a_check(self, header: dict, request_fd: int, output_fd: int, result_fd: int) -> None:
         """Never returns. From the filter on, this process can only compute, and write to two pipes."""
         try:
             confinement.die_with(self._pid)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             with open(request_fd, "rb") as file:
                 request = json.loads(file.read())
+            if request["stdin"] and hasattr(os, "memfd_create"):
+                self._fill_standard_input(request["stdin"])
             os.dup2(output_fd, OUTPUT)
             os.dup2(result_fd, RESULT)
             os.closerange(RESULT + 1, DESCRIPTORS)

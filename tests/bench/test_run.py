@@ -1,0 +1,240 @@
+"""A comparison that is interrupted, resumed, extended or batched otherwise gives the answers of one that is not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from nabla_agents import BestOfN, Budget, ConfigurationError, Engine, Greedy, Nabla, Reward, Rollout, Sampling
+from nabla_agents.bench import Arm, BenchSettings, Record, run
+from nabla_agents.bench.view import follow
+from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.testing import FixedReward, random_model
+from nabla_agents.tiny import problems
+
+ARMS = [
+    Arm("greedy", Greedy()),
+    Arm("best-of-3", BestOfN(n=3), "letters"),
+    Arm("nabla", Nabla(direction="none", min_promise=-6.0), "letters"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return random_model(width=16, layers=1)
+
+
+def letters(rollout: Rollout) -> float:
+    return float(len(set(rollout.text)))
+
+
+def settings(count: int = 4, **changes: Any) -> BenchSettings:
+    return BenchSettings(**{"problems": count, "rollouts": 3, "max_tokens": 8, "batch": 2, **changes})
+
+
+def measured(
+    model: LanguageModel,
+    *,
+    count: int = 4,
+    arms: list[Arm] = ARMS,
+    out: Path | None = None,
+    reward: Reward | None = None,
+    **changes: Any,
+) -> Iterator[Record]:
+    rewards = {"letters": reward or FixedReward(letters)}
+    return run(arms, model=model, rewards=rewards, settings=settings(count, **changes), out=out)
+
+
+def answers(records: Any) -> dict[tuple[str, int], tuple[Any, ...]]:
+    """What must be equal: all but the clock and the padding of a batch."""
+    found = {
+        (r.arm, r.problem): (
+            r.text,
+            r.reward,
+            r.correct,
+            r.pool_correct,
+            r.finish_reason,
+            r.proposed,
+            r.accepted,
+            r.usage.rollouts,
+        )
+        for r in records
+    }
+    assert len(found) == len(list(records))
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(model: LanguageModel) -> dict[tuple[str, int], tuple[Any, ...]]:
+    """Of an uninterrupted run that keeps nothing."""
+    found = answers(list(measured(model)))
+    assert len(found) == 12
+    assert len({text for text, *_ in found.values()}) > 6
+    assert sum(proposed for *_, proposed, _, _ in found.values()) > 0
+    return found
+
+
+def test_problem_i_is_sampled_with_seed_plus_i_by_every_arm(model: LanguageModel) -> None:
+    found = answers(list(measured(model, seed=5)))
+    for arm in ARMS:
+        reward = None if arm.reward is None else FixedReward(letters)
+        engine = Engine(model=model, reward=reward, strategy=arm.strategy, budget=Budget(rollouts=3))
+        for i, problem in enumerate(problems(4, seed=5, split="test")):
+            alone = engine.generate(problem.question, seed=5 + i, sampling=Sampling(max_tokens=8))
+            assert found[arm.name, i][0] == alone.text
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_batch_size_does_not_change_the_answers(
+    model: LanguageModel, whole: dict[tuple[str, int], tuple[Any, ...]], batch: int
+) -> None:
+    assert answers(list(measured(model, batch=batch))) == whole
+
+
+@pytest.mark.parametrize("done", [1, 3, 7, 11])
+def test_a_run_that_was_ended_anywhere_goes_on_to_the_same_answers(
+    model: LanguageModel, whole: dict[tuple[str, int], tuple[Any, ...]], tmp_path: Path, done: int
+) -> None:
+    first = list(islice(measured(model, out=tmp_path), done))
+    kept = (tmp_path / "records.jsonl").read_bytes()
+    assert kept.count(b"\n") == done
+    with (tmp_path / "records.jsonl").open("ab") as file:
+        file.write(b'{"arm": "gree')  # killed while it wrote
+    resumed = list(measured(model, out=tmp_path, batch=3))
+    assert resumed[:done] == first  # what is done comes first, as it was
+    assert answers(resumed) == whole
+    assert (tmp_path / "records.jsonl").read_bytes().startswith(kept)
+    assert list(measured(model, out=tmp_path, reward=FixedReward(lambda _: pytest.fail("judged again")))) == resumed
+
+
+def test_problems_and_arms_may_be_added_later(
+    model: LanguageModel, whole: dict[tuple[str, int], tuple[Any, ...]], tmp_path: Path
+) -> None:
+    two = answers(list(measured(model, count=2, arms=ARMS[:1], out=tmp_path)))
+    assert two == {key: value for key, value in whole.items() if key[0] == "greedy" and key[1] < 2}
+    list(measured(model, count=2, arms=ARMS[1:2], out=tmp_path))
+    assert answers(list(measured(model, out=tmp_path))) == whole
+    assert answers(list(measured(model, count=2, arms=ARMS[:1], out=tmp_path))) == two  # and fewer are asked for again
+
+
+def test_ctrl_c_keeps_what_has_finished(
+    model: LanguageModel, whole: dict[tuple[str, int], tuple[Any, ...]], tmp_path: Path
+) -> None:
+    """In the second arm of the second chunk: each chunk of the first had 6 completions to judge."""
+    calls = iter(range(100))
+
+    def impatient(rollout: Rollout) -> float:
+        if next(calls) == 6 + 1:
+            raise KeyboardInterrupt
+        return letters(rollout)
+
+    arms, found = ARMS[:2], list[Record]()
+    with pytest.raises(KeyboardInterrupt):
+        found.extend(measured(model, arms=arms, out=tmp_path, reward=FixedReward(impatient)))
+    assert len(found) == 6
+    assert all(answers(found)[key] == whole[key] for key in answers(found))
+    assert (tmp_path / "records.jsonl").read_bytes().count(b"\n") == len(found)
+    resumed = answers(list(measured(model, arms=arms, out=tmp_path)))
+    assert resumed == {key: value for key, value in whole.items() if key[0] != "nabla"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"rollouts": 2}, "rollouts was 3, is 2"),
+        ({"max_tokens": 9}, "max_tokens was 8"),
+    ],
+)
+def test_other_settings_are_refused(model: LanguageModel, tmp_path: Path, changes: dict[str, int], says: str) -> None:
+    list(measured(model, count=1, arms=ARMS[:1], out=tmp_path))
+    with pytest.raises(ConfigurationError, match=says):
+        next(measured(model, count=1, arms=ARMS[:1], out=tmp_path, **changes))
+
+
+def test_another_model_or_strategy_is_refused(model: LanguageModel, tmp_path: Path) -> None:
+    list(measured(model, count=1, arms=ARMS[:1], out=tmp_path))
+    with pytest.raises(ConfigurationError, match="model was"):
+        next(measured(random_model(width=16, layers=1, seed=1), count=1, arms=ARMS[:1], out=tmp_path))
+    with pytest.raises(ConfigurationError, match=r"arms.greedy.strategy.Greedy.rule was"):
+        next(measured(model, count=1, arms=[Arm("greedy", Greedy(rule="reward"))], out=tmp_path))
+
+
+def test_an_arm_without_its_reward_is_refused_before_anything_is_kept(model: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"Arm x needs a reward 'process'; given are letters"):
+        next(measured(model, arms=[Arm("x", Greedy(), "process")], out=tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def followed(records: Iterator[Record], out: Path, console: Console) -> bool:
+    out.mkdir(exist_ok=True)
+    return follow(records, console, arms=ARMS, settings=settings(), out=out)
+
+
+def test_a_pipe_gets_a_line_for_each_arm_and_chunk_and_then_the_table(model: LanguageModel, tmp_path: Path) -> None:
+    console = Console(file=StringIO(), width=40)
+    assert followed(measured(model, out=tmp_path), tmp_path, console)
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert not set("\x1b\r") & set(output)
+    lines = output.splitlines()
+    names = ("greedy", "best-of-3", "nabla") * 2
+    done = zip((2, 4, 6, 8, 10, 12), names, (2, 2, 2, 4, 4, 4), strict=True)
+    progress = [f"{n}/12 {arm}: 0.0 % of {k}" for n, arm, k in done]
+    assert lines[:6] == progress
+    assert [line.split()[0] for line in lines if line.startswith(("arm", "greedy", "best", "pass@3", "nabla"))] == [
+        "arm",
+        "greedy",
+        "best-of-3",
+        "pass@3",
+        "nabla",
+    ]
+    assert json.loads((tmp_path / "summary.json").read_text())["arms"][0]["problems"] == 4
+    assert "| best-of-3 | 4 |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_terminal_shows_the_bar_and_has_its_cursor_back(model: LanguageModel, tmp_path: Path) -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=100, height=20, _environ={"TERM": "xterm"})
+    assert followed(measured(model, out=tmp_path), tmp_path, console)
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")
+    assert "12/12" in output[: output.rindex("\x1b[?25h")]
+    assert "of 4" not in output  # no lines of progress beside the bar
+
+
+@pytest.mark.parametrize("done", [0, 5])
+def test_an_interrupted_comparison_says_how_much_is_kept(model: LanguageModel, tmp_path: Path, done: int) -> None:
+    def impatient() -> Iterator[Record]:
+        yield from islice(measured(model, out=tmp_path), done)
+        raise KeyboardInterrupt
+
+    console = Console(file=StringIO())
+    assert not followed(impatient(), tmp_path, console)
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"Interrupted: {done} of 12 done and kept in {tmp_path}; the same command goes on." in output
+    assert (tmp_path / "table.md").exists() == (done > 0)
+
+
+def test_records_have_numbers_that_add_up(model: LanguageModel) -> None:
+    for record in measured(model, count=2):
+        assert record.accepted <= record.proposed <= record.usage.rollouts
+        assert record.usage.flops > 0
+        assert record.log_likelihood is not None
+        assert math.isfinite(record.log_likelihood)
+        assert (record.reward is None) == (record.arm == "greedy")

@@ -1,0 +1,178 @@
+"""Figures of hand-made records, and the tables that show them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nabla_agents import Usage
+from nabla_agents.bench import BenchSettings, Record, bootstrap_interval, summarise, trust, wilson_interval
+from nabla_agents.bench.table import cells, markdown, table, write
+
+
+def records(arm: str, verdicts: Sequence[int], *, pool: Sequence[int] | None = None, first: int = 0) -> list[Record]:
+    """Record i cost i+1 rollouts; a verdict is 0 or 1."""
+    return [
+        Record(
+            arm=arm,
+            problem=first + i,
+            correct=bool(right),
+            pool_correct=bool(right if pool is None else pool[i]),
+            text="",
+            finish_reason="stop",
+            usage=Usage(rollouts=i + 1, lm_forward_tokens=10, reward_forward_tokens=5, flops=1.5e9, seconds=0.25),
+            proposed=2,
+            accepted=right,
+        )
+        for i, right in enumerate(verdicts)
+    ]
+
+
+def test_accuracy_cost_and_gain_by_hand() -> None:
+    greedy, nabla = summarise(records("greedy", [1, 0, 0, 1]) + records("nabla", [1, 1, 0, 1], pool=[1, 1, 1, 1]))
+    assert (greedy.arm, greedy.problems, greedy.accuracy, greedy.gain, greedy.gain_interval) == (
+        "greedy",
+        4,
+        0.5,
+        None,
+        None,
+    )
+    assert greedy.interval == wilson_interval(2, 4)
+    assert nabla.accuracy == 0.75
+    assert nabla.gain == 0.25
+    assert nabla.gain_interval == bootstrap_interval([0, 1, 0, 0])
+    assert nabla.pool_accuracy == 1.0
+    assert (nabla.proposed, nabla.accepted) == (2.0, 0.75)
+    assert nabla.usage["rollouts"] == 2.5
+    assert nabla.usage["flops"] == 1.5e9
+    assert nabla.rollouts_interval == bootstrap_interval([1, 2, 3, 4])
+
+
+def test_the_gain_is_taken_on_problems_that_both_have_done() -> None:
+    """Greedy has done problems 0 to 2, the other 1 to 4: differences on 1 and 2 are +1 and -1."""
+    _, other = summarise(records("greedy", [1, 0, 1]) + records("nabla", [1, 0, 1, 1], first=1))
+    assert other.accuracy == 0.75
+    assert other.gain == 0.0
+    assert other.gain_interval == bootstrap_interval([1, -1])
+
+
+def test_without_greedy_or_common_problems_there_is_no_gain() -> None:
+    [alone] = summarise(records("nabla", [1, 0]))
+    _, apart = summarise(records("greedy", [1, 0]) + records("nabla", [1, 0], first=7))
+    assert alone.gain is None
+    assert apart.gain is None
+    assert apart.gain_interval is None
+    assert summarise([]) == []
+
+
+def test_best_of_n_is_followed_by_its_oracle() -> None:
+    found = summarise(
+        records("greedy", [0, 0]) + records("best-of-3", [1, 0], pool=[1, 1]) + records("best-of-3/both", [1, 0])
+    )
+    assert [s.arm for s in found] == ["greedy", "best-of-3", "pass@3", "best-of-3/both"]
+    assert [s.oracle for s in found] == [False, False, True, False]
+    assert found[2].accuracy == 1.0
+    assert found[2].gain == 1.0
+
+
+@pytest.mark.parametrize(
+    ("right", "says"),
+    [
+        ([1] * 30, "beats greedy (+50.0 points, 95 % interval +33.3 to +66.7)"),
+        ([1, 0] * 14 + [1, 1], "is not shown to beat greedy (+3.3 points"),
+        ([1, 0] * 15, "does not beat greedy (+0.0 points, 95 % interval +0.0 to +0.0): do not trust this reward."),
+        ([0] * 30, "does not beat greedy (-50.0 points"),
+    ],
+)
+def test_a_reward_is_trusted_only_as_far_as_best_of_n_by_it_beats_greedy(right: list[int], says: str) -> None:
+    [line] = trust(records("greedy", [1, 0] * 15) + records("best-of-8/arithmetic", right))
+    assert line.startswith(f"Reward arithmetic: best-of-8/arithmetic by it {says}")
+
+
+def test_only_best_of_n_speaks_of_a_reward() -> None:
+    assert trust(records("greedy", [1, 0]) + records("nabla", [1, 1]) + records("majority@8", [1, 1])) == []
+    assert trust(records("best-of-8", [1, 0])) == []
+    [line] = trust(records("greedy", [1, 0]) + records("best-of-8", [1, 1]))
+    assert line.startswith("Reward process: best-of-8 by it")
+
+
+def three() -> list[Record]:
+    return records("greedy", [1, 0]) + records("nabla/random/arithmetic", [1, 1]) + records("best-of-8", [1, 0])
+
+
+def test_a_row_in_words() -> None:
+    _, nabla, _, oracle = summarise(three())
+    low, high = wilson_interval(2, 2)
+    assert cells(nabla) == (
+        "nabla/random/arithmetic",
+        "2",
+        f"100.0 [{100 * low:.1f}, {100 * high:.1f}]",
+        "+50.0 [+0.0, +100.0]",
+        "100.0",
+        "1.50",
+        "0",
+        "15",
+        "0",
+        "0.00",
+        "1.50e9",
+        "0.25",
+    )
+    assert cells(oracle)[0] == "pass@8 (oracle)"
+
+
+def printed(width: int) -> str:
+    console = Console(file=StringIO(), width=width)
+    console.print(table(summarise(three()), width=width))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("width", "headings", "gone"),
+    [
+        (200, ["n", "accuracy %", "− greedy", "pool", "passes", "FLOPs", "s"], []),
+        (120, ["n", "accuracy %", "− greedy", "rollouts", "backward", "FLOPs", "s"], ["pool", "passes", "generated"]),
+        (90, ["accuracy %", "− greedy", "rollouts", "FLOPs"], ["forward", "pool"]),
+        (72, ["accuracy %", "− greedy"], ["rollouts", "FLOPs"]),
+        (45, ["accuracy %"], ["− greedy", "rollouts"]),
+    ],
+)
+def test_a_table_has_the_columns_that_fit_and_cuts_none(width: int, headings: list[str], gone: list[str]) -> None:
+    lines = printed(width).splitlines()
+    assert all(heading in lines[0] for heading in headings)
+    assert not any(heading in lines[0] for heading in gone)
+    assert "…" not in "".join(lines)
+    assert len(lines) == 1 + 4  # no row wraps
+    assert all(len(line.rstrip()) <= width for line in lines)
+
+
+def test_the_report_says_what_was_run_and_has_a_row_for_each_arm() -> None:
+    text = markdown(three(), BenchSettings(problems=2, seed=3, rollouts=4, max_tokens=9))
+    lines = text.splitlines()
+    assert lines[0].startswith("**Reward process: best-of-8 by it")
+    assert "`nabla bench --problems 2 --seed 3 --rollouts 4 --max-tokens 9`" in lines
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2 + 4
+    assert {row.count("|") for row in rows} == {13}
+    assert rows[0].startswith("| arm | n | accuracy % |")
+    assert rows[-1].startswith("| pass@8 (oracle) |")
+
+
+def test_the_report_of_arms_without_best_of_n_begins_with_the_command() -> None:
+    assert markdown(records("greedy", [1]), BenchSettings(problems=1)).startswith("`nabla bench --problems 1 ")
+
+
+def test_summary_json_has_every_figure(tmp_path: Path) -> None:
+    settings = BenchSettings(problems=2)
+    write(three(), settings, tmp_path)
+    found = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert found["bench"] == settings.model_dump()
+    assert found["trust"] == trust(three())
+    assert [arm["arm"] for arm in found["arms"]] == [s.arm for s in summarise(three())]
+    assert found["arms"][1]["gain"] == 0.5
+    assert found["arms"][0]["gain"] is None
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == markdown(three(), settings)

@@ -1,0 +1,263 @@
+"""What a person, a pipe and a program see of a real search; the terminal is rich's own, recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import StringIO
+
+import pytest
+import torch
+from rich.cells import cell_len
+from rich.console import Console
+
+from nabla_agents import Engine, FinishReason, Message, Result, Step
+from nabla_agents.engine import Run
+from nabla_agents.live import JsonView, LiveView, PlainView, View, watch
+from nabla_agents.tiny import problems
+
+[*_, PROBLEM] = problems(9, seed=0, split="test")
+HIDE, SHOW, ERASE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
+CODES = re.compile(r"\x1b\[[?\d;]*[a-zA-Z]")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.tiny()
+
+
+@dataclass
+class Search:
+    """A search that has ended: what a view gets."""
+
+    steps: list[Step]
+    result: Result
+
+
+@pytest.fixture(scope="module")
+def search(engine: Engine) -> Search:
+    """One whose draft is wrong and whose answer is right: two tokens are changed."""
+    run = engine.steps(PROBLEM.question, seed=0)
+    steps = list(run)
+    assert [step.kind for step in steps if step.accepted] == ["rollout", "refine", "refine", "commit"]
+    return Search(steps, run.result)
+
+
+def terminal(width: int = 100, height: int = 30, **environment: str) -> Console:
+    environment = {"TERM": "xterm-256color", **environment}
+    return Console(
+        file=StringIO(), force_terminal=True, width=width, height=height, highlight=False, _environ=environment
+    )
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def frame(output: str) -> list[tuple[str, str]]:
+    """The last frame of a live view as (style, text): what was written since the one before was erased."""
+    pieces, style = [], ""
+    for part in re.split(r"(\x1b\[[\d;]*m)", output.rsplit(ERASE, 1)[-1]):
+        if part.startswith("\x1b["):
+            style = part[2:-1]
+        elif part:
+            pieces.append((style, part))
+    return pieces
+
+
+def joined(pieces: Sequence[str]) -> str:
+    return "".join("".join(pieces).split())
+
+
+def shown(search: Search, console: Console) -> str:
+    with LiveView(console, PROBLEM.question, PROBLEM) as view:
+        for step in search.steps:
+            view.step(step)
+    view.end(search.result)
+    return written(console)
+
+
+def test_committed_text_is_bright_and_only_grows(search: Search) -> None:
+    console, previous = terminal(), ""
+    with LiveView(console, PROBLEM.question) as view:
+        for step in search.steps:
+            view.step(step)
+            pieces = frame(written(console))
+            bright = joined([text for style, text in pieces if style in ("1", "1;32")])
+            assert bright == joined(step.committed_text)
+            if step.accepted:
+                everything = joined([text for style, text in pieces if style in ("1", "1;32", "2")])
+                assert everything.startswith(joined(step.text))
+            assert bright.startswith(previous)
+            previous = bright
+    assert previous == joined(search.result.text) != ""
+
+
+def test_the_token_that_was_just_changed_is_green(search: Search) -> None:
+    console = terminal()
+    with LiveView(console, PROBLEM.question) as view:
+        for step in search.steps:
+            view.step(step)
+            if step.kind == "refine" and step.accepted:
+                assert [text for style, text in frame(written(console)) if style == "1;32"] == [step.new_token]
+
+
+def test_a_revised_token_shows_old_and_new_with_predicted_gain_and_reward(search: Search) -> None:
+    lines = shown(search, terminal()).splitlines()
+    refinements = [step for step in search.steps if step.kind == "refine"]
+    assert len(refinements) >= 2
+    for step in refinements:
+        assert step.predicted_gain is not None
+        assert step.score is not None
+        old, new = f"\x1b[9;31m{step.old_token}\x1b[0m", f"\x1b[1;32m{step.new_token}\x1b[0m"
+        assert any(
+            f"{old} → {new}  predicted {step.predicted_gain:+.2f}" in line
+            and f"reward {step.score.value:.2f} · accepted" in line
+            for line in lines
+        )
+
+
+def test_in_the_end_the_cursor_is_back_and_the_answer_stands_with_its_verdict(search: Search) -> None:
+    output = shown(search, terminal())
+    assert output.count(HIDE) >= 1
+    assert output.rindex(SHOW) > output.rindex(HIDE)
+    end = CODES.sub("", output[output.rindex(SHOW) :])
+    assert "refined answer" in end
+    assert f"{PROBLEM.answer} · answer correct · draft wrong" in end
+    assert "gradient passes" in end
+
+
+def test_an_error_leaves_the_cursor_shown(search: Search) -> None:
+    console = terminal()
+
+    def broken() -> Iterator[Step]:
+        yield search.steps[0]
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), LiveView(console, "q") as view:
+        any(map(view.step, broken()))
+    assert written(console).rindex(SHOW) > written(console).rindex(HIDE)
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 12), (20, 5), (40, 6), (8, 4), (5, 3), (1, 1)])
+def test_a_small_terminal_is_never_overflown(search: Search, width: int, height: int) -> None:
+    """A frame as high as the terminal scrolls when it ends, and its first line stays behind for ever."""
+    console = terminal(width, height)
+    prose = "word " * 400 + "\n" + "日本語" * 100
+    steps = [*search.steps, replace(search.steps[0], committed_text=prose[:900], text=prose)]
+    with LiveView(console, PROBLEM.question) as view:
+        for step in steps:
+            view.step(step)
+            drawn = CODES.sub("", written(console).rsplit(ERASE, 1)[-1]).split("\n")
+            below = drawn[max((i for i, line in enumerate(drawn) if line.startswith(("✓", "✗"))), default=-1) + 1 :]
+            assert all(cell_len(line) <= width for line in below) or width == 1
+    heights = [run.count("\x1b[1A") + 1 for run in re.findall(r"\r\x1b\[2K(?:\x1b\[1A\x1b\[2K)*", written(console))]
+    assert heights
+    assert max(heights) <= max(height - 1, 1)
+    view.end(search.result)
+
+
+def test_of_a_long_text_the_part_being_changed_is_shown(search: Search) -> None:
+    prose = " ".join(f"word{i}" for i in range(1000))
+    console = terminal(40, 12)
+    with LiveView(console, PROBLEM.question) as view:
+        view.step(replace(search.steps[0], committed_text=prose[: prose.index("word500")], text=prose))
+        text = "".join(text for _, text in frame(written(console)))
+    assert "word499" in text
+    assert "word501" in text
+    assert "word1 " not in text
+
+
+def test_in_the_last_line_of_a_narrow_panel_no_word_is_lost(search: Search) -> None:
+    end = CODES.sub("", shown(search, terminal(20, 10))).rsplit("refined answer", 1)[-1]
+    assert "loglikelihood" in joined(re.findall(r"[a-z]", end))
+    assert "…" not in end
+
+
+def test_no_color_leaves_marks_and_no_colours(search: Search) -> None:
+    output = shown(search, terminal(NO_COLOR="1"))
+    codes = {code for codes in re.findall(r"\x1b\[([\d;]*)m", output) for code in codes.split(";")}
+    assert codes <= {"", "0", "1", "2", "9"}
+    assert "9" in codes  # what went is struck through still
+
+
+def test_questions_and_answers_cannot_drive_the_terminal(search: Search) -> None:
+    console = terminal()
+    hostile = replace(search.steps[0], text="\x1b[2J\x07\x9b", committed_text="\x1b[2J")
+    with LiveView(console, "\x1b]0;title\x07[red]markup[/red]") as view:
+        view.step(hostile)
+    view.end(replace(search.result, text="\x1b[2J\x07", trace=(hostile,)))
+    output = written(console)
+    assert "\x1b[2J" not in output
+    assert "\x1b]" not in output
+    assert "\x07" not in output
+    assert "[red]markup[/red]" in output  # shown as it was asked
+
+
+def test_a_pipe_gets_every_line_when_it_happens_and_no_codes(search: Search) -> None:
+    reader, writer = os.pipe()
+    with open(writer, "w", encoding="utf-8") as file, PlainView(Console(file=file), "q\x1b[0m", PROBLEM) as view:
+        assert os.read(reader, 1 << 16).decode() == "question: q\ufffd[0m\n"
+        for step in search.steps:
+            view.step(step)
+            if step.kind != "commit":
+                line = os.read(reader, 1 << 16).decode()
+                assert line.startswith("✓ " if step.accepted else "✗ ")
+                assert line.count("\n") == 1
+        view.end(search.result)
+        end = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    assert "\x1b" not in end
+    assert "draft:\n  89 * 9 = " in end
+    assert f"answer:\n  {search.result.text.splitlines()[0]}\n" in end
+    assert end.endswith(f"expected: {PROBLEM.answer} · answer correct · draft wrong\n")
+
+
+def test_every_view_is_a_view() -> None:
+    for view in (LiveView(terminal(), "q"), PlainView(terminal(), "q"), JsonView("q")):
+        assert isinstance(view, View)
+
+
+class Impatient(PlainView):
+    """Presses Ctrl-C at a step."""
+
+    at = 1
+
+    def step(self, step: Step) -> None:
+        super().step(step)
+        self.at -= 1
+        if self.at == 0:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_the_search_and_shows_the_best_so_far(engine: Engine, search: Search) -> None:
+    run: Run = engine.steps([Message("user", PROBLEM.question)], seed=0)
+    console = Console(file=StringIO())
+    result = watch(run, Impatient(console, PROBLEM.question, PROBLEM))
+    assert result.finish_reason is FinishReason.INTERRUPTED
+    assert result.usage.rollouts == 1
+    assert result.text == search.steps[0].text
+    assert "ended: interrupted, the best so far is shown" in written(console)
+    assert f"answer:\n  {result.text.splitlines()[0]}" in written(console)
+
+
+def test_json_is_one_ascii_line_whatever_was_asked(search: Search, capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal that is not UTF-8 would put `?` in place of what it lacks."""
+    with JsonView("Zoë\u2028🍎 \ud800", PROBLEM) as view:
+        view.end(search.result)
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    assert printed.count("\n") == 1
+    assert json.loads(printed)["question"] == "Zoë\u2028🍎 \ud800"

@@ -1,0 +1,302 @@
+"""The command `nabla` as a process of its own: on a terminal, in a pipe, and when somebody presses Ctrl-C."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result as Invoked
+from typer.testing import CliRunner
+
+from nabla_agents.cli import app
+from nabla_agents.testing import byte_tokenizer, random_model, random_process_reward
+
+# Ctrl-C as a shell in the foreground leaves it, whatever the tests were started from.
+START = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from nabla_agents.cli import main; sys.exit(main())"
+)
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+CODES = re.compile(r"\x1b\[[?\d;]*[a-zA-Z]")
+PATIENCE = 100  # seconds, on a machine that may have other work
+SAMPLE = ("solve", "--sample", "9")
+CLEAN = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "PYTHONIOENCODING", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+pytestmark = pytest.mark.timeout(300)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in CLEAN}
+    return {**kept, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", **changes}
+
+
+class Terminal:
+    """A pseudo-terminal with `nabla` running in it, and everything that was written to it."""
+
+    def __init__(self, *arguments: str | Path, width: int = 100, height: int = 30, **env: str) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, *map(str, arguments)],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment(**env),
+            start_new_session=True,
+        )
+        os.close(slave)
+        self._bytes = b""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    @property
+    def output(self) -> str:
+        return self._bytes.decode(errors="replace")
+
+    @property
+    def text(self) -> str:
+        return CODES.sub("", self.output)
+
+    def wait_for(self, seen: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not seen():
+            assert time.monotonic() < deadline, self.output
+            assert self._read() or seen(), self.output
+
+    def ctrl_c(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> int:
+        """The exit code; reads on until the process has closed the terminal."""
+        while self._read():
+            pass
+        return self.process.wait(PATIENCE)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._master], [], [], PATIENCE)
+        assert ready, f"nothing came for {PATIENCE} s after:\n{self.output}"
+        try:
+            new = os.read(self._master, 1 << 16)
+        except OSError:  # closed on the other side
+            return False
+        self._bytes += new
+        return bool(new)
+
+
+def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-c", START, *map(str, arguments)]
+    return subprocess.run(command, env=environment(**env), capture_output=True, timeout=PATIENCE)
+
+
+def assert_interrupted(terminal: Terminal) -> None:
+    assert terminal.end() == 130, terminal.output
+    assert "Traceback" not in terminal.text
+    assert terminal.output.count(HIDE) >= 1
+    assert terminal.output.rindex(SHOW) > terminal.output.rindex(HIDE)
+
+
+@pytest.fixture(scope="module")
+def rambler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model whose answers never end by themselves, and leave much to try."""
+    model, folder = random_model("llama", width=16, layers=1, context_length=4096), tmp_path_factory.mktemp("rambler")
+    model.transformer.module.save_pretrained(folder)
+    model.tokenizer.hf.save_pretrained(folder)
+    return folder
+
+
+def test_a_terminal_shows_each_change_and_then_the_answer() -> None:
+    with Terminal(*SAMPLE) as terminal:
+        assert terminal.end() == 0
+        output, text = terminal.output, terminal.text
+    assert "Loading tiny" in text
+    assert re.search(r"✓ 89 \* 9 = 7 → 8  predicted \+\d.*realised \+\d.*reward -?\d.* accepted", text)
+    assert "refined answer" in text
+    assert "779 · answer correct · draft wrong" in text
+    assert output.rindex(SHOW) > output.rindex(HIDE)
+    after = CODES.sub("", output[output.rindex(SHOW) :])
+    assert after.count("Answer: 749 779") == 1
+
+
+def test_ctrl_c_shows_the_best_answer_so_far(rambler: Path) -> None:
+    endless = ("--rollouts", "100000", "--strategy", "nabla-none", "--temperature", "1", "--max-tokens", "60")
+    with Terminal(*SAMPLE, "--model", rambler, *endless) as terminal:
+        terminal.wait_for(lambda: terminal.text.count("predicted") >= 2)
+        terminal.ctrl_c()
+        assert_interrupted(terminal)
+        end = terminal.text[terminal.text.rindex("╭") :]
+    assert "interrupted, the best so far is shown" in end
+    assert "no answer yet" not in end
+    assert "log-likelihood" in end
+    assert "779 · answer wrong" in end
+
+
+def test_ctrl_c_while_loading_ends_quietly() -> None:
+    with Terminal(*SAMPLE) as terminal:
+        terminal.wait_for(lambda: "Loading" in terminal.text)
+        terminal.ctrl_c()
+        assert_interrupted(terminal)
+    assert terminal.text.rstrip().endswith("Interrupted.")
+
+
+def test_a_comparison_that_was_interrupted_goes_on_to_the_same_accuracies(tmp_path: Path) -> None:
+    def bench(out: Path) -> list[str | Path]:
+        return [
+            "bench",
+            "--problems",
+            "5",
+            "--arms",
+            "greedy,best-of-2",
+            "--rollouts",
+            "2",
+            "--batch",
+            "1",
+            "--out",
+            out,
+        ]
+
+    def accuracies(out: Path) -> list[tuple[str, int, float]]:
+        arms = json.loads((out / "summary.json").read_text())["arms"]
+        return [(arm["arm"], arm["problems"], arm["accuracy"]) for arm in arms]
+
+    def invoke(out: Path) -> Invoked:
+        return CliRunner().invoke(app, [str(a) for a in bench(out)])
+
+    lines = tmp_path / "a" / "records.jsonl"
+    with Terminal(*bench(tmp_path / "a")) as terminal:
+        terminal.wait_for(lambda: lines.exists() and lines.stat().st_size > 0)
+        terminal.ctrl_c()
+        assert_interrupted(terminal)
+    kept = lines.read_bytes()
+    assert 1 <= kept.count(b"\n") < 10
+    said = re.search(r"Interrupted: (\d+) of 10 done and kept in \S+; the same command goes on\.", terminal.text)
+    assert said
+    assert 0 <= kept.count(b"\n") - int(said[1]) <= 1
+    assert invoke(tmp_path / "a").exit_code == 0
+    assert lines.read_bytes().startswith(kept)
+    assert invoke(tmp_path / "b").exit_code == 0
+    assert accuracies(tmp_path / "a") == accuracies(tmp_path / "b")
+    assert [n for _, n, _ in accuracies(tmp_path / "a")] == [5, 5, 5]
+
+
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word() -> None:
+    """As `nabla solve ... | head -1`."""
+    command = [sys.executable, "-c", START, *SAMPLE]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(b"question: ")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(PATIENCE) == 1
+
+
+# ── slow ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.2, 0.7, 1.5, 3.0])
+def test_ctrl_c_at_any_moment_of_loading_ends_quietly(delay: float) -> None:
+    with Terminal(*SAMPLE, "--strategy", "best-of-n", "--rollouts", "5000") as terminal:
+        terminal.wait_for(lambda: "Loading" in terminal.text)
+        time.sleep(delay)
+        terminal.ctrl_c()
+        assert_interrupted(terminal)
+    assert "nterrupted" in terminal.text
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_the_first_answer_says_that_there_is_none(rambler: Path) -> None:
+    with Terminal(*SAMPLE, "--model", rambler, "--max-tokens", "4000", "--temperature", "1") as terminal:
+        terminal.wait_for(lambda: "first rollout" in terminal.text)
+        terminal.ctrl_c()
+        assert_interrupted(terminal)
+    assert "no answer yet" in terminal.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(40, 12), (20, 5), (2, 2)], ids=str)
+def test_a_small_terminal_gets_the_answer_too(size: tuple[int, int]) -> None:
+    with Terminal(*SAMPLE, width=size[0], height=size[1]) as terminal:
+        assert terminal.end() == 0
+        assert "Traceback" not in terminal.text
+        if size[0] >= 20:
+            assert "expe" in terminal.text
+
+
+@pytest.mark.slow
+def test_a_dumb_terminal_gets_plain_lines() -> None:
+    with Terminal(*SAMPLE, TERM="dumb") as terminal:
+        assert terminal.end() == 0
+        assert "\x1b" not in terminal.output
+        assert "expected: 779 · answer correct · draft wrong" in terminal.output
+
+
+@pytest.mark.slow
+def test_no_color_is_kept() -> None:
+    with Terminal(*SAMPLE, NO_COLOR="1") as terminal:
+        assert terminal.end() == 0
+        codes = {c for codes in re.findall(r"\x1b\[([\d;]*)m", terminal.output) for c in codes.split(";")}
+    assert codes <= {"", "0", "1", "2", "9"}
+
+
+@pytest.mark.slow
+def test_an_ascii_terminal_gets_question_marks_and_json_gets_everything() -> None:
+    plain = run("solve", "Zoë 🍎", "--max-tokens", "3", PYTHONIOENCODING="ascii")
+    assert (plain.returncode, plain.stderr) == (0, b"")
+    assert plain.stdout.startswith(b"question: Zo? ?\n")
+    assert plain.stdout.isascii()
+    found = run("solve", "Zoë 🍎", "--max-tokens", "3", "--json", PYTHONIOENCODING="ascii")
+    assert json.loads(found.stdout)["question"] == "Zoë 🍎"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_full_disk_is_one_line(options: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-c", START, *SAMPLE, "--max-tokens", "3", *options]
+        done = subprocess.run(command, env=environment(), stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE)
+    assert done.returncode != 0
+    assert b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_reward_of_another_vocabulary_is_used_with_a_warning_on_stderr(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    random_process_reward(tokenizer, "llama").transformer.module.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    done = run(*SAMPLE, "--reward", f"process:{tmp_path}", "--json", "--rollouts", "2")
+    assert done.returncode == 0
+    assert done.stderr.startswith(b"warning: ")
+    assert b"different vocabularies" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+    assert json.loads(done.stdout)["usage"]["reward_backward_tokens"] == 0
+
+
+@pytest.mark.slow
+def test_only_one_line_comes_where_a_hub_cannot_be_reached() -> None:
+    done = run("solve", "a", "--model", "someone/no-such-model", HF_HUB_OFFLINE="1")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: Cannot load the config of model 'someone/no-such-model'")
+    assert done.stderr.count(b"\n") == 1
