@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nabla_agents.config import Sampling
-from nabla_agents.errors import RewardError
+from nabla_agents.errors import RewardError, RolloutError
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
@@ -51,8 +51,19 @@ class LocalWorker:
     """Runs operations at once: rollouts on a backend, scores and gradients on the objective."""
 
     def __init__(self, objective: Objective, backend: RolloutBackend) -> None:
-        self.rollout, self.score, self.gradient = backend.rollout, objective.score, objective.gradient
-        self.prefill, self.states = objective.model.prefill, objective.states
+        self._backend = backend
+        self.score, self.gradient, self.states = objective.score, objective.gradient, objective.states
+        self.prefill = objective.model.prefill
+
+    def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
+        """The backend's rollouts with its contract enforced: one per job."""
+        rollouts = self._backend.rollout(jobs)
+        name = type(self._backend).__name__
+        if not isinstance(rollouts, Sequence) or not all(isinstance(r, Rollout) for r in rollouts):
+            raise RolloutError(f"{name} returned {rollouts!r}; expected a list of Rollout.")
+        if len(rollouts) != len(jobs):
+            raise RolloutError(f"{name} returned {len(rollouts)} rollouts for {len(jobs)} jobs; expected one each.")
+        return list(rollouts)
 
 
 class Cancelled(Exception):
@@ -79,7 +90,7 @@ class Search:
         self.generator = torch.Generator().manual_seed(seed)
         self.ended: tuple[FinishReason, str] | None = None
         self._usage = Usage()
-        self._started = time.perf_counter()
+        self._started: float | None = None
         self._cancelled = threading.Event()
         self._cache: PrefixCache | None = None
 
@@ -89,8 +100,8 @@ class Search:
 
     @property
     def usage(self) -> Usage:
-        """Everything spent so far, wall-clock seconds included."""
-        return replace(self._usage, seconds=time.perf_counter() - self._started)
+        """Everything spent so far, wall-clock seconds from the first operation on included."""
+        return replace(self._usage, seconds=0.0 if self._started is None else time.perf_counter() - self._started)
 
     def cancel(self) -> None:
         """Stops the search before its next operation."""
@@ -98,6 +109,7 @@ class Search:
 
     def exhausted(self, spending: Sequence[str] = ROLLOUT) -> bool:
         """True once the budget refuses a `ROLLOUT` or `GRADIENT`; records the limit as the reason the search ended."""
+        self._started = self._started or time.perf_counter()  # a search that waits for its turn spends nothing
         if (limit := self.budget.exhausted(self.usage, spending)) is None:
             return False
         self.ended = (FinishReason.BUDGET, limit)
