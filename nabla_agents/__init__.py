@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         ProcessReward,
         Reward,
     )
-    from nabla_agents.strategies import BestOfN, Greedy, Nabla, SelfConsistency, Strategy
+    from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
 __version__ = "0.1.0"
 
@@ -49,6 +49,7 @@ _LAZY = {
     "LanguageModel": "models.language_model",
     "MirrorDTO": "dto",
     "Nabla": "strategies",
+    "NablaParallel": "strategies",
     "Objective": "objective",
     "OutcomeReward": "rewards",
     "ProcessReward": "rewards",
@@ -78,6 +79,7 @@ __all__ = [
     "ModelLoadError",
     "Nabla",
     "NablaError",
+    "NablaParallel",
     "Objective",
     "OutcomeReward",
     "ProcessReward",
