@@ -140,15 +140,14 @@ def _take(
     kept: list[int] = []
     for row, guess in zip(rows, guesses, strict=True):
         drawn = [next(chosen) for _ in range(len(guess) + 1)]
-        accepted = 0
+        before = len(row.ids)
         for j, (token, log_prob) in enumerate(drawn):
             row.ids.append(token)
             row.log_probs.append(log_prob)
             _close_if_finished(model, row)
-            right = j < len(guess) and token == guess[j]
-            accepted += right
-            if not right or row.finish is not None:
+            if row.finish is not None or j == len(guess) or token != guess[j]:
                 break
+        accepted = len(row.ids) - before - 1  # one token a pass needs no guess
         if guess:
             row.judge(guess, accepted)
         kept.append(1 + accepted)
