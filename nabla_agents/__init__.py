@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         ProcessReward,
         Reward,
     )
-    from nabla_agents.strategies import BestOfN, Greedy, Nabla, SelfConsistency, Strategy
+    from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
 __version__ = "0.1.0"
 
@@ -50,6 +50,7 @@ _LAZY = {
     "LanguageModel": "models.language_model",
     "MirrorDTO": "dto",
     "Nabla": "strategies",
+    "NablaParallel": "strategies",
     "Objective": "objective",
     "OutcomeReward": "rewards",
     "ProcessReward": "rewards",
@@ -79,6 +80,7 @@ __all__ = [
     "ModelLoadError",
     "Nabla",
     "NablaError",
+    "NablaParallel",
     "Objective",
     "OutcomeReward",
     "ProcessReward",

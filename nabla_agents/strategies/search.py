@@ -115,8 +115,15 @@ class Search:
         self.ended = (FinishReason.BUDGET, limit)
         return True
 
-    def roll(self, prefixes: Sequence[tuple[int, ...]], *, temperature: float) -> list[Scored]:
-        """Completes each prefix, scores the completions, keeps them in the pool. One batch.
+    def roll(
+        self,
+        prefixes: Sequence[tuple[int, ...]],
+        *,
+        temperature: float,
+        drafts: Sequence[tuple[int, ...]] | None = None,
+    ) -> list[Scored]:
+        """Completes each prefix, scores the completions, keeps them in the pool. One batch. `drafts` guess what
+        follows each prefix, to save decode steps.
 
         The request's own temperature, if it has one, goes before `temperature`. Fewer than asked come back where the
         budget has less room; none, and the search counts as ended, where it has none.
@@ -128,7 +135,10 @@ class Search:
             self.sampling if self.sampling.temperature is not None else self.sampling.replace(temperature=temperature)
         )
         self._check_cancelled()
-        jobs = [self._job(prefix, sampling, len(prefixes)) for prefix in prefixes]
+        guesses = drafts if drafts is not None else [()] * wanted
+        jobs = [
+            self._job(prefix, draft, sampling, len(prefixes)) for prefix, draft in zip(prefixes, guesses, strict=False)
+        ]
         rollouts = self.worker.rollout(jobs)
         self._usage = sum((r.usage for r in rollouts), self._usage)
         self._check_cancelled()
@@ -192,12 +202,12 @@ class Search:
         limited = self.budget.generated_tokens is not None and rollout.finish_reason is FinishReason.LENGTH
         return limited and len(rollout.completion_ids) < self._longest
 
-    def _job(self, prefix: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
+    def _job(self, prefix: tuple[int, ...], draft: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
         room = self._longest
         if self.budget.generated_tokens is not None:
             share = (self.budget.generated_tokens - self._usage.generated_tokens) // batch
             room = min(room, len(prefix) + share)
-        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache())
+        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache(), draft)
 
     def _prompt_cache(self) -> PrefixCache:
         """Keys and values of the prompt, read once per request."""
