@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         reward,
     )
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
-    from nabla_agents.strategies import BestOfN, Greedy, Nabla, SelfConsistency, Strategy
+    from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
 __version__ = "0.1.0"
 
@@ -66,6 +66,7 @@ _LAZY = {
     "MathAnswer": "rewards",
     "MirrorDTO": "dto",
     "Nabla": "strategies",
+    "NablaParallel": "strategies",
     "Objective": "objective",
     "OutcomeReward": "rewards",
     "Pattern": "rewards",
@@ -108,6 +109,7 @@ __all__ = [
     "ModelLoadError",
     "Nabla",
     "NablaError",
+    "NablaParallel",
     "Objective",
     "OutcomeReward",
     "Pattern",

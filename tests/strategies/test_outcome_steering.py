@@ -94,7 +94,7 @@ def lure(toy: Any) -> FixedReward:
 
 
 def test_verdicts_without_a_place_steer(toy: Callable[..., Any]) -> None:
-    """Eight drafts and one refinement, 40 times: the drafts' verdicts say which word to try, the model alone does not.
+    """Eight openings and one refinement, 40 times: their verdicts say which word to try, the model alone does not.
 
     Fixed seeds; 10 against 2 were found when this was written.
     """
@@ -103,7 +103,9 @@ def test_verdicts_without_a_place_steer(toy: Callable[..., Any]) -> None:
             bool(t.solve(engine, budget=Budget(rollouts=9), seed=seed, sampling=Sampling(max_tokens=4)).score.verified)
             for seed in range(40)
             for t in [toy(seed % 8, scale=1.0)]
-            for engine in [t.engine(lure(t), strategy=Nabla(drafts=8, draft_temperature=3.0, outcome_weight=weight))]
+            for engine in [
+                t.engine(lure(t), strategy=Nabla(openings=8, opening_temperature=3.0, outcome_weight=weight))
+            ]
         )
         for weight in (0.0, Nabla().outcome_weight)
     }
@@ -117,7 +119,7 @@ def test_learned_scores_steer_no_search_through_the_pool(
     t = toy(1)
     traces = []
     for weight in (0.0, 30.0):
-        strategy = Nabla(drafts=4, outcome_weight=weight)
+        strategy = Nabla(openings=4, outcome_weight=weight)
         engine = t.engine(table(), strategy=strategy)
         result = t.solve(engine, budget=Budget(rollouts=12), sampling=Sampling(max_tokens=t.length))
         traces.append([(s.position, s.new_token, s.accepted, s.text) for s in result.trace])
@@ -125,14 +127,14 @@ def test_learned_scores_steer_no_search_through_the_pool(
     assert len(traces[0]) > 5
 
 
-def test_of_several_drafts_the_best_is_refined_and_all_are_reported(toy: Callable[..., Any]) -> None:
+def test_of_several_openings_the_best_is_refined_and_all_are_reported(toy: Callable[..., Any]) -> None:
     t = toy(0)
     target = (2, 0, 1, 3)
-    engine = t.engine(matches(target), strategy=Nabla(drafts=5))
+    engine = t.engine(matches(target), strategy=Nabla(openings=5))
     run = engine.steps(t.question, formatted=True, budget=Budget(rollouts=5), sampling=Sampling(max_tokens=t.length))
     steps = [s for s in run if s.kind == "rollout"]
     assert len(steps) == 5
-    assert steps[0].text == t.text(t.greedy())  # the first draft is that of a search without drafts
+    assert steps[0].text == t.text(t.greedy())  # the first is that of a search without openings
     accepted = [s for s in steps if s.accepted]
     assert len(accepted) == 1
     assert accepted[0].score is not None
