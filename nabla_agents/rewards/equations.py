@@ -17,7 +17,7 @@ _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")  # a calculator's note: `3 * 4 = <<3
 _LOOK_BACK = 64  # characters before an equation that decide whether it is part of a longer one
 
 # What makes a side the part of something longer, which is not judged: `3 ^ 2 + 4`, `half of 2 + 4`, `x -3 + 5`.
-_LIST_MARKER = re.compile(r"\s*(?:[-–*+•]|\(?\w{1,3}[.)])\s+|(?:.*\s|)\*{1,3}")
+_LIST_MARKER = re.compile(r"\s*(?:[-–*+•]|\(?\w{1,3}[.)])\s+|(?:.*(?:[^\w\s)\]}%]|[^\W\d_]{2})\s+|\s*)\*{2,3}")
 _OPEN_BEFORE = re.compile(rf"(?:[{SYMBOLS})}}\]\d^√%!|&<>~]|(?<![^\W\d_])[xX])\s*")
 _SIGN_AFTER_LETTER = re.compile(r"(?:^|.*\W)[^\W\d_]\s*", re.DOTALL)
 _WORDS_BEFORE = re.compile(
