@@ -17,7 +17,19 @@ from nabla_agents.errors import (
     RewardError,
     VocabularyMismatchError,
 )
-from nabla_agents.types import Budget, FinishReason, Message, Prompt, Result, Rollout, Score, Span, Step, Usage
+from nabla_agents.types import (
+    Budget,
+    Coverage,
+    FinishReason,
+    Message,
+    Prompt,
+    Result,
+    Rollout,
+    Score,
+    Span,
+    Step,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from nabla_agents.config import Sampling
@@ -27,18 +39,37 @@ if TYPE_CHECKING:
     from nabla_agents.objective import Objective
     from nabla_agents.positions import Refinable
     from nabla_agents.rewards import (
+        ARMORM,
+        MATH_SHEPHERD,
+        QWEN_MATH_PRM,
+        QWEN_MATH_RM,
+        RLHFLOW_PRM,
+        SKYWORK_O1_PRM,
+        SKYWORK_REWARD_V2,
+        TRL_PRM,
         ArithmeticSteps,
         DifferentiableReward,
         ImplicitReward,
+        OutcomeFormat,
         OutcomeReward,
         ProcessReward,
         Reward,
+        SoftMin,
+        StepFormat,
     )
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, SelfConsistency, Strategy
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "ARMORM": "rewards",
+    "MATH_SHEPHERD": "rewards",
+    "QWEN_MATH_PRM": "rewards",
+    "QWEN_MATH_RM": "rewards",
+    "RLHFLOW_PRM": "rewards",
+    "SKYWORK_O1_PRM": "rewards",
+    "SKYWORK_REWARD_V2": "rewards",
+    "TRL_PRM": "rewards",
     "AdamDTO": "dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "strategies",
@@ -50,6 +81,7 @@ _LAZY = {
     "MirrorDTO": "dto",
     "Nabla": "strategies",
     "Objective": "objective",
+    "OutcomeFormat": "rewards",
     "OutcomeReward": "rewards",
     "ProcessReward": "rewards",
     "Refinable": "positions",
@@ -57,16 +89,27 @@ _LAZY = {
     "Run": "engine",
     "Sampling": "config",
     "SelfConsistency": "strategies",
+    "SoftMin": "rewards",
+    "StepFormat": "rewards",
     "Strategy": "strategies",
 }
 
 __all__ = [
+    "ARMORM",
+    "MATH_SHEPHERD",
+    "QWEN_MATH_PRM",
+    "QWEN_MATH_RM",
+    "RLHFLOW_PRM",
+    "SKYWORK_O1_PRM",
+    "SKYWORK_REWARD_V2",
+    "TRL_PRM",
     "AdamDTO",
     "ArithmeticSteps",
     "BestOfN",
     "Budget",
     "ConfigurationError",
     "ContextOverflowError",
+    "Coverage",
     "DifferentiableReward",
     "Engine",
     "FinishReason",
@@ -79,6 +122,7 @@ __all__ = [
     "Nabla",
     "NablaError",
     "Objective",
+    "OutcomeFormat",
     "OutcomeReward",
     "ProcessReward",
     "Prompt",
@@ -92,8 +136,10 @@ __all__ = [
     "Sampling",
     "Score",
     "SelfConsistency",
+    "SoftMin",
     "Span",
     "Step",
+    "StepFormat",
     "Strategy",
     "Usage",
     "VocabularyMismatchError",
