@@ -310,7 +310,7 @@ def index_of_steps(ids: Sequence[int], hf: PreTrainedTokenizerBase, steps: list[
 @pytest.mark.parametrize("aggregation", ["product", "mean", "soft-min"])
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n != "Math-Shepherd"])
 def test_the_gradient_equals_autograd_over_one_hot_ids(name: str, aggregation: Any) -> None:
-    """Of the language model's tokens, those of the steps have the reward's gradient; what the format replaces has none."""
+    """Of the language model's tokens those of the steps have a gradient; what the format replaces has none."""
     made = FAMILIES[name]
     reward = made.reward(dtype=torch.float64, aggregation=aggregation)
     policy = random_model(tokenizer=made.tokenizer(), width=16, layers=1)
@@ -429,15 +429,17 @@ def test_tokens_computed_are_those_that_the_body_saw(name: str) -> None:
 # ── what is read ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+CONVERSATION = [
+    Message("system", "Be brief."),
+    Message("user", "hi"),
+    Message("assistant", "yes"),
+    Message("user", "2?"),
+]
+
+
 def test_a_conversation_keeps_its_turns_and_gets_the_formats_system_prompt() -> None:
     reward = FAMILIES["Qwen2.5-Math-PRM"].reward()
-    conversation = [
-        Message("system", "Be brief."),
-        Message("user", "hi"),
-        Message("assistant", "yes"),
-        Message("user", "2?"),
-    ]
-    ids = reward.reading(Rollout.from_text(conversation, "2.\n\nYes.")).ids
+    ids = reward.reading(Rollout.from_text(CONVERSATION, "2.\n\nYes.")).ids
     text = f"<system>{BOXED}<eos><user>hi<eos><assistant>yes<eos><user>2?<eos><assistant>2.<extra_0>Yes.<extra_0>"
     assert list(ids) == ids_of(reward.tokenizer.hf, text)
     kept = FAMILIES["token classes at a separator"].reward()
@@ -446,20 +448,14 @@ def test_a_conversation_keeps_its_turns_and_gets_the_formats_system_prompt() -> 
     )
     for made, system in ((kept, "<system>Be brief.<eos>"), (without, "")):
         text = f"{system}<user>hi<eos><assistant>yes<eos><user>2?<eos><assistant>2.<extra_0>Yes.<extra_0>"
-        assert list(made.reading(Rollout.from_text(conversation, "2.\n\nYes.")).ids) == ids_of(
+        assert list(made.reading(Rollout.from_text(CONVERSATION, "2.\n\nYes.")).ids) == ids_of(
             reward.tokenizer.hf, text
         )
 
 
 def test_in_turns_the_first_step_follows_the_last_question() -> None:
     reward = FAMILIES["RLHFlow"].reward()
-    conversation = [
-        Message("system", "Be brief."),
-        Message("user", "hi"),
-        Message("assistant", "yes"),
-        Message("user", "2?"),
-    ]
-    ids = reward.reading(Rollout.from_text(conversation, "2.\n\nYes.")).ids
+    ids = reward.reading(Rollout.from_text(CONVERSATION, "2.\n\nYes.")).ids
     text = (
         "<system>Be brief.<eos><user>hi<eos><assistant>yes<eos><user>2? 2.<eos><assistant>+<eos>"
         "<user>Yes.<eos><assistant>+"
@@ -469,13 +465,7 @@ def test_in_turns_the_first_step_follows_the_last_question() -> None:
 
 def test_formats_without_turns_read_all_turns_as_text() -> None:
     reward = FAMILIES["Skywork-o1-PRM"].reward()
-    conversation = [
-        Message("system", "Be brief."),
-        Message("user", "hi"),
-        Message("assistant", "yes"),
-        Message("user", "2?"),
-    ]
-    ids = reward.reading(Rollout.from_text(conversation, "2.")).ids
+    ids = reward.reading(Rollout.from_text(CONVERSATION, "2.")).ids
     assert list(ids) == ids_of(reward.tokenizer.hf, "<bos>hi\n\nyes\n\n2?\n2.\n")
 
 

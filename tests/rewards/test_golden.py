@@ -124,11 +124,18 @@ def test_an_answer_that_cannot_be_judged_is_said(reward: ProcessReward, tmp_path
         reward.record(tmp_path / "golden.json", [("?", "")])
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["", "[]", "{}", '{"cases": []}', '{"cases": [{"question": "?", "answer": "5"}]}', '{"cases": [{"question": "?"}]}']
-    + ['{"cases": [{"question": "?", "answer": "5", "scores": []}]}', '{"cases": [{"scores": [1]}]}'],
-)
+CASE = {"question": "?", "answer": "5"}
+MALFORMED = [
+    [],
+    {},
+    {"cases": []},
+    {"cases": [CASE]},
+    {"cases": [{**CASE, "scores": []}]},
+    {"cases": [{"scores": [1]}]},
+]
+
+
+@pytest.mark.parametrize("content", ["", *map(json.dumps, MALFORMED)])
 def test_files_of_another_form_are_refused(reward: ProcessReward, tmp_path: Path, content: str) -> None:
     path = tmp_path / "golden.json"
     path.write_text(content)
