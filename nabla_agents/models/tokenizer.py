@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from nabla_agents.errors import ModelLoadError, PromptError
 from nabla_agents.types import Message
 
+_WINDOW = 32  # tokens that are decoded again to place the next one
+
 
 class Tokenizer:
     """A Hugging Face tokenizer that threads may share (fast tokenizers refuse concurrent use)."""
@@ -86,11 +88,15 @@ class Tokenizer:
         last of them; one that is never completed, to the first.
         """
         text, ends = self.decode(ids), [0]
+        first, lead, base = 0, "", 0  # text[:base] is what comes before ids[first], and that token, which reads `lead`
         for i in range(1, len(ids) + 1):
-            written = self.decode(ids[:i])
-            while not text.startswith(written):  # half a character decodes to one that does not stay
+            written = self.decode(ids[first:i])[len(lead) :]
+            whole = text.startswith(written, base)
+            while not text.startswith(written, base):  # half a character decodes to one that does not stay
                 written = written[:-1]
-            ends.append(max(ends[-1], len(written)))
+            ends.append(max(ends[-1], base + len(written)))
+            if whole and i - first > _WINDOW and (own := self.decode(ids[i - 1 : i])) and "\ufffd" not in own:
+                first, lead, base = i - 1, own, base + len(written)
         return list(pairwise(ends))
 
     def render(

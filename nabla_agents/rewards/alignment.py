@@ -36,14 +36,12 @@ class Alignment:
         """
         if policy.fingerprint == reward.fingerprint:
             return Alignment()
-        counterparts = torch.full((vocab_size,), -1, dtype=torch.long)
-        theirs = _by_content(token_contents(reward.hf))
-        ours = {i: c for i, c in token_contents(policy.hf).items() if i < vocab_size}
-        for token, content in ours.items():
-            counterparts[token] = theirs.get(content, -1)
+        theirs, ours = _by_content(token_contents(reward.hf)), token_contents(policy.hf)
+        counterparts = [theirs.get(ours[i], -1) if i in ours else -1 for i in range(vocab_size)]
         if policy.eos_id is not None and reward.eos_id is not None and counterparts[policy.eos_id] < 0:
             counterparts[policy.eos_id] = reward.eos_id
-        return Alignment(counterparts, float((counterparts >= 0).sum()) / max(len(policy.hf.get_vocab()), 1))
+        share = sum(i >= 0 for i in counterparts) / max(len(policy.hf.get_vocab()), 1)
+        return Alignment(torch.tensor(counterparts), share)
 
     def counterpart(self, token: int) -> int:
         """The reward model's token for one of the language model's, -1 where there is none."""
