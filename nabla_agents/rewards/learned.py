@@ -34,13 +34,11 @@ from nabla_agents.types import Coverage, FinishReason, Prompt, Rollout, Score, U
 class Script:
     """The text of one reading in parts, of which the first stands before the answer.
 
-    `verbatim`: the parts with an origin are the whole completion, and the last part closes it. `problem` says why
-    there is nothing to read.
+    `problem` says why there is nothing to read.
     """
 
     parts: tuple[Part, ...] = ()
     steps: tuple[Range, ...] = ()
-    verbatim: bool = False
     problem: str = ""
 
 
@@ -131,6 +129,11 @@ class HeadReward(SelfTested, DifferentiableReward):
 
     # ── what a family of models defines ───────────────────────────────────────────────────────────────────────────
 
+    @property
+    def _verbatim(self) -> bool:
+        """Whether what is read holds the whole completion as it is, followed by one part that closes it."""
+        return True
+
     @abstractmethod
     def _script(self, prompt: Prompt, text: str, *, ended: bool) -> Script:
         """What is read for an answer; `ended` says whether the answer came to its end or was cut."""
@@ -153,20 +156,18 @@ class HeadReward(SelfTested, DifferentiableReward):
         """What the model reads for a rollout, and which of its ids stand for which tokens of the language model."""
         visible = self._visible(rollout)
         terminal = rollout.completion_ids[len(visible) :]
-        same = self._bound is not None and self._bound.alignment.counterparts is None and bool(rollout.completion_ids)
-        text = self.tokenizer.decode(visible) if same else rollout.text
-        ended = bool(terminal) if same else rollout.finish_reason is FinishReason.STOP
-        script = self._script(rollout.prompt, text, ended=ended)
+        written = visible if self._reads_ids_of(rollout, visible) else None
+        ended = bool(terminal) if written is not None else rollout.finish_reason is FinishReason.STOP
+        script = self._script(rollout.prompt, rollout.text, ended=ended)
         if script.problem:
             return Reading(problem=f"{self.name} {script.problem}")
-        written = visible if same and script.verbatim else None
         encoded = encode(self.tokenizer, script.parts, written)
         head = encoded.begins[1]
         if written is not None:
             sources = list(range(head, head + len(visible)))
         else:
             sources = self._aligned(visible, encoded.ids, {s: i for i, s in enumerate(encoded.spans) if s is not None})
-        closing = encoded.begins[-1] if script.verbatim else len(encoded.ids)
+        closing = encoded.begins[-1] if self._verbatim else len(encoded.ids)
         sources += [self._same_token(t, encoded.ids, closing) for t in terminal]
         at = self._read_at(encoded.marks)
         reading = Reading(encoded.ids, head, at, script.steps, tuple(sources) if self._bound is not None else ())
@@ -178,6 +179,12 @@ class HeadReward(SelfTested, DifferentiableReward):
         ids = rollout.completion_ids
         ends = frozenset({self.tokenizer.eos_id}) if self._bound is None else self._bound.eos_ids
         return ids[:-1] if ids and ids[-1] in ends else ids
+
+    def _reads_ids_of(self, rollout: Rollout, visible: Sequence[int]) -> bool:
+        """Whether the model reads the completion in the very ids in which it was written; else its text anew."""
+        same = self._bound is not None and self._bound.alignment.counterparts is None and self._verbatim
+        # A stop string is in the ids and not in the text.
+        return same and bool(rollout.completion_ids) and self.tokenizer.decode(visible) == rollout.text
 
     def _aligned(self, visible: Sequence[int], ids: Sequence[int], at: dict[Range, int]) -> list[int]:
         """For each token of the language model the index of the one token that is read in its place."""

@@ -79,7 +79,7 @@ class OutcomeReward(HeadReward):
         if not (text or closing):
             return Script(problem="found nothing to judge in an empty completion")
         answer = Part(text, 0, marked=not closing)
-        return Script((Part(head), answer, Part(closing, marked=bool(closing))), verbatim=True)
+        return Script((Part(head), answer, Part(closing, marked=bool(closing))))
 
     def _value(self, outputs: Float[Tensor, "n labels"], reading: Reading) -> tuple[Float[Tensor, ""], Score]:
         value = outputs[-1, 0]

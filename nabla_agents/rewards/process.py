@@ -106,11 +106,15 @@ class ProcessReward(HeadReward):
 
     # ── what is read ──────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def _verbatim(self) -> bool:
+        return self.format.separator is None and not self.format.turns
+
     def _script(self, prompt: Prompt, text: str, *, ended: bool) -> Script:
         ranges = step_ranges(text, self.format.split)
         if not ranges:
             return Script(problem="found no step in an empty completion")
-        if self.format.separator is None and not self.format.turns:
+        if self._verbatim:
             return self._as_written(prompt, text, ranges, ended)
         ranges = without_splits(text, ranges, self.format.split)
         inserted = self.format.separator
@@ -123,7 +127,7 @@ class ProcessReward(HeadReward):
         head, closing = self._frame(prompt)
         steps = [Part(text[start:end], start, marked=True) for start, end in ranges]
         rest = Part(text[ranges[-1][1] :], ranges[-1][1])
-        return Script((Part(head), *steps, rest, Part(closing if ended else "")), tuple(ranges), verbatim=True)
+        return Script((Part(head), *steps, rest, Part(closing if ended else "")), tuple(ranges))
 
     def _separated(self, prompt: Prompt, text: str, ranges: list[Range]) -> list[Part]:
         head, _ = self._frame(prompt)

@@ -327,6 +327,19 @@ def test_a_text_known_without_tokens_is_scored_alike(policy: LanguageModel) -> N
     assert reward.bind(policy).score([from_text])[0].value == pytest.approx(expected.value, abs=1e-6)
 
 
+def test_a_stop_string_is_not_read(policy: LanguageModel) -> None:
+    """It is in the rollout's ids and not in its text; the answer is a finished one."""
+    for make in (random_process_reward, random_outcome_reward):
+        reward = make(TOKENIZER, width=16, layers=1).bind(policy)
+        stopped = Rollout(policy.prompt("ab"), (A, BREAK, B, DOT, SEMICOLON), "a\nb")
+        assert reward.score([stopped])[0].value == pytest.approx(
+            reward.score([completed(policy, [A, BREAK, B])])[0].value, abs=1e-6
+        )
+        [gradient] = reward.gradient([stopped], [0], [])
+        assert gradient is not None
+        assert gradient.carrier.rows(range(5)).any(-1).tolist() == [True, True, True, False, False]
+
+
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
