@@ -105,14 +105,39 @@ def test_ends_of_sequence_are_each_others_counterpart_whatever_they_are_called()
     assert back.counterpart(stop) == eos
 
 
-def sentence_piece() -> PreTrainedTokenizerFast:
-    """Llama's way: `▁` for a space, `<0x0A>` for bytes without a token of their own."""
+def sentence_piece(*, strip: bool = False) -> PreTrainedTokenizerFast:
+    """Llama's way: `▁` for a space, `<0x0A>` for bytes without a token of their own; `strip`: none to begin with."""
     merges = [("▁", "a"), ("a", "b")]
     pieces = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "a", "b", *map("".join, merges)]
     raw = RawTokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges, byte_fallback=True, unk_token="<unk>"))
     raw.normalizer = normalizers.Replace(" ", "▁")
-    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", clean_up_tokenization_spaces=False)
+    stripped = [decoders.Strip(" ", 1, 0)] if strip else []
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *stripped])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        chat_template="{% for m in messages %}{{ m.content }}{% endfor %}",
+    )
+
+
+def test_a_token_that_several_could_stand_for_has_no_counterpart() -> None:
+    theirs = sentence_piece()
+    theirs.add_tokens([" "])  # a space of its own, beside `▁`
+    [space, a] = (Tokenizer(byte_tokenizer(), name="o").encode(t)[0] for t in (" ", "a"))
+    made = Alignment.between(Tokenizer(byte_tokenizer(), name="o"), Tokenizer(theirs, name="t"), 261)
+    assert (made.counterpart(space), made.counterpart(a)) == (-1, theirs.convert_tokens_to_ids("a"))
+
+
+def test_the_same_characters_from_another_token_have_no_term() -> None:
+    """`▁a` at the beginning of an answer shows as `a`; what the reward reads there is `a`, another token."""
+    policy = random_model(tokenizer=sentence_piece(strip=True), width=16, layers=1)
+    reward = random_outcome_reward(byte_tokenizer(), width=16, min_coverage=0.0).bind(policy)
+    vocabulary = policy.tokenizer.hf.get_vocab()
+    ids = (vocabulary["▁a"], vocabulary["b"], vocabulary["▁"], vocabulary["a"])
+    assert policy.tokenizer.decode(ids) == "ab a"
+    got = rows(reward, Rollout(policy.prompt("b"), ids, "ab a"))
+    assert got.any(-1).tolist() == [False, True, True, True]
 
 
 def test_byte_level_and_sentence_piece_tokens_meet_in_their_bytes() -> None:
