@@ -70,22 +70,20 @@ class StepFormat(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> StepFormat:
-        refused = {
-            "right and wrong belong to head='tokens', which needs both": (self.head == "tokens")
-            != (self.right is not None and self.wrong is not None)
-            or (self.right is None) != (self.wrong is None),
-            "right and wrong must differ": self.right is not None and self.right == self.wrong,
-            "turns need head='tokens', the chat template and no separator": self.turns
-            and (self.head != "tokens" or self.prompt is not None or self.separator is not None),
-            "glue, apart and separator_id belong to a separator": self.separator is None
-            and bool(self.glue or self.apart or self.separator_id is not None),
-            "right_id and wrong_id belong to right and wrong": self.right is None
-            and (self.right_id, self.wrong_id) != (None, None),
-            "prompt must contain {question}": self.prompt is not None and "{question}" not in self.prompt,
-        }
-        for reason, holds in refused.items():
-            if holds:
-                raise ValueError(reason)
+        pair = [token is not None for token in (self.right, self.wrong)]
+        plain = self.prompt is None and self.separator is None
+        rules = [
+            (all(pair) if self.head == "tokens" else not any(pair), "right and wrong belong to head='tokens', both"),
+            (self.right is None or self.right != self.wrong, "right and wrong must differ"),
+            (any(pair) or (self.right_id, self.wrong_id) == (None, None), "right_id and wrong_id need their tokens"),
+            (not self.turns or (self.head == "tokens" and plain), "turns need head='tokens', no prompt, no separator"),
+            (self.separator is not None or not (self.glue or self.apart), "glue and apart need a separator"),
+            (self.separator is not None or self.separator_id is None, "separator_id needs a separator"),
+            (self.prompt is None or "{question}" in self.prompt, "prompt must contain {question}"),
+        ]
+        for holds, rule in rules:
+            if not holds:
+                raise ValueError(rule)
         return self
 
 

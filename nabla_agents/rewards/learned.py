@@ -44,12 +44,13 @@ class Script:
 
 @dataclass(frozen=True, eq=False)
 class Binding:
-    """What a reward knows of the language model that it is bound to."""
+    """What a reward knows of the language model that it is bound to; `counterparts` are on the reward's device."""
 
     tokenizer: Tokenizer
     eos_ids: frozenset[int]
     vocab_size: int
     alignment: Alignment
+    counterparts: Tensor | None
     same_template: bool
 
 
@@ -57,9 +58,9 @@ class HeadReward(SelfTested, DifferentiableReward):
     """A transformer with a score head, read at chosen positions of prompt + completion; scores in fp32.
 
     The text is the truth: with another vocabulary than the language model's, or in a format that changes the text, the
-    completion is tokenised anew. The gradient then reaches the tokens that are one token in both (method §6); where
-    they are fewer than `min_coverage` of the language model's vocabulary, or of a completion's tokens, the reward
-    scores and accepts but does not steer, which a warning says.
+    completion is tokenised anew. The gradient then reaches the tokens that are one token in both; where they are fewer
+    than `min_coverage` of the language model's vocabulary, or of a completion's tokens, the reward scores and accepts
+    but does not steer, which a warning says.
 
     Cost: one forward per score, one forward and backward per gradient; a prompt that a batch shares is read once.
 
@@ -105,14 +106,14 @@ class HeadReward(SelfTested, DifferentiableReward):
     def bind(self, model: LanguageModel) -> Reward:
         bound: Self = copy.copy(self)
         alignment = Alignment.between(model.tokenizer, self.tokenizer, model.vocab_size)
-        if alignment.counterparts is not None:
-            alignment = replace(alignment, counterparts=alignment.counterparts.to(self.transformer.device))
+        same = alignment.counterparts is None
         bound._bound = Binding(
             model.tokenizer,
             model.eos_ids,
             model.vocab_size,
             alignment,
-            alignment.counterparts is None and self.tokenizer.hf.chat_template == model.tokenizer.hf.chat_template,
+            None if alignment.counterparts is None else alignment.counterparts.to(self.transformer.device),
+            same and self.tokenizer.hf.chat_template == model.tokenizer.hf.chat_template,
         )
         if not bound._steers:
             reason = (
@@ -257,11 +258,9 @@ class HeadReward(SelfTested, DifferentiableReward):
         at = (sources - first).clamp_min(0)
         by_token = torch.where(sources[:, None] < 0, 0.0, gradient[at])
         written = None
-        if bound.alignment.counterparts is not None:
+        if bound.counterparts is not None:
             written = torch.tensor(reading.ids, device=gradient.device)[sources.clamp_min(0)]
-        return EmbeddingCarrier(
-            self.transformer, start, by_token, bound.vocab_size, bound.alignment.counterparts, written
-        )
+        return EmbeddingCarrier(self.transformer, start, by_token, bound.vocab_size, bound.counterparts, written)
 
     # ── how far the gradient reaches ──────────────────────────────────────────────────────────────────────────────
 

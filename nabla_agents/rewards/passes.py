@@ -45,12 +45,12 @@ def read_states(transformer: Transformer, readings: Sequence[Reading], starts: S
     fed = [r.ids[len(k) :] for r, k in zip(readings, known, strict=True)]
     width = max(map(len, fed))
     context, before = transformer.read(known, caches, total_tokens=max(map(len, known)) + width)
-    device = transformer.device
+    device, ragged = transformer.device, any(len(row) < width for row in fed)
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in fed], device=device)
     mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in fed], device=device)
     embeddings = transformer.embed(ids).detach().requires_grad_(starts is not None)
     with torch.set_grad_enabled(starts is not None):
-        hidden = transformer.extend(context, embeddings=embeddings, mask=mask if not bool(mask.all()) else None)
+        hidden = transformer.extend(context, embeddings=embeddings, mask=mask if ragged else None)
         outputs = [
             # Seen from the end of what is known, states of known tokens are right-aligned.
             torch.stack([hidden[i, p - len(k)] if p >= len(k) else before[i, p - len(k)] for p in reading.read_at])
