@@ -18,7 +18,19 @@ from nabla_agents.errors import (
     RolloutError,
     VocabularyMismatchError,
 )
-from nabla_agents.types import Budget, FinishReason, Message, Prompt, Result, Rollout, Score, Span, Step, Usage
+from nabla_agents.types import (
+    Budget,
+    Coverage,
+    FinishReason,
+    Message,
+    Prompt,
+    Result,
+    Rollout,
+    Score,
+    Span,
+    Step,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from nabla_agents.config import Sampling
@@ -28,18 +40,37 @@ if TYPE_CHECKING:
     from nabla_agents.objective import Objective
     from nabla_agents.positions import Refinable
     from nabla_agents.rewards import (
+        ARMORM,
+        MATH_SHEPHERD,
+        QWEN_MATH_PRM,
+        QWEN_MATH_RM,
+        RLHFLOW_PRM,
+        SKYWORK_O1_PRM,
+        SKYWORK_REWARD_V2,
+        TRL_PRM,
         ArithmeticSteps,
         DifferentiableReward,
         ImplicitReward,
+        OutcomeFormat,
         OutcomeReward,
         ProcessReward,
         Reward,
+        SoftMin,
+        StepFormat,
     )
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "ARMORM": "rewards",
+    "MATH_SHEPHERD": "rewards",
+    "QWEN_MATH_PRM": "rewards",
+    "QWEN_MATH_RM": "rewards",
+    "RLHFLOW_PRM": "rewards",
+    "SKYWORK_O1_PRM": "rewards",
+    "SKYWORK_REWARD_V2": "rewards",
+    "TRL_PRM": "rewards",
     "AdamDTO": "dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "strategies",
@@ -52,6 +83,7 @@ _LAZY = {
     "Nabla": "strategies",
     "NablaParallel": "strategies",
     "Objective": "objective",
+    "OutcomeFormat": "rewards",
     "OutcomeReward": "rewards",
     "ProcessReward": "rewards",
     "Refinable": "positions",
@@ -59,16 +91,27 @@ _LAZY = {
     "Run": "engine",
     "Sampling": "config",
     "SelfConsistency": "strategies",
+    "SoftMin": "rewards",
+    "StepFormat": "rewards",
     "Strategy": "strategies",
 }
 
 __all__ = [
+    "ARMORM",
+    "MATH_SHEPHERD",
+    "QWEN_MATH_PRM",
+    "QWEN_MATH_RM",
+    "RLHFLOW_PRM",
+    "SKYWORK_O1_PRM",
+    "SKYWORK_REWARD_V2",
+    "TRL_PRM",
     "AdamDTO",
     "ArithmeticSteps",
     "BestOfN",
     "Budget",
     "ConfigurationError",
     "ContextOverflowError",
+    "Coverage",
     "DifferentiableReward",
     "Engine",
     "FinishReason",
@@ -82,6 +125,7 @@ __all__ = [
     "NablaError",
     "NablaParallel",
     "Objective",
+    "OutcomeFormat",
     "OutcomeReward",
     "ProcessReward",
     "Prompt",
@@ -96,8 +140,10 @@ __all__ = [
     "Sampling",
     "Score",
     "SelfConsistency",
+    "SoftMin",
     "Span",
     "Step",
+    "StepFormat",
     "Strategy",
     "Usage",
     "VocabularyMismatchError",

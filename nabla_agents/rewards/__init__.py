@@ -1,16 +1,41 @@
 """Rewards: learned models, tools' verdicts, and the sum of both."""
 
+from nabla_agents.rewards.aggregation import SoftMin
 from nabla_agents.rewards.arithmetic import ArithmeticSteps
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
+from nabla_agents.rewards.formats import (
+    ARMORM,
+    MATH_SHEPHERD,
+    QWEN_MATH_PRM,
+    QWEN_MATH_RM,
+    RLHFLOW_PRM,
+    SKYWORK_O1_PRM,
+    SKYWORK_REWARD_V2,
+    TRL_PRM,
+    OutcomeFormat,
+    StepFormat,
+)
 from nabla_agents.rewards.implicit import ImplicitReward
-from nabla_agents.rewards.learned import OutcomeReward, ProcessReward
+from nabla_agents.rewards.outcome import OutcomeReward
+from nabla_agents.rewards.process import ProcessReward
 
 __all__ = [
+    "ARMORM",
+    "MATH_SHEPHERD",
+    "QWEN_MATH_PRM",
+    "QWEN_MATH_RM",
+    "RLHFLOW_PRM",
+    "SKYWORK_O1_PRM",
+    "SKYWORK_REWARD_V2",
+    "TRL_PRM",
     "ArithmeticSteps",
     "DifferentiableReward",
     "ImplicitReward",
+    "OutcomeFormat",
     "OutcomeReward",
     "ProcessReward",
     "Reward",
     "RewardGradient",
+    "SoftMin",
+    "StepFormat",
 ]

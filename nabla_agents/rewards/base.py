@@ -111,6 +111,7 @@ class RewardSum(Reward):
             spans=tuple(spans),
             explanation="; ".join(s.explanation for s in scores if s.explanation),
             usage=sum((s.usage for s in scores), Usage()),
+            coverage=tuple(c for s in scores for c in s.coverage),
         )
 
     def _weighted(self, parts: Sequence[RewardGradient | None]) -> RewardGradient | None:
