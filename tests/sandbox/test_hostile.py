@@ -75,6 +75,7 @@ def forged(report: str) -> str:
         ("sum(range(10 ** 12))", Status.TIMEOUT),
         ("import re; re.match('(a+)+$', 'a' * 40 + 'b')", Status.TIMEOUT),
         ("while True: print('x' * 1000)", Status.OUTPUT_LIMIT),
+        ("try: print('x' * 10 ** 6, flush=True)\nexcept BaseException: pass", Status.OUTPUT_LIMIT),
     ],
 )
 def test_what_a_program_does_has_a_status(fork: Executor, code: str, status: Status) -> None:
