@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         Reward,
     )
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
-    from nabla_agents.strategies import BestOfN, Greedy, Nabla, SelfConsistency, Strategy
+    from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
 __version__ = "0.1.0"
 
@@ -56,6 +56,7 @@ _LAZY = {
     "Limits": "sandbox",
     "MirrorDTO": "dto",
     "Nabla": "strategies",
+    "NablaParallel": "strategies",
     "Objective": "objective",
     "OutcomeReward": "rewards",
     "ProcessReward": "rewards",
@@ -91,6 +92,7 @@ __all__ = [
     "ModelLoadError",
     "Nabla",
     "NablaError",
+    "NablaParallel",
     "Objective",
     "OutcomeReward",
     "ProcessReward",

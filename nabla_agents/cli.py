@@ -30,6 +30,7 @@ STRATEGIES: dict[str, Callable[[int], na.Strategy]] = {
     "nabla": lambda n: na.Nabla(),
     "nabla-none": lambda n: na.Nabla(direction="none"),
     "nabla-random": lambda n: na.Nabla(direction="random"),
+    "nabla-parallel": lambda n: na.NablaParallel(),
     "nabla-paper": lambda n: na.Nabla.paper(),
     "greedy": lambda n: na.Greedy(),
     "best-of-n": lambda n: na.BestOfN(n=n),

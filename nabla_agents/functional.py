@@ -8,6 +8,8 @@ from torch import Tensor
 
 from nabla_agents.config import Sampling
 
+HEAD_CHUNK = 64  # positions whose [vocab] rows exist at a time
+
 
 def token_log_probs(logits: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """log softmax(logits)[token] in nats, without building the full log-softmax."""

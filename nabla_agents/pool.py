@@ -24,7 +24,7 @@ class Scored:
 
     @property
     def verified(self) -> bool:
-        return self.score is not None and self.score.verified is True
+        return self.score is not None and self.score.judged and self.score.verified is True
 
     def rank(self, rule: AcceptanceRule) -> tuple[float, ...]:
         """Larger is better; what could not be judged is below everything.

@@ -56,11 +56,14 @@ class Usage:
     `prefill_tokens` are those of `lm_forward_tokens` that were read as known text, not one by one.
     `flops` is 2·N per token forward and 2·N more per token backward (frozen weights), N being the parameters of the
     model that ran, without the attention term. `seconds` is wall-clock; `peak_memory_bytes` does not add, it is a
-    maximum.
+    maximum. `draft_tokens` were guessed from an earlier completion; each of the `accepted_draft_tokens` saved one
+    sequential decode step.
     """
 
     rollouts: int = 0
     generated_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
     prefill_tokens: int = 0
     lm_forward_tokens: int = 0
     lm_backward_tokens: int = 0

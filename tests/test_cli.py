@@ -133,7 +133,7 @@ def test_every_strategy_answers_within_the_budget(nabla: Nabla, strategy: str) -
     assert got["usage"]["rollouts"] in ([3] if sampled else [1] if strategy == "greedy" else [1, 2, 3])
     assert got["text"] in [step["text"] for step in got["trace"]]
     assert 1 <= len(got["token_ids"]) <= 12
-    gradients = strategy in ("nabla", "nabla-random", "nabla-paper")
+    gradients = strategy in ("nabla", "nabla-random", "nabla-parallel", "nabla-paper")
     assert (got["usage"]["gradient_passes"] > 0) == gradients
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.strategies import BestOfN, Greedy, Nabla, SelfConsistency, Strategy
+from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ def arms(rollouts: int = 8) -> dict[str, Arm]:
             Arm(f"nabla{suffix}", Nabla(), reward),
             Arm(f"nabla/none{suffix}", Nabla(direction="none"), reward),
             Arm(f"nabla/random{suffix}", Nabla(direction="random"), reward),
+            Arm(f"parallel{suffix}", NablaParallel(), reward),
+            Arm(f"parallel/none{suffix}", NablaParallel(direction="none"), reward),
+            Arm(f"parallel/random{suffix}", NablaParallel(direction="random"), reward),
         ]
     table.append(Arm("nabla/located", Nabla(), "located"))
     table.insert(7, Arm("nabla-paper", Nabla.paper(), "process"))

@@ -1,9 +1,9 @@
-"""Batched rollouts: completions sampled token by token from different prefixes of different prompts."""
+"""Batched rollouts: completions sampled from different prefixes of different prompts, token by token or by drafts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -11,12 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.config import Sampling
-from nabla_agents.functional import choose_tokens, token_log_probs
-from nabla_agents.models.transformer import PrefixCache
+from nabla_agents.functional import HEAD_CHUNK, choose_tokens, token_log_probs
+from nabla_agents.models.transformer import Context, PrefixCache
 from nabla_agents.types import FinishReason, Prompt, Rollout, Usage
 
 if TYPE_CHECKING:
     from nabla_agents.models.language_model import LanguageModel
+
+
+FIRST_WINDOW, LARGEST_WINDOW = 4, 64  # guesses read at a time; doubled as long as all of them are right
+MOST_MISSES = 3  # rounds in a row without a right guess, after which a draft is given up
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +28,8 @@ class RolloutJob:
     """One completion to sample: `prefix_ids` of it are given, up to `max_tokens` (prefix included) may be.
 
     `uniforms` [max_tokens] are the job's own random numbers in [0, 1), the i-th for completion token i, so its text
-    does not depend on what shares the batch. `cache` may hold keys and values of the prompt.
+    does not depend on what shares the batch. `cache` may hold keys and values of the prompt. `draft` guesses the
+    tokens after the prefix, place by place: right guesses save decode steps, wrong ones change nothing.
     """
 
     prompt: Prompt
@@ -33,6 +38,7 @@ class RolloutJob:
     max_tokens: int
     uniforms: Tensor
     cache: PrefixCache | None = None
+    draft: tuple[int, ...] = ()
 
 
 class RolloutBackend(Protocol):
@@ -51,12 +57,35 @@ class _Row:
     computed_tokens: int = 0
     prefilled_tokens: int = 0
     finish: FinishReason | None = None
-    text: str | None = field(default=None)
+    text: str | None = None
+    window: int = FIRST_WINDOW
+    misses: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
+
+    def guess(self) -> tuple[int, ...]:
+        """What the draft has at the next places; one token more than the guess always fits."""
+        if self.misses >= MOST_MISSES:
+            return ()
+        at, room = len(self.ids) - len(self.job.prefix_ids), self.job.max_tokens - len(self.ids) - 1
+        return self.job.draft[at : at + min(self.window, room)]
+
+    def judge(self, guess: Sequence[int], accepted: int) -> None:
+        """Reads more at a time while guesses are right, and less, in the end nothing, while they are wrong."""
+        self.draft_tokens += len(guess)
+        self.accepted_draft_tokens += accepted
+        self.misses = 0 if accepted else self.misses + 1
+        self.window = min(2 * self.window, LARGEST_WINDOW) if accepted == len(guess) else FIRST_WINDOW
 
 
 @torch.no_grad()
 def rollout(model: LanguageModel, jobs: Sequence[RolloutJob]) -> list[Rollout]:
-    """Samples all jobs together; finished rows leave the batch. Costs one prefill and one forward per token."""
+    """Samples all jobs together; finished rows leave the batch. Costs one prefill, and one forward per token that no
+    draft has guessed.
+
+    A guess is read together with the token before it and kept if it is the token that the job's own random number
+    selects there. So a draft changes the cost of a completion, never the completion.
+    """
     if not jobs:
         return []
     rows = [_Row(job, list(job.prefix_ids), []) for job in jobs]
@@ -68,20 +97,61 @@ def rollout(model: LanguageModel, jobs: Sequence[RolloutJob]) -> list[Rollout]:
         row.log_probs = _prefix_log_probs(model, hidden[i], row.job.prefix_ids)
         if row.ids:
             _close_if_finished(model, row)
-    active, logits = _still_open(rows, list(range(len(rows))), context, model.head(hidden[:, -1]))
+        if not model.transformer.within_window(longest):
+            row.misses = MOST_MISSES  # rejected guesses leave gaps, which a sliding window would count
+    active, hidden = _still_open(rows, list(range(len(rows))), context, hidden[:, -1:])
+    guesses: list[tuple[int, ...]] = [()] * len(active)
     while active:
-        tokens = _chosen(logits, [rows[i] for i in active])
-        log_probs = token_log_probs(logits, tokens).tolist()
-        for i, token, log_prob in zip(active, tokens.tolist(), log_probs, strict=True):
-            rows[i].ids.append(token)
-            rows[i].log_probs.append(log_prob)
-            _close_if_finished(model, rows[i])
-        active, tokens = _still_open(rows, active, context, tokens)
-        if active:
-            for i in active:
-                rows[i].computed_tokens += 1
-            logits = model.head(model.transformer.extend(context, ids=tokens[:, None])[:, -1])
+        taken = _take(model, [rows[i] for i in active], hidden, guesses)
+        if any(guesses):
+            context.keep(taken, hidden.shape[1])
+        active, _ = _still_open(rows, active, context, hidden)
+        if not active:
+            break
+        guesses = [rows[i].guess() for i in active]
+        hidden = _read_on(model, context, [rows[i] for i in active], guesses)
     return [_finished(model, row) for row in rows]
+
+
+def _read_on(
+    model: LanguageModel, context: Context, rows: Sequence[_Row], guesses: Sequence[tuple[int, ...]]
+) -> Float[Tensor, "batch time hidden"]:
+    """The states after each row's newest token and after each of its guesses."""
+    fed = [(row.ids[-1], *guess) for row, guess in zip(rows, guesses, strict=True)]
+    width = max(map(len, fed))
+    for row in rows:
+        row.computed_tokens += width
+    device = model.transformer.device
+    ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in fed], device=device)
+    ragged = any(len(ids) < width for ids in fed)
+    mask = torch.tensor([[i < len(ids) for i in range(width)] for ids in fed], device=device) if ragged else None
+    return model.transformer.extend(context, ids=ids, mask=mask)
+
+
+def _take(
+    model: LanguageModel,
+    rows: Sequence[_Row],
+    hidden: Float[Tensor, "batch time hidden"],
+    guesses: Sequence[tuple[int, ...]],
+) -> list[int]:
+    """Appends to each row its right guesses and the token after them; how many of the tokens read each row keeps."""
+    places = [(i, j) for i, guess in enumerate(guesses) for j in range(len(guess) + 1)]
+    chosen = iter(_chosen(model, rows, hidden, places))
+    kept: list[int] = []
+    for row, guess in zip(rows, guesses, strict=True):
+        drawn = [next(chosen) for _ in range(len(guess) + 1)]
+        before = len(row.ids)
+        for j, (token, log_prob) in enumerate(drawn):
+            row.ids.append(token)
+            row.log_probs.append(log_prob)
+            _close_if_finished(model, row)
+            if row.finish is not None or j == len(guess) or token != guess[j]:
+                break
+        accepted = len(row.ids) - before - 1  # one token a pass needs no guess
+        if guess:
+            row.judge(guess, accepted)
+        kept.append(1 + accepted)
+    return kept
 
 
 def _prefix_log_probs(model: LanguageModel, hidden: Float[Tensor, "time hidden"], prefix: Sequence[int]) -> list[float]:
@@ -90,22 +160,33 @@ def _prefix_log_probs(model: LanguageModel, hidden: Float[Tensor, "time hidden"]
     return model.log_probs(predicting, prefix).tolist()
 
 
-def _chosen(logits: Float[Tensor, "batch vocab"], rows: Sequence[_Row]) -> Tensor:
-    """The next token of each row, by its own sampling and its own random numbers."""
-    uniforms = torch.stack([row.job.uniforms[len(row.ids)] for row in rows])
-    tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
-    for sampling in dict.fromkeys(row.job.sampling for row in rows):
-        mine = [i for i, row in enumerate(rows) if row.job.sampling == sampling]
-        tokens[mine] = choose_tokens(logits[mine], sampling, uniforms[mine])
-    return tokens
+def _chosen(
+    model: LanguageModel,
+    rows: Sequence[_Row],
+    hidden: Float[Tensor, "batch time hidden"],
+    places: Sequence[tuple[int, int]],
+) -> list[tuple[int, float]]:
+    """Token and log π for each (row, further token) place, by the row's own sampling and its own random numbers."""
+    found: list[tuple[int, float]] = []
+    for first in range(0, len(places), HEAD_CHUNK):
+        chunk = places[first : first + HEAD_CHUNK]
+        logits = model.head(hidden[[i for i, _ in chunk], [j for _, j in chunk]])
+        uniforms = torch.stack([rows[i].job.uniforms[len(rows[i].ids) + j] for i, j in chunk])
+        tokens = torch.empty(len(chunk), dtype=torch.long, device=logits.device)
+        samplings = [rows[i].job.sampling for i, _ in chunk]
+        for sampling in dict.fromkeys(samplings):
+            mine = [k for k, other in enumerate(samplings) if other == sampling]
+            tokens[mine] = choose_tokens(logits[mine], sampling, uniforms[mine])
+        found += zip(tokens.tolist(), token_log_probs(logits, tokens).tolist(), strict=True)
+    return found
 
 
-def _still_open(rows: Sequence[_Row], active: list[int], context: object, tensor: Tensor) -> tuple[list[int], Tensor]:
+def _still_open(rows: Sequence[_Row], active: list[int], context: Context, tensor: Tensor) -> tuple[list[int], Tensor]:
     """Drops finished rows from the batch and from a tensor that is aligned with it."""
     kept = [k for k, i in enumerate(active) if rows[i].finish is None]
     if len(kept) < len(active) and kept:
         index = torch.tensor(kept, device=tensor.device)
-        context.select(index)  # type: ignore[attr-defined]
+        context.select(index)
         tensor = tensor[index]
     return [active[k] for k in kept], tensor
 
@@ -142,5 +223,11 @@ def _finished(model: LanguageModel, row: _Row) -> Rollout:
         text=row.text if row.text is not None else model.tokenizer.decode(visible),
         log_probs=torch.tensor(row.log_probs, dtype=torch.float64),
         finish_reason=row.finish or FinishReason.STOP,
-        usage=usage + Usage(rollouts=1, generated_tokens=len(ids) - len(row.job.prefix_ids)),
+        usage=usage
+        + Usage(
+            rollouts=1,
+            generated_tokens=len(ids) - len(row.job.prefix_ids),
+            draft_tokens=row.draft_tokens,
+            accepted_draft_tokens=row.accepted_draft_tokens,
+        ),
     )

@@ -15,15 +15,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from nabla_agents import tiny
 from nabla_agents.errors import ContextOverflowError, ModelLoadError, PromptError
-from nabla_agents.functional import token_log_probs
+from nabla_agents.functional import HEAD_CHUNK, token_log_probs
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutJob, rollout
 from nabla_agents.models.loading import Loading, load
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.models.transformer import PrefixCache, Transformer
 from nabla_agents.types import Message, Prompt, Rollout, Usage
-
-HEAD_CHUNK = 64  # positions whose [vocab] rows exist at a time
 
 
 @dataclass(frozen=True, eq=False)

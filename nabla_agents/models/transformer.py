@@ -36,6 +36,16 @@ class Context:
         self.cache.batch_select_indices(rows)
         self.mask, self.lengths = self.mask[rows], self.lengths[rows]
 
+    def keep(self, kept: Sequence[int], newest: int) -> None:
+        """Of the `newest` places read last, each row keeps its first `kept`; what no row keeps is freed."""
+        counts, before = torch.tensor(kept, device=self.mask.device), self.mask.shape[1] - newest
+        self.lengths = self.lengths - self.mask[:, before:].sum(1) + counts
+        recent = torch.arange(max(kept), device=self.mask.device) < counts[:, None]
+        self.mask = torch.cat([self.mask[:, :before], recent], dim=1)
+        if max(kept) < newest:
+            self.cache.crop(max(kept) - newest)
+        self.padded = self.padded or min(kept) < max(kept)
+
 
 class Transformer:
     """The body of a causal model with its weights frozen. Stateless: threads may share it.
@@ -62,6 +72,10 @@ class Transformer:
     @property
     def device(self) -> torch.device:
         return self.embedding.weight.device
+
+    def within_window(self, tokens: int) -> bool:
+        """Whether no layer's sliding window is shorter than this context."""
+        return self.sliding_window is None or tokens <= self.sliding_window
 
     def embed(self, ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time hidden"]:
         return self.embedding(ids)
@@ -90,7 +104,7 @@ class Transformer:
         length the context will reach: beyond a sliding window, cached prefixes of ragged rows cannot be joined
         exactly, and the rows are read from their start.
         """
-        fits = self.sliding_window is None or total_tokens <= self.sliding_window
+        fits = self.within_window(total_tokens)
         known = [
             c if c is not None and fits and c.ids == tuple(row[: len(c.ids)]) else None
             for c, row in zip(caches, rows, strict=True)

@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Self
 
-import torch
-from jaxtyping import Bool, Float
-from pydantic import Field
-from torch import Tensor
-
-from nabla_agents.config import Sampling, Settings
-from nabla_agents.dto import AdamDTO, MirrorDTO
-from nabla_agents.functional import choose_tokens
-from nabla_agents.objective import ObjectiveGradient
-from nabla_agents.pool import AcceptanceRule, Pool, Scored
-from nabla_agents.positions import Proposal, Refinable, best_alternatives, plausible
+from nabla_agents.config import Sampling
+from nabla_agents.dto import AdamDTO
+from nabla_agents.positions import Refinable
 from nabla_agents.strategies.base import rollout_step
-from nabla_agents.strategies.search import GRADIENT, Search
-from nabla_agents.types import FinishReason, Step
+from nabla_agents.strategies.proposing import Proposing
+from nabla_agents.strategies.search import Search
+from nabla_agents.types import Step
 
-_CHUNK = 64  # positions whose [vocab] rows exist at a time
 
-
-class Nabla(Settings):
+class Nabla(Proposing):
     """Refines one rollout from left to right: where the refined row prefers another token, the answer is completed
     anew from there, and kept only if it is better. One gradient pass per accepted change.
-
-    direction: `gradient`; the controls are `random` (a Gaussian row with the gradient's mean and spread over the
-    plausible tokens) and `none` (the language model's own row).
-    min_promise: nats by which the refined row must prefer the new token to pay a rollout for it; below 0, tokens that
-        it does not quite prefer are tried too. Unused with `resample`.
-    resample: how a token is drawn from the refined row; None takes the best other token.
-    acceptance: by the whole objective, or by `reward` alone (the paper's rule, prone to over-optimisation).
-    plausibility_floor: nats that a proposed token may be below the written one; None is no floor. The text that a tool
-        expects is exempt, and so are located verdicts from the tests of `refinable`.
     """
-
-    direction: Literal["gradient", "random", "none"] = "gradient"
-    dto: MirrorDTO | AdamDTO = MirrorDTO()
-    refinable: Refinable = Refinable()
-    min_promise: float = -2.0
-    resample: Sampling | None = None
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    acceptance: AcceptanceRule = "objective"
-    plausibility_floor: Annotated[float, Field(ge=0)] | None = 6.0
-    stop_when_verified: bool = True
 
     @classmethod
     def paper(cls) -> Self:
@@ -60,13 +32,6 @@ class Nabla(Settings):
             stop_when_verified=False,
         )
 
-    @property
-    def rule(self) -> AcceptanceRule:
-        return self.acceptance
-
-    def select(self, pool: Pool) -> Scored | None:
-        return pool.best()
-
     def steps(self, search: Search) -> Iterator[Step]:
         found = search.roll([()], temperature=self.temperature)
         if not found:
@@ -78,8 +43,9 @@ class Nabla(Settings):
         while improved and not self._verified(search, incumbent):
             improved = False
             for proposal in self._proposals(search, incumbent, committed):
-                prefix = (*incumbent.rollout.completion_ids[: proposal.position], proposal.new)
-                found = search.roll([prefix], temperature=self.temperature)
+                ids = incumbent.rollout.completion_ids
+                prefix = (*ids[: proposal.position], proposal.new)
+                found = search.roll([prefix], temperature=self.temperature, drafts=[ids[proposal.position + 1 :]])
                 if not found:
                     return
                 [candidate] = found
@@ -89,91 +55,3 @@ class Nabla(Settings):
                 if improved:
                     incumbent = candidate
                     break
-
-    def _verified(self, search: Search, incumbent: Scored) -> bool:
-        if not (self.stop_when_verified and incumbent.verified):
-            return False
-        explanation = incumbent.score.explanation if incumbent.score else ""
-        search.ended = (FinishReason.VERIFIED, explanation)
-        return True
-
-    def _proposals(self, search: Search, incumbent: Scored, start: int) -> Iterator[Proposal]:
-        """The tokens worth a rollout, from left to right; the gradient is taken once."""
-        ids = incumbent.rollout.completion_ids
-        if start >= len(ids) or search.exhausted():
-            return
-        gradient: ObjectiveGradient | None = None
-        if self.direction == "none":
-            rows = search.states(incumbent, start)
-        elif search.exhausted(GRADIENT):
-            return
-        else:
-            gradient = search.gradient(incumbent, start)
-            rows = gradient.likelihood
-        located = gradient.credit if gradient is not None and self.direction == "gradient" else {}
-        for first in range(start, len(ids), _CHUNK):
-            chunk = range(first, min(first + _CHUNK, len(ids)))
-            logits = rows.logits(chunk)
-            passed = self.refinable.select(logits).tolist()
-            chosen = [i for i, p in enumerate(chunk) if passed[i] or p in located]
-            if chosen:
-                positions = [chunk[i] for i in chosen]
-                yield from self._refined(search, logits[chosen], gradient, positions, [ids[p] for p in positions])
-
-    def _refined(
-        self,
-        search: Search,
-        logits: Float[Tensor, "n vocab"],
-        gradient: ObjectiveGradient | None,
-        positions: Sequence[int],
-        ids: Sequence[int],
-    ) -> list[Proposal]:
-        tokens = torch.tensor(ids, device=logits.device)
-        allowed = plausible(logits, tokens, self.plausibility_floor)
-        if gradient is not None and self.direction == "gradient":
-            for i, position in enumerate(positions):
-                allowed[i, [v for v, nats in gradient.credit.get(position, {}).items() if nats > 0 and v != ids[i]]] = (
-                    True
-                )
-        g = torch.zeros_like(logits) if gradient is None else gradient.rows(positions)
-        if self.direction == "random":
-            g = _random_direction(search, g, allowed.scatter(-1, tokens[:, None], True))
-        refined = self.dto.refine(logits, g)
-        if self.resample is None:
-            proposals = best_alternatives(positions, tokens, refined, g, allowed)
-            return [p for p in proposals if p.promise > self.min_promise]
-        drawn = choose_tokens(refined, self.resample, search.uniforms(len(positions)))
-        rows = torch.arange(len(positions), device=drawn.device)
-        only = torch.zeros_like(allowed)
-        only[rows, drawn] = allowed[rows, drawn]
-        return best_alternatives(positions, tokens, refined, g, only)
-
-    def _step(
-        self, search: Search, incumbent: Scored, candidate: Scored, proposal: Proposal, *, accepted: bool
-    ) -> Step:
-        kept = candidate if accepted else incumbent
-        tokenizer = search.model.tokenizer
-        return Step(
-            kind="refine",
-            committed_text=search.committed_text(kept.rollout, proposal.position + 1),
-            accepted=accepted,
-            position=proposal.position,
-            old_token=tokenizer.token_text(proposal.old),
-            new_token=tokenizer.token_text(proposal.new),
-            predicted_gain=proposal.predicted_gain,
-            gain=candidate.objective - incumbent.objective,
-            log_likelihood=candidate.rollout.log_likelihood,
-            score=candidate.score,
-            text=candidate.rollout.text,
-            usage=search.usage,
-        )
-
-
-def _random_direction(
-    search: Search, g: Float[Tensor, "n vocab"], considered: Bool[Tensor, "n vocab"]
-) -> Float[Tensor, "n vocab"]:
-    """A Gaussian row with the mean and spread that the gradient has over the tokens considered."""
-    count = considered.sum(-1, keepdim=True)
-    mean = torch.where(considered, g, 0.0).sum(-1, keepdim=True) / count
-    spread = torch.where(considered, (g - mean).square(), 0.0).sum(-1, keepdim=True).div(count).sqrt()
-    return mean + spread * torch.randn(g.shape, generator=search.generator).to(g)

@@ -38,7 +38,7 @@ class BestOfN(Settings):
     rule: AcceptanceRule = "reward"
 
     def steps(self, search: Search) -> Iterator[Step]:
-        yield from _sampled(search, self.n, self.temperature)
+        yield from _sampled(self, search)
 
     def select(self, pool: Pool) -> Scored | None:
         return pool.best()
@@ -53,14 +53,14 @@ class SelfConsistency(Settings):
     rule: AcceptanceRule = "objective"
 
     def steps(self, search: Search) -> Iterator[Step]:
-        yield from _sampled(search, self.n, self.temperature)
+        yield from _sampled(self, search)
 
     def select(self, pool: Pool) -> Scored | None:
         return pool.vote(self.weighting)
 
 
-def _sampled(search: Search, n: int, temperature: float) -> Iterator[Step]:
-    found = search.roll([()] * n, temperature=temperature)
-    best = search.pool.best()
+def _sampled(strategy: BestOfN | SelfConsistency, search: Search) -> Iterator[Step]:
+    found = search.roll([()] * strategy.n, temperature=strategy.temperature)
+    chosen = strategy.select(search.pool)
     for entry in found:
-        yield rollout_step(search, entry, accepted=entry is best)
+        yield rollout_step(search, entry, accepted=entry is chosen)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nabla_agents.config import Sampling
-from nabla_agents.errors import RewardError
+from nabla_agents.errors import RewardError, RolloutError
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
@@ -51,8 +51,19 @@ class LocalWorker:
     """Runs operations at once: rollouts on a backend, scores and gradients on the objective."""
 
     def __init__(self, objective: Objective, backend: RolloutBackend) -> None:
-        self.rollout, self.score, self.gradient = backend.rollout, objective.score, objective.gradient
-        self.prefill, self.states = objective.model.prefill, objective.states
+        self._backend = backend
+        self.score, self.gradient, self.states = objective.score, objective.gradient, objective.states
+        self.prefill = objective.model.prefill
+
+    def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
+        """The backend's rollouts with its contract enforced: one per job."""
+        rollouts = self._backend.rollout(jobs)
+        name = type(self._backend).__name__
+        if not isinstance(rollouts, Sequence) or not all(isinstance(r, Rollout) for r in rollouts):
+            raise RolloutError(f"{name} returned {rollouts!r}; expected a list of Rollout.")
+        if len(rollouts) != len(jobs):
+            raise RolloutError(f"{name} returned {len(rollouts)} rollouts for {len(jobs)} jobs; expected one each.")
+        return list(rollouts)
 
 
 class Cancelled(Exception):
@@ -79,7 +90,7 @@ class Search:
         self.generator = torch.Generator().manual_seed(seed)
         self.ended: tuple[FinishReason, str] | None = None
         self._usage = Usage()
-        self._started = time.perf_counter()
+        self._started: float | None = None
         self._cancelled = threading.Event()
         self._cache: PrefixCache | None = None
 
@@ -89,8 +100,8 @@ class Search:
 
     @property
     def usage(self) -> Usage:
-        """Everything spent so far, wall-clock seconds included."""
-        return replace(self._usage, seconds=time.perf_counter() - self._started)
+        """Everything spent so far, wall-clock seconds from the first operation on included."""
+        return replace(self._usage, seconds=0.0 if self._started is None else time.perf_counter() - self._started)
 
     def cancel(self) -> None:
         """Stops the search before its next operation."""
@@ -98,13 +109,21 @@ class Search:
 
     def exhausted(self, spending: Sequence[str] = ROLLOUT) -> bool:
         """True once the budget refuses a `ROLLOUT` or `GRADIENT`; records the limit as the reason the search ended."""
+        self._started = self._started or time.perf_counter()  # a search that waits for its turn spends nothing
         if (limit := self.budget.exhausted(self.usage, spending)) is None:
             return False
         self.ended = (FinishReason.BUDGET, limit)
         return True
 
-    def roll(self, prefixes: Sequence[tuple[int, ...]], *, temperature: float) -> list[Scored]:
-        """Completes each prefix, scores the completions, keeps them in the pool. One batch.
+    def roll(
+        self,
+        prefixes: Sequence[tuple[int, ...]],
+        *,
+        temperature: float,
+        drafts: Sequence[tuple[int, ...]] | None = None,
+    ) -> list[Scored]:
+        """Completes each prefix, scores the completions, keeps them in the pool. One batch. `drafts` guess what
+        follows each prefix, to save decode steps.
 
         The request's own temperature, if it has one, goes before `temperature`. Fewer than asked come back where the
         budget has less room; none, and the search counts as ended, where it has none.
@@ -116,7 +135,10 @@ class Search:
             self.sampling if self.sampling.temperature is not None else self.sampling.replace(temperature=temperature)
         )
         self._check_cancelled()
-        jobs = [self._job(prefix, sampling, len(prefixes)) for prefix in prefixes]
+        guesses = drafts if drafts is not None else [()] * wanted
+        jobs = [
+            self._job(prefix, draft, sampling, len(prefixes)) for prefix, draft in zip(prefixes, guesses, strict=False)
+        ]
         rollouts = self.worker.rollout(jobs)
         self._usage = sum((r.usage for r in rollouts), self._usage)
         self._check_cancelled()
@@ -180,12 +202,12 @@ class Search:
         limited = self.budget.generated_tokens is not None and rollout.finish_reason is FinishReason.LENGTH
         return limited and len(rollout.completion_ids) < self._longest
 
-    def _job(self, prefix: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
+    def _job(self, prefix: tuple[int, ...], draft: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
         room = self._longest
         if self.budget.generated_tokens is not None:
             share = (self.budget.generated_tokens - self._usage.generated_tokens) // batch
             room = min(room, len(prefix) + share)
-        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache())
+        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache(), draft)
 
     def _prompt_cache(self) -> PrefixCache:
         """Keys and values of the prompt, read once per request."""

@@ -1,0 +1,73 @@
+"""NablaParallel: the gradient proposes over the whole rollout, and a batch of forward passes disposes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
+
+from nabla_agents.pool import Scored
+from nabla_agents.positions import Proposal
+from nabla_agents.strategies.base import rollout_step
+from nabla_agents.strategies.proposing import Proposing
+from nabla_agents.strategies.search import Search
+from nabla_agents.types import Step
+
+
+class NablaParallel(Proposing):
+    """Ranks changes over the whole rollout, rolls out the best `width` of them in one batch and scores them in one
+    batch; the best improvement becomes the incumbent, and so on. One gradient pass per accepted change.
+
+    Where no change of a batch is an improvement, the next `width` are tried, until nothing promising is left.
+    """
+
+    width: Annotated[int, Field(ge=1)] = 4
+
+    def steps(self, search: Search) -> Iterator[Step]:
+        found = search.roll([()], temperature=self.temperature)
+        if not found:
+            return
+        [incumbent] = found
+        yield rollout_step(search, incumbent, accepted=True)
+        tried: set[tuple[int, ...]] = set()
+        improved: Scored | None = incumbent
+        while improved is not None and not self._verified(search, incumbent):
+            improved = None
+            for batch in self._batches(search, incumbent, tried):
+                candidates = self._rolled(search, incumbent, batch)
+                best = max((c for c, _ in candidates), key=lambda c: c.rank(self.rule), default=None)
+                improved = best if best is not None and search.pool.better(best, incumbent) else None
+                for candidate, proposal in candidates:
+                    step = self._step(search, incumbent, candidate, proposal, accepted=candidate is improved)
+                    yield replace(step, committed_text="")  # any token may still change
+                if improved is not None:
+                    incumbent = improved
+                    break
+                if len(candidates) < len(batch):
+                    return
+
+    def _batches(self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]) -> Iterator[list[Proposal]]:
+        """The changes not tried yet, most promising first, `width` at a time."""
+        ids = incumbent.rollout.completion_ids
+        ranked = sorted(self._proposals(search, incumbent, 0), key=lambda p: p.promise, reverse=True)
+        fresh = [p for p in ranked if _prefix(ids, p) not in tried]
+        for first in range(0, len(fresh), self.width):
+            batch = fresh[first : first + self.width]
+            tried.update(_prefix(ids, p) for p in batch)
+            yield batch
+
+    def _rolled(self, search: Search, incumbent: Scored, batch: Sequence[Proposal]) -> list[tuple[Scored, Proposal]]:
+        """Each change completed and scored; fewer than asked where the budget ends."""
+        ids = incumbent.rollout.completion_ids
+        found = search.roll(
+            [_prefix(ids, p) for p in batch],
+            temperature=self.temperature,
+            drafts=[ids[p.position + 1 :] for p in batch],
+        )
+        return list(zip(found, batch, strict=False))
+
+
+def _prefix(ids: tuple[int, ...], proposal: Proposal) -> tuple[int, ...]:
+    return (*ids[: proposal.position], proposal.new)
