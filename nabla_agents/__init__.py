@@ -13,9 +13,11 @@ from nabla_agents.errors import (
     ContextOverflowError,
     ModelLoadError,
     NablaError,
+    ProgramError,
     PromptError,
     RewardError,
     RolloutError,
+    SandboxError,
     VocabularyMismatchError,
 )
 from nabla_agents.types import (
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         SoftMin,
         StepFormat,
     )
+    from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
 __version__ = "0.1.0"
@@ -76,9 +79,12 @@ _LAZY = {
     "BestOfN": "strategies",
     "DifferentiableReward": "rewards",
     "Engine": "engine",
+    "Execution": "sandbox",
+    "Executor": "sandbox",
     "Greedy": "strategies",
     "ImplicitReward": "rewards",
     "LanguageModel": "models.language_model",
+    "Limits": "sandbox",
     "MirrorDTO": "dto",
     "Nabla": "strategies",
     "NablaParallel": "strategies",
@@ -86,6 +92,7 @@ _LAZY = {
     "OutcomeFormat": "rewards",
     "OutcomeReward": "rewards",
     "ProcessReward": "rewards",
+    "Program": "sandbox",
     "Refinable": "positions",
     "Reward": "rewards",
     "Run": "engine",
@@ -93,7 +100,9 @@ _LAZY = {
     "SelfConsistency": "strategies",
     "SoftMin": "rewards",
     "StepFormat": "rewards",
+    "Status": "sandbox",
     "Strategy": "strategies",
+    "make_executor": "sandbox",
 }
 
 __all__ = [
@@ -114,10 +123,13 @@ __all__ = [
     "Coverage",
     "DifferentiableReward",
     "Engine",
+    "Execution",
+    "Executor",
     "FinishReason",
     "Greedy",
     "ImplicitReward",
     "LanguageModel",
+    "Limits",
     "Message",
     "MirrorDTO",
     "ModelLoadError",
@@ -128,6 +140,8 @@ __all__ = [
     "OutcomeFormat",
     "OutcomeReward",
     "ProcessReward",
+    "Program",
+    "ProgramError",
     "Prompt",
     "PromptError",
     "Refinable",
@@ -138,16 +152,19 @@ __all__ = [
     "RolloutError",
     "Run",
     "Sampling",
+    "SandboxError",
     "Score",
     "SelfConsistency",
     "SoftMin",
     "Span",
+    "Status",
     "Step",
     "StepFormat",
     "Strategy",
     "Usage",
     "VocabularyMismatchError",
     "__version__",
+    "make_executor",
 ]
 
 

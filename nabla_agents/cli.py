@@ -24,7 +24,7 @@ from nabla_agents.errors import ConfigurationError, NablaError
 if TYPE_CHECKING:
     from rich.console import Console
 
-INTERRUPTED, BAD_INPUT = 130, 2
+INTERRUPTED, BAD_INPUT, NO_SANDBOX = 130, 2, 1
 
 STRATEGIES: dict[str, Callable[[int], na.Strategy]] = {
     "nabla": lambda n: na.Nabla(),
@@ -220,6 +220,25 @@ def bench(
     records = benches.run(chosen, model=model, rewards=rewards, settings=settings, out=out)
     if not follow(records, _console(), arms=chosen, settings=settings, out=out):
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+@_command
+def doctor(
+    build: Annotated[
+        bool, typer.Option("--build", help="Build the WebAssembly sandbox first, about a minute; needs `[sandbox]`.")
+    ] = False,
+) -> None:
+    """Show which sandboxes contain untrusted Python on this machine: each runs its self-test."""
+    from nabla_agents import sandbox
+
+    if build:
+        sandbox.build_wasm(lambda step: print(f"building: {step}", flush=True))
+    found = sandbox.diagnosis()
+    for each in found:
+        print(f"{each.backend:8}{'contains: ' + ', '.join(each.layers) if each.active else 'not used: ' + each.why}")
+    if not any(each.active for each in found):
+        raise typer.Exit(NO_SANDBOX)
 
 
 def _known(table: dict[str, Any], name: str, what: str) -> Any:

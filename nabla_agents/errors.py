@@ -33,3 +33,11 @@ class RolloutError(NablaError, RuntimeError):
 
 class RewardError(NablaError, RuntimeError):
     """A reward that broke its contract, for example by returning the wrong number of scores."""
+
+
+class ProgramError(NablaError, ValueError):
+    """A program for the sandbox that cannot be started: code that is not text, or data that is not JSON."""
+
+
+class SandboxError(NablaError, RuntimeError):
+    """No sandbox can be had that contains untrusted code on this machine, or a closed one was used."""

@@ -1,0 +1,183 @@
+"""The `wasm` backend: CPython as a WebAssembly component, a fresh instance per check, in a confined worker process.
+
+Verdicts depend on fuel, not on the machine's load. It needs the extra `[sandbox]` and an artefact that was built once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import queue
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import IO, Any
+
+from nabla_agents.errors import SandboxError
+from nabla_agents.sandbox import artefact
+from nabla_agents.sandbox.execution import Status
+from nabla_agents.sandbox.executor import Capabilities
+from nabla_agents.sandbox.fork import environment
+from nabla_agents.sandbox.observation import REPORT_BYTES, Observation
+from nabla_agents.sandbox.program import Limits
+
+START = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+from guest import wasm_worker
+wasm_worker.main(sys.argv[3], int(sys.argv[4]) if sys.argv[4:] else None)
+"""
+START_SECONDS = 60.0
+LONGEST_ESCAPE = 6  # characters of JSON for one byte
+LARGEST_REPLY_BYTES = 64 << 20
+WALL_CLOCK, ENDED = "wall clock", "the worker ended"
+TRAPS = {
+    WALL_CLOCK: Status.TIMEOUT,
+    "all fuel consumed": Status.TIMEOUT,
+    "reply too long": Status.OUTPUT_LIMIT,
+    "unreachable": Status.OOM,  # how the interpreter aborts
+}
+RECURSION = (
+    b'{"status": "error", "error_type": "RecursionError", "error_message": "call stack exhausted", "values": []}'
+)
+
+
+class WasmWorker:
+    """One worker process. SandboxError where it cannot be started. It ends with this object and with this process."""
+
+    def __init__(self) -> None:
+        self._process, lifeline = _start(artefact.find())
+        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._process, lifeline)
+        self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(self._process.stdout, self._replies), daemon=True).start()
+        try:
+            told = self._replies.get(timeout=START_SECONDS)
+        except queue.Empty:
+            told = None
+        if not told:
+            self.stop()
+            raise SandboxError("The WebAssembly worker does not start here; remove its artefact and build it again.")
+        self._capabilities = Capabilities(
+            "wasm", told["python_version"], frozenset(told["modules"]), tuple(told["layers"]), deterministic=True
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def alive(self) -> bool:
+        return self._finalizer.alive and self._process.poll() is None
+
+    def stop(self) -> None:
+        self._finalizer()
+
+    def check(self, request: bytes, limits: Limits) -> Observation:
+        started = time.monotonic()
+        reply: dict[str, Any] = {"trap": ENDED}
+        try:
+            self._send(request, limits)
+            reply = self._replies.get(timeout=limits.wall_seconds) or reply
+        except queue.Empty:
+            reply = {"trap": WALL_CLOCK}  # it computes, or waits: in either case it cannot be asked to end
+        except OSError:
+            pass
+        if reply.get("trap") in (WALL_CLOCK, ENDED):
+            self.stop()
+        return _observation(reply, time.monotonic() - started)
+
+    def _send(self, request: bytes, limits: Limits) -> None:
+        room = LONGEST_ESCAPE * (limits.output_bytes + limits.value_bytes + REPORT_BYTES)
+        asked = {
+            "request": request.decode("ascii"),
+            "fuel": limits.fuel,
+            "memory_bytes": limits.memory_bytes,
+            "reply_characters": min(room, LARGEST_REPLY_BYTES // LONGEST_ESCAPE - REPORT_BYTES),
+        }
+        text = json.dumps(asked).encode("ascii")
+        assert self._process.stdin is not None
+        self._process.stdin.write(struct.pack("=I", len(text)) + text)
+        self._process.stdin.flush()
+
+
+def _start(component: Path) -> tuple[subprocess.Popen[bytes], int | None]:
+    """The worker and, on Linux, the end of a pipe that keeps it alive: a computing worker sees no end of file."""
+    runtime = importlib.util.find_spec("wasmtime")
+    if runtime is None or runtime.origin is None:
+        raise SandboxError("wasmtime is not installed: pip install 'nabla-agents[sandbox]'.")
+    theirs, ours = os.pipe() if sys.platform.startswith("linux") else (None, None)
+    lifeline = [] if theirs is None else [theirs]
+    paths = [str(Path(__file__).parent), str(Path(runtime.origin).parent.parent)]
+    try:
+        worker = subprocess.Popen(
+            [sys.executable, "-P", "-s", "-S", "-B", "-c", START, *paths, str(component), *map(str, lifeline)],
+            env=environment(),
+            pass_fds=lifeline,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            process_group=0 if os.name == "posix" else None,
+        )
+    except OSError as e:
+        _close(ours)
+        raise SandboxError(f"The WebAssembly worker cannot be started: {e}") from e
+    finally:
+        _close(theirs)
+    return worker, ours
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)
+
+
+def _listen(stream: IO[bytes], replies: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    """Passes every reply on, then None: a thread, since not every system can wait for a pipe with a limit of time."""
+    with stream:
+        while len(head := stream.read(4)) == 4:
+            (size,) = struct.unpack("=I", head)
+            if size > LARGEST_REPLY_BYTES:
+                break
+            replies.put(_decoded(stream.read(size)))
+    replies.put(None)
+
+
+def _decoded(text: bytes) -> dict[str, Any]:
+    try:
+        reply = json.loads(text)
+        return reply if isinstance(reply, dict) else {}
+    except Exception:  # only a worker that was taken over sends such
+        return {}
+
+
+def _observation(reply: dict[str, Any], seconds: float) -> Observation:
+    """What the worker tells of a run: the runtime's traps and fuel are facts, the text that was returned is a claim."""
+    stdout, report, fact, detail = b"", b"", None, ""
+    if "trap" in reply:
+        trap = str(reply["trap"])
+        detail = trap.strip().rpartition("\n")[2].strip()
+        fact = next((status for words, status in TRAPS.items() if words in trap), Status.CRASHED)
+        if "call stack exhausted" in trap:
+            fact, report = None, RECURSION
+    else:
+        with contextlib.suppress(Exception):  # a program may have made its interpreter return anything
+            returned = json.loads(reply["returned"])
+            stdout, report = returned["stdout"].encode("latin-1"), returned["report"].encode()
+    return Observation(
+        stdout, report, seconds, fact, detail, cpu_seconds=reply.get("cpu_seconds", 0.0), fuel=reply.get("fuel")
+    )
+
+
+def _end(owner: int, process: subprocess.Popen[bytes], lifeline: int | None) -> None:
+    _close(lifeline)
+    if os.getpid() == owner:
+        process.kill()
+        process.wait()
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
