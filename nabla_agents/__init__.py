@@ -20,7 +20,19 @@ from nabla_agents.errors import (
     SandboxError,
     VocabularyMismatchError,
 )
-from nabla_agents.types import Budget, FinishReason, Message, Prompt, Result, Rollout, Score, Span, Step, Usage
+from nabla_agents.types import (
+    Budget,
+    Coverage,
+    FinishReason,
+    Message,
+    Prompt,
+    Result,
+    Rollout,
+    Score,
+    Span,
+    Step,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from nabla_agents.config import Sampling
@@ -30,18 +42,29 @@ if TYPE_CHECKING:
     from nabla_agents.objective import Objective
     from nabla_agents.positions import Refinable
     from nabla_agents.rewards import (
+        ARMORM,
+        MATH_SHEPHERD,
+        QWEN_MATH_PRM,
+        QWEN_MATH_RM,
+        RLHFLOW_PRM,
+        SKYWORK_O1_PRM,
+        SKYWORK_REWARD_V2,
+        TRL_PRM,
         ArithmeticSteps,
         DifferentiableReward,
         FunctionReward,
         ImplicitReward,
         JsonSchema,
         MathAnswer,
+        OutcomeFormat,
         OutcomeReward,
         Pattern,
         ProcessReward,
         PythonAnswer,
         PythonTests,
         Reward,
+        SoftMin,
+        StepFormat,
         reward,
     )
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
@@ -50,6 +73,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "ARMORM": "rewards",
+    "MATH_SHEPHERD": "rewards",
+    "QWEN_MATH_PRM": "rewards",
+    "QWEN_MATH_RM": "rewards",
+    "RLHFLOW_PRM": "rewards",
+    "SKYWORK_O1_PRM": "rewards",
+    "SKYWORK_REWARD_V2": "rewards",
+    "TRL_PRM": "rewards",
     "AdamDTO": "dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "strategies",
@@ -68,6 +99,7 @@ _LAZY = {
     "Nabla": "strategies",
     "NablaParallel": "strategies",
     "Objective": "objective",
+    "OutcomeFormat": "rewards",
     "OutcomeReward": "rewards",
     "Pattern": "rewards",
     "ProcessReward": "rewards",
@@ -79,6 +111,8 @@ _LAZY = {
     "Run": "engine",
     "Sampling": "config",
     "SelfConsistency": "strategies",
+    "SoftMin": "rewards",
+    "StepFormat": "rewards",
     "Status": "sandbox",
     "Strategy": "strategies",
     "make_executor": "sandbox",
@@ -86,12 +120,21 @@ _LAZY = {
 }
 
 __all__ = [
+    "ARMORM",
+    "MATH_SHEPHERD",
+    "QWEN_MATH_PRM",
+    "QWEN_MATH_RM",
+    "RLHFLOW_PRM",
+    "SKYWORK_O1_PRM",
+    "SKYWORK_REWARD_V2",
+    "TRL_PRM",
     "AdamDTO",
     "ArithmeticSteps",
     "BestOfN",
     "Budget",
     "ConfigurationError",
     "ContextOverflowError",
+    "Coverage",
     "DifferentiableReward",
     "Engine",
     "Execution",
@@ -111,6 +154,7 @@ __all__ = [
     "NablaError",
     "NablaParallel",
     "Objective",
+    "OutcomeFormat",
     "OutcomeReward",
     "Pattern",
     "ProcessReward",
@@ -131,9 +175,11 @@ __all__ = [
     "SandboxError",
     "Score",
     "SelfConsistency",
+    "SoftMin",
     "Span",
     "Status",
     "Step",
+    "StepFormat",
     "Strategy",
     "Usage",
     "VocabularyMismatchError",

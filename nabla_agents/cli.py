@@ -41,11 +41,17 @@ REWARDS: dict[str, Callable[[], na.Reward]] = {
     "tiny": lambda: na.ImplicitReward.from_pretrained("tiny"),
     "arithmetic": lambda: na.ArithmeticSteps(),
 }
-# By hub id or folder, `KIND:MODEL`.
+# By hub id or folder, `KIND:MODEL`; the last six are the families whose format is known.
 LEARNED_REWARDS: dict[str, Callable[..., na.Reward]] = {
     "implicit": lambda name, **loading: na.ImplicitReward.from_pretrained(name, **loading),
     "process": lambda name, **loading: na.ProcessReward.from_pretrained(name, **loading),
     "outcome": lambda name, **loading: na.OutcomeReward.from_pretrained(name, **loading),
+    "qwen-math-prm": lambda name, **o: na.ProcessReward.from_pretrained(name, format=na.QWEN_MATH_PRM, **o),
+    "skywork-o1-prm": lambda name, **o: na.ProcessReward.from_pretrained(name, format=na.SKYWORK_O1_PRM, **o),
+    "math-shepherd": lambda name, **o: na.ProcessReward.from_pretrained(name, format=na.MATH_SHEPHERD, **o),
+    "rlhflow-prm": lambda name, **o: na.ProcessReward.from_pretrained(name, format=na.RLHFLOW_PRM, **o),
+    "skywork-reward-v2": lambda name, **o: na.OutcomeReward.from_pretrained(name, format=na.SKYWORK_REWARD_V2, **o),
+    "armorm": lambda name, **o: na.OutcomeReward.from_pretrained(name, format=na.ARMORM, **o),
 }
 
 app = typer.Typer(

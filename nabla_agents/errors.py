@@ -20,7 +20,7 @@ class PromptError(NablaError, ValueError):
 
 
 class ContextOverflowError(PromptError):
-    """A prompt that leaves no room for one completion token in the model's context."""
+    """A text that does not fit into a model's context: a prompt with one completion token, or what a reward reads."""
 
 
 class VocabularyMismatchError(ConfigurationError):

@@ -16,7 +16,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -24,8 +23,12 @@ from transformers import (
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.rewards.aggregation import Aggregation
 from nabla_agents.rewards.base import Reward
-from nabla_agents.rewards.learned import Aggregation, OutcomeReward, ProcessReward
+from nabla_agents.rewards.formats import SEQUENCE_CLASSIFICATION, TRL_PRM, OutcomeFormat, StepFormat
+from nabla_agents.rewards.heads import HEAD_NAMES, HeadedModel
+from nabla_agents.rewards.outcome import OutcomeReward
+from nabla_agents.rewards.process import ProcessReward, loader
 from nabla_agents.types import Rollout, Score, Usage
 
 Architecture = Literal["qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3"]
@@ -51,6 +54,14 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     raw.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(_escaped, longest_first))), behavior="isolated")
     raw.decoder = decoders.Fuse()
     return _fast(raw)
+
+
+def permuted_tokenizer(words: Sequence[str], seed: int = 0) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """A `word_tokenizer` of the same words with other ids, and its id for each id of the first."""
+    order: list[int] = torch.randperm(len(words), generator=torch.Generator().manual_seed(seed)).tolist()
+    tokenizer = word_tokenizer([words[i] for i in order])
+    rest = range(len(words), len(tokenizer))
+    return tokenizer, [*(order.index(i) for i in range(len(words))), *rest]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -87,23 +98,43 @@ def random_process_reward(
     tokenizer: PreTrainedTokenizerBase,
     architecture: Architecture = "qwen2",
     *,
-    separator: str = "\n",
-    aggregation: Aggregation = "product",
+    format: StepFormat | None = None,
+    separator: str | None = None,
+    aggregation: Aggregation | None = None,
     labels: int = 2,
+    min_coverage: float = 0.5,
     scale: float = 2.0,
     **shape: Any,
 ) -> ProcessReward:
-    """A process reward with random weights; further options as in `random_model`."""
-    module = _module(AutoModelForTokenClassification, architecture, tokenizer, scale, num_labels=labels, **shape)
-    return ProcessReward(module, tokenizer, separator=separator, aggregation=aggregation)
+    """A process reward with random weights and the true head of its format (TRL's, with `labels`, if none is given).
+
+    The default aggregation is the format's. Further options as in `random_model`.
+    """
+    shape = {**shape, "num_labels": labels} if format is None or format.head == "classes" else shape
+    module = _module(loader(format or TRL_PRM), architecture, tokenizer, scale, **shape)
+    return ProcessReward(
+        module,
+        tokenizer,
+        format=format,
+        separator=separator,
+        aggregation=aggregation,
+        min_coverage=min_coverage,
+    )
 
 
 def random_outcome_reward(
-    tokenizer: PreTrainedTokenizerBase, architecture: Architecture = "qwen2", *, scale: float = 2.0, **shape: Any
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: Architecture = "qwen2",
+    *,
+    format: OutcomeFormat = SEQUENCE_CLASSIFICATION,
+    min_coverage: float = 0.5,
+    scale: float = 2.0,
+    **shape: Any,
 ) -> OutcomeReward:
     """An outcome reward with random weights; further options as in `random_model`."""
-    module = _module(AutoModelForSequenceClassification, architecture, tokenizer, scale, num_labels=1, **shape)
-    return OutcomeReward(module, tokenizer)
+    auto_class = HeadedModel("two-layer", 1) if format.head == "two-layer" else AutoModelForSequenceClassification
+    module = _module(auto_class, architecture, tokenizer, scale, num_labels=1, **shape)
+    return OutcomeReward(module, tokenizer, format=format, min_coverage=min_coverage)
 
 
 class FixedReward(Reward):
@@ -173,7 +204,7 @@ def _module(
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.dim() > 1:
-                spread = scale if id(parameter) in embeddings or name.startswith(("score", "classifier")) else 1.0
+                spread = scale if id(parameter) in embeddings or name.startswith(HEAD_NAMES) else 1.0
                 parameter.normal_(0, spread / parameter.shape[1] ** 0.5, generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1, generator=generator)

@@ -158,11 +158,25 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """How much of a language model's text a learned reward's gradient reaches, as shares in [0, 1].
+
+    `vocabulary`: tokens of the language model that are one token of the reward model too. `tokens`: tokens of this
+    completion at which the reward has a gradient. Both are 1 where the vocabularies are the same.
+    """
+
+    reward: str
+    vocabulary: float
+    tokens: float
+
+
+@dataclass(frozen=True)
 class Score:
     """A reward's judgement of one completion. NaN in `value` means: could not judge, and `explanation` says why.
 
     `verdict` is the part of `value` that comes from tools, None where no tool judged; a better verdict outranks any
-    likelihood and learned score. `verified` is True when a tool vouches for the whole answer.
+    likelihood and learned score. `verified` is True when a tool vouches for the whole answer. `coverage` says for each
+    learned reward how far its gradient reaches.
     """
 
     value: float
@@ -171,6 +185,7 @@ class Score:
     spans: tuple[Span, ...] = ()
     explanation: str = ""
     usage: Usage = Usage()
+    coverage: tuple[Coverage, ...] = ()
 
     @property
     def judged(self) -> bool:
@@ -250,6 +265,11 @@ class Result:
     detail: str = ""
     seed: int = 0
     prompt_tokens: int = 0
+
+    @property
+    def coverage(self) -> tuple[Coverage, ...]:
+        """How far the gradient of each learned reward reached on this completion."""
+        return () if self.score is None else self.score.coverage
 
     def with_usage(self, usage: Usage) -> Result:
         return replace(self, usage=usage)

@@ -55,17 +55,26 @@ class EmbeddingCarrier:
     """Of a reward that reads the tokens' embeddings: E_RM[v]·b_t, with `embedding_gradient` b [time, hidden].
 
     `vocab_size` is the language model's; rows are cut or padded by zeros to it (embedding matrices are often padded
-    beyond the tokenizer).
+    beyond the tokenizer). Where the reward has another vocabulary, `counterparts` [vocab] has its token for each of
+    the language model's, -1 where there is none, and `written` [time] the reward's tokens at the same positions.
     """
 
     transformer: Transformer
     start: int
     embedding_gradient: Tensor
     vocab_size: int
+    counterparts: Tensor | None = None
+    written: Tensor | None = None
 
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
-        rows = self.transformer.embedding_scores(self.embedding_gradient[[p - self.start for p in positions]])
-        return fitted(wide(rows), self.vocab_size)
+        at = [p - self.start for p in positions]
+        scores = wide(self.transformer.embedding_scores(self.embedding_gradient[at]))
+        if self.counterparts is None or self.written is None:
+            return fitted(scores, self.vocab_size)
+        # What a token without a counterpart would change is unknown: it gets the written token's value, that is, no
+        # gain. Zero would be the value of an empty embedding, an arbitrary distance from the written one.
+        unknown = scores.gather(1, self.written[at][:, None])
+        return torch.where(self.counterparts < 0, unknown, scores[:, self.counterparts.clamp_min(0)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -212,20 +212,16 @@ def tail_states(
     caches: Sequence[PrefixCache | None],
     *,
     needs_grad: bool,
-    include_last: bool = False,
 ) -> tuple[list[tuple[int, ...]], Tensor, Tensor, int, int]:
     """Reads each rollout up to `start` without gradient and its tail with gradient with respect to embeddings.
 
-    The states at index i of the tail predict completion token start + i; with `include_last` one further state has
-    read the whole completion. Returns the tails, the hidden states [batch, time, hidden] (right-padded), the
-    embeddings they came from, and per row the tokens read without and with gradient.
+    The states at index i of the tail predict completion token start + i. Returns the tails, the hidden states
+    [batch, time, hidden] (right-padded), the embeddings they came from, and per row the tokens read without and with
+    gradient.
     """
     known = [(*r.prompt.ids, *r.completion_ids[:start])[:-1] for r, start in zip(rollouts, starts, strict=True)]
     tails = [r.completion_ids[start:] for r, start in zip(rollouts, starts, strict=True)]
-    fed = [
-        (*r.prompt.ids, *r.completion_ids)[len(before) : None if include_last else -1]
-        for r, before in zip(rollouts, known, strict=True)
-    ]
+    fed = [(*r.prompt.ids, *r.completion_ids)[len(k) : -1] for r, k in zip(rollouts, known, strict=True)]
     width = max(map(len, fed))
     total = max(len(k) for k in known) + width
     context, read = transformer.read(known, caches, total_tokens=total)
@@ -239,8 +235,8 @@ def tail_states(
 
 
 def token_gradient(gradient: Float[Tensor, "fed hidden"], tail_length: int) -> Float[Tensor, "time hidden"]:
-    """From fed embeddings to tail tokens: the first fed embedding is the token before the tail; a token that was not
-    fed (the last, where nothing follows it) has gradient zero.
+    """From fed embeddings to tail tokens: the first fed embedding is the token before the tail; the last token, which
+    is not fed, has gradient zero.
     """
     shifted = gradient[1 : tail_length + 1]
     return torch.nn.functional.pad(shifted, (0, 0, 0, tail_length - shifted.shape[0]))

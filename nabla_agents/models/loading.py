@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,14 +41,20 @@ class Loading(Settings):
 
 
 def load(
-    name: str | Path, auto_class: Any, loading: Loading, *, tiny_path: Path
+    name: str | Path,
+    auto_class: Any,
+    loading: Loading,
+    *,
+    tiny_path: Path,
+    check: Callable[[Any, PreTrainedTokenizerBase], None] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a hub id or folder; the name `tiny` is the embedded model.
 
-    Config and tokenizer are read before any weight.
+    Config and tokenizer are read, and given to `check`, before any weight.
 
     Raises:
-        ModelLoadError: nothing loadable under that name, remote code without consent, or wrong architecture.
+        ModelLoadError: nothing loadable under that name, remote code without consent, wrong architecture, or a
+            checkpoint without some of the weights (transformers would make them up at random).
     """
     path = str(tiny_path) if str(name) == TINY else str(name)
     if (isinstance(name, Path) or path.startswith(("/", "./", "../", "~"))) and not Path(path).is_dir():
@@ -58,8 +64,10 @@ def load(
         )
     common = {"revision": loading.revision} if loading.revision else {}
     common["trust_remote_code"] = loading.trust_remote_code  # type: ignore[assignment]
-    _attempt(name, "config", lambda: AutoConfig.from_pretrained(path, **common))
+    config = _attempt(name, "config", lambda: AutoConfig.from_pretrained(path, **common))
     tokenizer = _attempt(name, "tokenizer", lambda: _tokenizer(path, common))
+    if check is not None:
+        check(config, tokenizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = dict(common)
     options["dtype"] = loading.dtype or ("auto" if device == "cuda" else torch.float32)
@@ -67,7 +75,15 @@ def load(
         options["device_map"] = loading.device_map
     if loading.quantization_config is not None:
         options["quantization_config"] = loading.quantization_config
-    model = _attempt(name, "weights", lambda: auto_class.from_pretrained(path, **options))
+    options["output_loading_info"] = True
+    model, info = _attempt(name, "weights", lambda: auto_class.from_pretrained(path, **options))
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ModelLoadError(
+            f"The checkpoint {str(name)!r} has no weights for {', '.join(missing[:3])}{more} of "
+            f"{type(model).__name__}: it is another kind of model. Choose the class or format that it was trained "
+            "with; if it ships its own code, read that code and consent with trust_remote_code=True."
+        )
     if loading.device_map is None and loading.quantization_config is None:
         model = model.to(device)
     return model, tokenizer

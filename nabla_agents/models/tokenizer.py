@@ -11,8 +11,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from nabla_agents.errors import PromptError
+from nabla_agents.errors import ModelLoadError, PromptError
 from nabla_agents.types import Message
+
+_WINDOW = 32  # tokens that are decoded again to place the next one
 
 
 class Tokenizer:
@@ -27,6 +29,22 @@ class Tokenizer:
         eos: Any = self.hf.eos_token_id
         return eos
 
+    @property
+    def bos(self) -> str:
+        """Text of the beginning-of-sequence token; empty where there is none."""
+        return str(self.hf.bos_token or "")
+
+    @property
+    def eos(self) -> str:
+        """Text of the end-of-sequence token; empty where there is none."""
+        return str(self.hf.eos_token or "")
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer itself begins every text with its beginning-of-sequence token."""
+        with self._lock:
+            return self.hf.bos_token_id is not None and list(self.hf("").input_ids)[:1] == [self.hf.bos_token_id]
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the ordered vocabulary, special tokens included: equal fingerprints may exchange token ids."""
@@ -37,6 +55,23 @@ class Tokenizer:
         """Token ids of text in which special tokens are already written; none are added."""
         with self._lock:
             return list(self.hf.encode(text, add_special_tokens=False, verbose=False))
+
+    def encode_located(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, and the character range of each token in `text`, without gaps.
+
+        Raises:
+            ModelLoadError: the tokenizer is not a fast one, which alone know where their tokens come from.
+        """
+        if not self.hf.is_fast:
+            raise ModelLoadError(
+                f"The tokenizer of {self.name} does not locate its tokens; expected a fast one (tokenizer.json)."
+            )
+        with self._lock:
+            encoded = self.hf(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, offsets = list(encoded.input_ids), list(encoded.offset_mapping)
+        # Some byte-level tokenizers leave the space before a word out of the word's range.
+        begins = [0, *(end for _, end in offsets[:-1])]
+        return ids, [(min(b, start), end) for b, (start, end) in zip(begins, offsets, strict=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, special tokens left out."""
@@ -53,11 +88,15 @@ class Tokenizer:
         last of them; one that is never completed, to the first.
         """
         text, ends = self.decode(ids), [0]
+        first, lead, base = 0, "", 0  # text[:base] is what comes before ids[first], and that token, which reads `lead`
         for i in range(1, len(ids) + 1):
-            written = self.decode(ids[:i])
-            while not text.startswith(written):  # half a character decodes to one that does not stay
+            written = self.decode(ids[first:i])[len(lead) :]
+            whole = text.startswith(written, base)
+            while not text.startswith(written, base):  # half a character decodes to one that does not stay
                 written = written[:-1]
-            ends.append(max(ends[-1], len(written)))
+            ends.append(max(ends[-1], base + len(written)))
+            if whole and i - first > _WINDOW and (own := self.decode(ids[i - 1 : i])) and "\ufffd" not in own:
+                first, lead, base = i - 1, own, base + len(written)
         return list(pairwise(ends))
 
     def render(

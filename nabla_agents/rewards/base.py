@@ -156,6 +156,7 @@ class RewardSum(Reward):
             spans=tuple(replace(span, credit=w * span.credit) for w, s in weighted for span in s.spans),
             explanation="; ".join(s.explanation for s in scores if s.explanation),
             usage=sum((s.usage for s in scores), Usage()),
+            coverage=tuple(c for s in scores for c in s.coverage),
         )
 
     def _weighted(self, gradients: Sequence[RewardGradient | None]) -> RewardGradient | None:

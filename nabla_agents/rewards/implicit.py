@@ -11,20 +11,25 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from nabla_agents import tiny
-from nabla_agents.errors import ConfigurationError, VocabularyMismatchError
+from nabla_agents.errors import ConfigurationError, ContextOverflowError, VocabularyMismatchError
 from nabla_agents.models.carriers import Carrier, WeightedCarrier
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.loading import Loading, load
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
-from nabla_agents.types import Rollout, Score, Usage
+from nabla_agents.rewards.golden import SelfTested
+from nabla_agents.rewards.reading import Reading
+from nabla_agents.types import FinishReason, Rollout, Score, Usage
 
 
-class ImplicitReward(DifferentiableReward):
+class ImplicitReward(SelfTested, DifferentiableReward):
     """r(y) = β · Σ_t [log π_φ(y_t | …) - log π_ref(y_t | …)], in nats times β, unbounded.
 
     Dense and differentiable without step labels (Yuan et al. 2024, arXiv 2412.01981). The reference is the engine's
     language model unless one is given; then the rollouts' own log-likelihoods serve and cost nothing. Cost: one
     forward of φ per score, one forward+backward per gradient (and as much of a separate reference).
+
+    Raises:
+        ContextOverflowError: from `score`, for a text longer than the context of φ or the reference.
     """
 
     def __init__(self, model: LanguageModel, reference: LanguageModel | None = None, *, beta: float = 1.0) -> None:
@@ -33,6 +38,7 @@ class ImplicitReward(DifferentiableReward):
         if reference is not None:
             _check_vocabulary(model, reference)
         self.model, self.reference, self.beta = model, reference, beta
+        self.label, self.tokenizer, self.transformer = model.name, model.tokenizer, model.transformer
         self._policy: LanguageModel | None = None
 
     @classmethod
@@ -55,7 +61,19 @@ class ImplicitReward(DifferentiableReward):
         bound.reference = self.reference or model
         return bound
 
+    def reading(self, rollout: Rollout) -> Reading:
+        """The ids that both models read."""
+        known = self._in_ids(rollout)
+        return Reading((*known.prompt.ids, *known.completion_ids), len(known.prompt.ids))
+
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        rollouts = [self._in_ids(r) for r in rollouts]
+        for rollout in rollouts:
+            if (length := _length(rollout)) > self._context_length:
+                raise ContextOverflowError(
+                    f"{self.name} would read {length} tokens, but the context of {self.label} and its reference is "
+                    f"{self._context_length}. Lower max_tokens, or choose models with a longer context."
+                )
         tuned = self.model.token_log_probs(rollouts)
         reference = self._reference_log_likelihoods(rollouts)
         return [
@@ -69,6 +87,15 @@ class ImplicitReward(DifferentiableReward):
     def gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
     ) -> list[RewardGradient | None]:
+        fitting = [i for i, r in enumerate(rollouts) if _length(r) <= self._context_length]
+        if len(fitting) < len(rollouts):  # what cannot be scored does not steer
+            some: Sequence[RewardGradient | None] = []
+            if fitting:
+                some = self.gradient(
+                    [rollouts[i] for i in fitting], [starts[i] for i in fitting], [likelihoods[i] for i in fitting]
+                )
+            found = dict(zip(fitting, some, strict=True))
+            return [found.get(i) for i in range(len(rollouts))]
         none = [None] * len(rollouts)
         terms = any(getattr(c, "embedding_gradient", True) is not None for c in likelihoods)
         tuned = self.model.likelihood_gradient(rollouts, starts, none, embedding_terms=terms)
@@ -83,6 +110,20 @@ class ImplicitReward(DifferentiableReward):
             )
             for t, r, usage in zip(tuned, reference, usages, strict=True)
         ]
+
+    @property
+    def _context_length(self) -> int:
+        """Tokens that both models can read."""
+        return min(m.context_length for m in (self.model, self.reference) if m is not None)
+
+    def _in_ids(self, rollout: Rollout) -> Rollout:
+        """A completion that is known as text only, in φ's ids."""
+        if rollout.completion_ids or not rollout.text:
+            return rollout
+        eos = self.tokenizer.eos_id
+        ended = (eos,) if eos is not None and rollout.finish_reason is FinishReason.STOP else ()
+        prompt = rollout.prompt if rollout.prompt.ids else self.model.prompt(rollout.prompt.messages)
+        return replace(rollout, prompt=prompt, completion_ids=(*self.tokenizer.encode(rollout.text), *ended))
 
     def _reference_log_likelihoods(self, rollouts: Sequence[Rollout]) -> list[tuple[float, Usage]]:
         if self.reference is None:
@@ -102,6 +143,10 @@ def _check_vocabulary(tuned: LanguageModel, other: LanguageModel) -> None:
             f"({len(tuned.tokenizer.hf)} and {len(other.tokenizer.hf)} tokens). Use a reward model tuned from the "
             "language model's family, or an OutcomeReward, which reads text."
         )
+
+
+def _length(rollout: Rollout) -> int:
+    return len(rollout.prompt.ids) + len(rollout.completion_ids)
 
 
 def _as_reward_usage(usage: Usage) -> Usage:

@@ -14,7 +14,7 @@ from nabla_agents.sandbox.program import Json, Limits
 
 CLAIMABLE = {Status.OK, Status.ERROR, Status.OOM, Status.DENIED, Status.OUTPUT_LIMIT}
 NAME_CHARACTERS, MESSAGE_CHARACTERS = 200, 1000
-REPORT_BYTES = 16 << 10  # of a report, besides its values: names and messages, escaped
+REPORT_BYTES = 40 << 10  # of a report, besides its values: names and messages, escaped
 DEEPEST = 64  # levels of a value; deeper ones would endanger whoever compares them
 # Packages that exist, whether installed here or not: a program that lacks one is not wrong.
 KNOWN_PACKAGES = """
@@ -40,27 +40,26 @@ class Observation:
 
 def execution(seen: Observation, limits: Limits, capabilities: Capabilities, *, calls: int) -> Execution:
     """The Execution of a run that was asked for `calls` values."""
+    fact = seen.fact or (Status.OUTPUT_LIMIT if len(seen.stdout) > limits.output_bytes else None)
     facts: dict[str, Any] = {
         "stdout": seen.stdout[: limits.output_bytes].decode("utf-8", "replace"),
-        "truncated": seen.fact is Status.OUTPUT_LIMIT or len(seen.stdout) > limits.output_bytes,
+        "truncated": len(seen.stdout) > limits.output_bytes or fact is Status.OUTPUT_LIMIT,
         "wall_seconds": seen.wall_seconds,
         "cpu_seconds": seen.cpu_seconds,
         "peak_bytes": seen.peak_bytes,
         "fuel": seen.fuel,
         "backend": capabilities.backend,
     }
-    if seen.fact is not None:
-        return Execution(seen.fact, detail=seen.detail, **facts)
+    if fact is not None:
+        return Execution(fact, detail=seen.detail, **facts)
     try:
         claims = _claims(seen.report, calls)
     except Exception as e:  # whatever a hostile report makes the decoder raise, RecursionError included
         return Execution(Status.CRASHED, detail=f"no valid report: {type(e).__name__}", **facts)
-    status = claims["status"]
-    if status is Status.ERROR and _is_unsupported(claims.pop("missing"), capabilities):
-        status = Status.UNSUPPORTED
-    claims.pop("missing", None)
-    truncated = facts.pop("truncated") or status is Status.OUTPUT_LIMIT
-    return Execution(**facts, **{**claims, "status": status, "truncated": truncated})
+    missing = claims.pop("missing")
+    if claims["status"] is Status.ERROR and _is_unsupported(missing, capabilities):
+        claims["status"] = Status.UNSUPPORTED
+    return Execution(**{**facts, **claims, "truncated": claims["status"] is Status.OUTPUT_LIMIT})
 
 
 def _claims(report: bytes, calls: int) -> dict[str, Any]:

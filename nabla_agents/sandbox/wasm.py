@@ -159,9 +159,10 @@ def _observation(reply: dict[str, Any], seconds: float) -> Observation:
     """What the worker tells of a run: the runtime's traps and fuel are facts, the text that was returned is a claim."""
     stdout, report, fact, detail = b"", b"", None, ""
     if "trap" in reply:
-        detail = str(reply["trap"]).strip().rpartition("\n")[2].strip()
-        fact = next((status for words, status in TRAPS.items() if words in reply["trap"]), Status.CRASHED)
-        if "call stack exhausted" in reply["trap"]:
+        trap = str(reply["trap"])
+        detail = trap.strip().rpartition("\n")[2].strip()
+        fact = next((status for words, status in TRAPS.items() if words in trap), Status.CRASHED)
+        if "call stack exhausted" in trap:
             fact, report = None, RECURSION
     else:
         with contextlib.suppress(Exception):  # a program may have made its interpreter return anything

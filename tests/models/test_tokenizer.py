@@ -2,8 +2,15 @@
 
 import threading
 import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, processors
+from transformers import PreTrainedTokenizerFast
 
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.testing import byte_tokenizer, word_tokenizer
@@ -117,3 +124,41 @@ def test_the_tokenizer_is_entered_by_one_thread_at_a_time(wordwise: Tokenizer) -
     assert found == {i: [texts[i]] * 10 + ["a"] for i in range(8)}
     assert len(overlaps) == 8 * 21
     assert not any(overlaps)
+
+
+def _sentence_piece() -> PreTrainedTokenizerFast:
+    pieces = ["<unk>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "a", "é", "▁a", "ab"]
+    raw = RawTokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], byte_fallback=True, unk_token="<unk>"))
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, _sentence_piece])
+def test_offsets_of_long_texts_are_those_of_every_prefix_decoded_alone(make: Callable[[], Any]) -> None:
+    """Random ids: halves of characters, characters of several tokens, special tokens and spaces at every place."""
+    tokenizer = Tokenizer(make(), name="t")
+    generator = torch.Generator().manual_seed(0)
+    euro = tokenizer.encode("€é a")
+    for _ in range(5):
+        ids: list[int] = torch.randint(len(tokenizer.hf), (90,), generator=generator).tolist()
+        for at in range(0, 90, 9):
+            ids[at : at + len(euro)] = euro
+        text, ends = tokenizer.decode(ids), [0]
+        for i in range(1, len(ids) + 1):
+            written = tokenizer.decode(ids[:i])
+            while not text.startswith(written):
+                written = written[:-1]
+            ends.append(max(ends[-1], len(written)))
+        assert tokenizer.token_offsets(ids) == list(pairwise(ends))
+
+
+def test_located_tokens_cover_the_text_without_gaps() -> None:
+    tokenizer = Tokenizer(byte_tokenizer(), name="t")
+    ids, offsets = tokenizer.encode_located("a é<eos>b")
+    assert ids == tokenizer.encode("a é<eos>b")
+    assert offsets == [(0, 1), (1, 2), (2, 3), (2, 3), (3, 8), (8, 9)]
+    trimming = byte_tokenizer()
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    assert Tokenizer(trimming, name="t").encode_located("a b")[1] == [(0, 1), (1, 2), (2, 3)]

@@ -1,15 +1,18 @@
 """The implicit process reward against log-probabilities of plain transformers."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from nabla_agents import (
     ConfigurationError,
+    ContextOverflowError,
     ImplicitReward,
     LanguageModel,
     Message,
+    RewardError,
     Rollout,
     VocabularyMismatchError,
 )
@@ -145,3 +148,42 @@ def test_loaded_from_a_folder_it_scores_the_same(
     assert [s.value for s in loaded.score(rollouts)] == pytest.approx(
         [s.value for s in expected.score(rollouts)], abs=1e-5
     )
+
+
+def test_a_text_known_without_tokens_is_scored_as_its_tokens(
+    models: tuple[LanguageModel, LanguageModel, LanguageModel], tmp_path: Path
+) -> None:
+    """Without this it would have no token to sum over, and the value 0."""
+    policy, tuned, third = models
+    conversation = [Message("system", "e"), Message("user", "ab")]
+    eos = policy.tokenizer.eos_id
+    assert eos is not None
+    in_ids = Rollout(policy.prompt(conversation), (0, 3, 1, eos), "adb")
+    reward = ImplicitReward(tuned, third, beta=0.5)
+    expected = 0.5 * float((log_probs(tuned, in_ids) - log_probs(third, in_ids)).sum())
+    text = Rollout.from_text(conversation, "adb")
+    assert [s.value for s in reward.score([text, in_ids])] == pytest.approx([expected] * 2, abs=1e-5)
+    reward.record(tmp_path / "golden.json", [(conversation, "adb"), ("ab", "c")])
+    assert reward.self_test(tmp_path / "golden.json") < 1e-6
+    with pytest.raises(RewardError, match="2 of 2 cases"):
+        ImplicitReward(tuned, policy, beta=0.5).self_test(tmp_path / "golden.json")
+
+
+def test_a_text_beyond_the_context_is_refused_and_does_not_steer(
+    models: tuple[LanguageModel, LanguageModel, LanguageModel],
+) -> None:
+    policy = models[0]
+    short = random_model("llama", vocabulary=WORDS, width=16, seed=2, context_length=16)
+    reward = ImplicitReward(short).bind(policy)
+    prompt = policy.prompt("ab")
+    fits, long = (Rollout(prompt, (0, 1) * n, "ab" * n) for n in (2, 8))
+    with pytest.raises(ContextOverflowError, match=rf"{len(prompt.ids) + 16} tokens.*16"):
+        reward.score([fits, long])
+    passes = policy.likelihood_gradient([fits, long], [0, 0], [None, None])
+    carriers = [p.carrier for p in passes]
+    gradients = reward.gradient([fits, long], [0, 0], carriers)
+    assert [g is None for g in gradients] == [False, True]
+    [alone] = reward.gradient([fits], [0], carriers[:1])
+    assert alone is not None
+    assert gradients[0] is not None
+    assert torch.allclose(gradients[0].carrier.rows([0, 3]), alone.carrier.rows([0, 3]), atol=1e-6)

@@ -282,7 +282,7 @@ def test_a_reward_of_another_vocabulary_scores_the_text_and_says_that_it_cannot_
     policy: LanguageModel, make: Any
 ) -> None:
     """The ids of the language model mean other tokens to the reward: 0 is `a` here and a control byte there."""
-    reward = make(byte_tokenizer(), width=16)
+    reward = make(byte_tokenizer(), width=16, min_coverage=1.0)  # `\n\n` is two tokens there
     with pytest.warns(UserWarning, match="different vocabularies") as caught:
         bound = reward.bind(policy)
     assert len(caught) == 1
@@ -304,10 +304,9 @@ def test_a_reward_of_another_vocabulary_scores_the_text_and_says_that_it_cannot_
     assert bound.gradient(rollouts, [0, 0], []) == [None, None]
 
 
-def test_the_same_words_with_other_ids_are_another_vocabulary(policy: LanguageModel) -> None:
+def test_the_same_words_with_other_ids_are_read_by_their_text(policy: LanguageModel) -> None:
     reward = random_outcome_reward(word_tokenizer(WORDS[::-1]), width=16, layers=1)
-    with pytest.warns(UserWarning, match="different vocabularies"):
-        bound = reward.bind(policy)
+    bound = reward.bind(policy)
     rollout = completed(policy, [A, B])
     ids = encoded(reward.tokenizer.hf, "<user>ab<eos><assistant>ab<eos>")
     assert bound.score([rollout])[0].value == pytest.approx(float(plain_logits(reward, ids)[0]), abs=1e-5)
@@ -326,6 +325,19 @@ def test_a_text_known_without_tokens_is_scored_alike(policy: LanguageModel) -> N
     [expected] = reward.bind(policy).score([rollout])
     assert reward.score([from_text])[0].value == pytest.approx(expected.value, abs=1e-6)
     assert reward.bind(policy).score([from_text])[0].value == pytest.approx(expected.value, abs=1e-6)
+
+
+def test_a_stop_string_is_not_read(policy: LanguageModel) -> None:
+    """It is in the rollout's ids and not in its text; the answer is a finished one."""
+    for make in (random_process_reward, random_outcome_reward):
+        reward = make(TOKENIZER, width=16, layers=1).bind(policy)
+        stopped = Rollout(policy.prompt("ab"), (A, BREAK, B, DOT, SEMICOLON), "a\nb")
+        assert reward.score([stopped])[0].value == pytest.approx(
+            reward.score([completed(policy, [A, BREAK, B])])[0].value, abs=1e-6
+        )
+        [gradient] = reward.gradient([stopped], [0], [])
+        assert gradient is not None
+        assert gradient.carrier.rows(range(5)).any(-1).tolist() == [True, True, True, False, False]
 
 
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────────

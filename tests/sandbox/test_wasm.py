@@ -118,6 +118,7 @@ class TestBuilt:
             ("while True: pass", Status.TIMEOUT),
             ("10 ** 10 ** 10", Status.TIMEOUT),
             ("while True: print('x' * 1000)", Status.OUTPUT_LIMIT),
+            ("try: print('x' * 10 ** 6, flush=True)\nexcept BaseException: pass", Status.OUTPUT_LIMIT),
         ],
     )
     def test_what_a_program_does_has_a_status(self, wasm: Executor, code: str, status: Status) -> None:

@@ -15,7 +15,7 @@ from nabla_agents.sandbox.fork import ForkWorker
 from nabla_agents.sandbox.observation import Observation
 from nabla_agents.sandbox.workers import WorkerPool
 
-RunningIn = Callable[[int], list[int]]
+RunningIn = Callable[[int, float], list[int]]
 SOUND = b'{"status": "ok", "values": []}'
 
 
@@ -83,7 +83,7 @@ def test_a_worker_that_dies_during_a_program_is_replaced(running_in: RunningIn) 
         done = pool.run(Program("while True: pass"), Limits(wall_seconds=10))
         assert (done.status, done.detail) == (Status.CRASHED, "the worker ended")
         assert pool.run(Program("print(6 * 7)")).stdout == "42\n"
-        assert running_in(pid) == []
+        assert running_in(pid, 5) == []
 
 
 def test_a_zygote_that_does_not_answer_is_killed_with_its_program(running_in: RunningIn) -> None:
@@ -94,7 +94,7 @@ def test_a_zygote_that_does_not_answer_is_killed_with_its_program(running_in: Ru
         done = pool.run(Program("while True: pass"), Limits(wall_seconds=0.5))
         assert done.status is Status.TIMEOUT
         assert done.wall_seconds < 3
-        assert running_in(pid) == []
+        assert running_in(pid, 5) == []
         assert pool.run(Program("print(6 * 7)")).stdout == "42\n"
 
 
@@ -157,7 +157,7 @@ def test_a_closed_executor_refuses_and_leaves_no_process_or_file(running_in: Run
     pool.run_many([Program("print(1)")] * 4)
     pool.close()
     pool.close()
-    assert running_in(group) == []
+    assert running_in(group, 5) == []
     assert len(os.listdir("/proc/self/fd")) == files
     with pytest.raises(SandboxError, match="closed"):
         pool.run(Program(""))
