@@ -171,7 +171,7 @@ def test_loading_options_reach_from_pretrained(tmp_path: Path, monkeypatch: pyte
 
     def from_pretrained(path: str, **options: Any) -> Any:
         seen.update(options, path=path)
-        return language_model().transformer.module
+        return language_model().transformer.module, {"missing_keys": set()}
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     quantised = {"load_in_4bit": True}

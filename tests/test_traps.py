@@ -89,22 +89,33 @@ class Watched:
 
 @dataclass(eq=False)
 class Reading:
-    """What a reward's transformer read for one score: the tokens, and how many terminal ones in the completion."""
+    """What a reward's transformer read for one score, prompt included."""
 
     rollout: Rollout
     score: Score
-    tokens: int = 0
-    terminal: int = 0
+    ids: tuple[int, ...] = ()
+
+    @property
+    def completion(self) -> tuple[int, ...]:
+        assert self.ids[: len(self.rollout.prompt.ids)] == self.rollout.prompt.ids
+        return self.ids[len(self.rollout.prompt.ids) :]
 
 
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ProcessReward, list[Reading]]]:
-    """A process reward, and what it reads whenever it scores a single rollout. Counted on its body."""
+    """A process reward, and what it reads whenever it scores a single rollout that has text. Seen on its body."""
     reward = random_process_reward(language_model().tokenizer.hf, width=16, layers=1, seed=1, separator="\n")
-    terminal_row = reward.transformer.embedding.weight[EOS]
-    fed: list[Any] = []
-    body = reward.transformer.body
-    hook = body.register_forward_pre_hook(lambda _, args, given: fed.append(given), with_kwargs=True)
+    rows = reward.transformer.embedding.weight
+    fed: list[int] = []
+
+    def watch(_: Any, args: Any, given: Any) -> None:
+        """Ids as they are; embeddings as the token whose row they are."""
+        if given.get("input_ids") is not None:
+            fed.extend(given["input_ids"][0].tolist())
+        else:
+            fed.extend(torch.cdist(given["inputs_embeds"][0].detach(), rows).argmin(-1).tolist())
+
+    hook = reward.transformer.body.register_forward_pre_hook(watch, with_kwargs=True)
     seen: list[Reading] = []
     original = ProcessReward.score
 
@@ -112,14 +123,8 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ProcessReward, l
         assert len(rollouts) == 1
         fed.clear()
         scores = original(self, rollouts)
-        reading = Reading(rollouts[0], scores[0])
-        for given in fed:
-            if given["input_ids"] is not None:  # the prompt without its last token
-                reading.tokens += given["input_ids"].numel()
-            else:
-                reading.tokens += given["inputs_embeds"].shape[1]
-                reading.terminal += int((given["inputs_embeds"][0] == terminal_row).all(-1).sum())
-        seen.append(reading)
+        if rollouts[0].text.strip():
+            seen.append(Reading(rollouts[0], scores[0], tuple(fed)))
         return scores
 
     monkeypatch.setattr(ProcessReward, "score", score)
@@ -135,7 +140,7 @@ def test_the_same_completion_scores_the_same_as_incumbent_and_as_proposal(readin
     result = engine.generate(QUESTIONS[0], sampling=Sampling(max_tokens=6))
     assert len(seen) == result.usage.rollouts > 2
     assert {r.score.value for r in seen} == {result.score.value if result.score else None}
-    assert len({r.tokens for r in seen}) == 1
+    assert len({r.ids for r in seen}) == 1
     assert not any(s.accepted for s in result.trace if s.kind == "refine")
 
 
@@ -146,7 +151,7 @@ def test_the_reward_reads_prompt_and_completion_of_every_proposal(readings: Any)
         engine.generate(question, sampling=Sampling(max_tokens=6))
     assert len(seen) > len(QUESTIONS)
     for reading in seen:
-        assert reading.tokens == len(reading.rollout.prompt.ids) + len(reading.rollout.completion_ids)
+        assert reading.completion == reading.rollout.completion_ids
 
 
 def test_a_terminal_token_ends_a_rollout_and_the_reward_reads_exactly_one(readings: Any) -> None:
@@ -158,8 +163,8 @@ def test_a_terminal_token_ends_a_rollout_and_the_reward_reads_exactly_one(readin
         ids, ended = reading.rollout.completion_ids, reading.rollout.finish_reason is FinishReason.STOP
         assert ids.count(EOS) == int(ended)
         assert (ids[-1] == EOS) == ended
-        assert reading.terminal == int(ended)
-    assert {r.terminal for r in seen} == {0, 1}
+        assert reading.completion.count(EOS) == int(ended)
+    assert {r.completion.count(EOS) for r in seen} == {0, 1}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: type(s).__name__)
