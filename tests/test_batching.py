@@ -330,6 +330,7 @@ def test_an_interrupt_at_any_moment_leaves_no_search_waiting(moment: int, monkey
     assert set(results) <= {"cancelled", "done"}
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_signal_while_a_search_computes_on_its_own_cancels_those_that_wait() -> None:
     coalescer = Coalescer(Recording(), max_batch=2)
     go_on = threading.Event()

@@ -208,6 +208,7 @@ class Dawdling:
         return pool.best()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_signal_while_a_batch_waits_for_a_slow_search_ends_it() -> None:
     strategy = Dawdling()
     main = threading.main_thread().ident
