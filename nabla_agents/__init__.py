@@ -37,7 +37,7 @@ from nabla_agents.types import (
 if TYPE_CHECKING:
     from nabla_agents.config import Sampling
     from nabla_agents.dto import AdamDTO, MirrorDTO
-    from nabla_agents.engine import Engine, Run
+    from nabla_agents.engine import Engine
     from nabla_agents.models.language_model import LanguageModel
     from nabla_agents.objective import Objective
     from nabla_agents.positions import Refinable
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         StepFormat,
         reward,
     )
+    from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
@@ -108,7 +109,7 @@ _LAZY = {
     "PythonTests": "rewards",
     "Refinable": "positions",
     "Reward": "rewards",
-    "Run": "engine",
+    "Run": "run",
     "Sampling": "config",
     "SelfConsistency": "strategies",
     "SoftMin": "rewards",

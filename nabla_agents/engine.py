@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from nabla_agents.batching import Coalescer
 from nabla_agents.config import Sampling
@@ -19,13 +15,13 @@ from nabla_agents.models.decoding import RolloutBackend
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.loading import Loading
 from nabla_agents.objective import Objective, check_parts
-from nabla_agents.pool import Scored
 from nabla_agents.rewards.base import Reward
 from nabla_agents.rewards.implicit import ImplicitReward
+from nabla_agents.run import Run
 from nabla_agents.strategies.base import Strategy
 from nabla_agents.strategies.nabla import Nabla
-from nabla_agents.strategies.search import Cancelled, LocalWorker, Search, Worker
-from nabla_agents.types import Budget, FinishReason, Message, Prompt, Result, Step
+from nabla_agents.strategies.search import LocalWorker, Search, Worker
+from nabla_agents.types import Budget, Message, Prompt, Result
 
 PromptLike = str | Prompt | Sequence[Message] | Sequence[Mapping[str, Any]]
 
@@ -193,86 +189,6 @@ class Engine:
         return Run(search, strategy)
 
 
-class Run(Iterator[Step]):
-    """A search in progress. The last step is of kind `commit` and carries the whole text; `result` is the best so far.
-
-    `cancel()`, from any thread, ends the search before its next operation.
-    """
-
-    def __init__(self, search: Search, strategy: Strategy) -> None:
-        self._search, self._strategy = search, strategy
-        self._steps = strategy.steps(search)
-        self._trace: list[Step] = []
-        self._finished = False
-
-    def __next__(self) -> Step:
-        if self._finished:
-            raise StopIteration
-        try:
-            step = next(self._steps, None)
-        except (Cancelled, KeyboardInterrupt):
-            self.interrupt()
-            step = None
-        if step is None:
-            self._finished = True
-            step = self._last_step()
-        self._trace.append(step)
-        return step
-
-    def cancel(self) -> None:
-        self._search.cancel()
-
-    def interrupt(self) -> None:
-        """Ends the run here; `result` says that it was interrupted."""
-        self._search.cancel()
-        self._search.ended = (FinishReason.INTERRUPTED, "stopped by the caller")
-
-    def drain(self) -> Result:
-        """Runs to the end and returns the result."""
-        for _ in self:
-            pass
-        return self.result
-
-    @property
-    def result(self) -> Result:
-        best, search = self._best, self._search
-        rollout = None if best is None else best.rollout
-        usage = self._trace[-1].usage if self._finished and self._trace else search.usage  # its clock stops at the end
-        truncated = rollout is not None and rollout.finish_reason is FinishReason.LENGTH
-        natural = FinishReason.LENGTH if truncated else FinishReason.STOP
-        reason, detail = search.ended or (natural, "nothing promising left")
-        return Result(
-            text="" if rollout is None else rollout.text,
-            token_ids=() if rollout is None else rollout.completion_ids,
-            score=None if best is None else best.score,
-            finish_reason=reason,
-            usage=replace(usage, peak_memory_bytes=_peak_memory_bytes()),
-            trace=tuple(self._trace),
-            log_likelihood=float("nan") if rollout is None else rollout.log_likelihood,
-            truncated=truncated,
-            detail=detail,
-            seed=search.seed,
-            prompt_tokens=len(search.prompt.ids),
-        )
-
-    @property
-    def _best(self) -> Scored | None:
-        return self._strategy.select(self._search.pool)
-
-    def _last_step(self) -> Step:
-        best = self._best
-        return Step(
-            kind="commit",
-            committed_text="" if best is None else best.rollout.text,
-            accepted=True,
-            log_likelihood=float("nan") if best is None else best.rollout.log_likelihood,
-            score=None if best is None else best.score,
-            text="" if best is None else best.rollout.text,
-            usage=self._search.usage,
-            done=True,
-        )
-
-
 def _check_parts(
     *,
     model: Any,
@@ -346,11 +262,3 @@ def _seeds(prompts: Any, seeds: Any, max_batch: Any) -> Sequence[int]:
     if len(seeds) != len(prompts):
         raise ConfigurationError(f"Got {len(seeds)} seeds for {len(prompts)} prompts; expected one each.")
     return seeds
-
-
-def _peak_memory_bytes() -> int:
-    """Of the GPU since the process began where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

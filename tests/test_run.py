@@ -68,6 +68,21 @@ def engine_of(**options: Any) -> Engine:
     )
 
 
+def test_a_run_whose_backend_broke_has_ended_and_keeps_what_it_had() -> None:
+    def broken(call: int) -> None:
+        if call == 2:
+            raise OSError("the server is gone")
+
+    run = engine_of(rollouts=Hooked(broken)).steps(QUESTIONS[0], sampling=SHORT)
+    first = next(run)
+    with pytest.raises(OSError, match="server is gone"):
+        next(run)
+    with pytest.raises(StopIteration):
+        next(run)
+    assert run.result.text == first.text
+    assert run.result.trace == (first,)
+
+
 def interrupt_at(call: int) -> Callable[[int], None]:
     def before(calls: int) -> None:
         if calls == call:

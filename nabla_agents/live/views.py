@@ -14,8 +14,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from nabla_agents.engine import Run
 from nabla_agents.live.wording import as_json, changed, computed, described, draft, facts, indented, printable, spent
+from nabla_agents.run import Run
 from nabla_agents.tiny import Problem, is_correct
 from nabla_agents.types import FinishReason, Result, Step, Usage
 

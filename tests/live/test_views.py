@@ -15,8 +15,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from nabla_agents import Engine, FinishReason, Message, Result, Step
-from nabla_agents.engine import Run
 from nabla_agents.live import JsonView, LiveView, PlainView, View, watch
+from nabla_agents.run import Run
 from nabla_agents.tiny import problems
 
 [*_, PROBLEM] = problems(9, seed=0, split="test")
