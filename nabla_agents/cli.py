@@ -41,7 +41,7 @@ REWARDS: dict[str, Callable[[], na.Reward]] = {
     "tiny": lambda: na.ImplicitReward.from_pretrained("tiny"),
     "arithmetic": lambda: na.ArithmeticSteps(),
 }
-# By hub id or folder, `KIND:MODEL`; the last six are the families whose format is known.
+# By hub id or folder, `KIND:MODEL`; the last six are families with a format of their own.
 LEARNED_REWARDS: dict[str, Callable[..., na.Reward]] = {
     "implicit": lambda name, **loading: na.ImplicitReward.from_pretrained(name, **loading),
     "process": lambda name, **loading: na.ProcessReward.from_pretrained(name, **loading),
@@ -109,7 +109,9 @@ def _options(
 @_command
 def solve(
     question: Annotated[str | None, typer.Argument(help="What to ask.", show_default=False)] = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="Ask the N-th test problem and check the answer.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Ask the N-th test problem and check the answer.")
+    ] = None,
     model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder or a hub id.")] = "tiny",
     reward: Annotated[
         str | None,
@@ -125,6 +127,9 @@ def solve(
     max_tokens: Annotated[int, typer.Option(help="Length limit of the answer.")] = 1024,
     temperature: Annotated[float | None, typer.Option(help="Default: the strategy's own.", show_default=False)] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.", show_default=False)] = None,
+    formatted: Annotated[
+        bool, typer.Option("--formatted", help="Take the question verbatim, without the chat template.")
+    ] = False,
     likelihood_weight: Annotated[
         float, typer.Option(help="Weight of the log-likelihood beside the reward (1 / the paper's λ).")
     ] = 1.0,
@@ -141,6 +146,8 @@ def solve(
         raise ConfigurationError("Give either a question or --sample N, for example: nabla solve --sample 1")
     problem = None if sample is None else tiny.problems(sample, seed=0, split="test")[-1]
     asked = problem.question if problem is not None else question or ""
+    if formatted and system is not None:
+        raise ConfigurationError("--formatted takes the question verbatim: write the system prompt into it.")
     if not asked.strip():
         raise ConfigurationError("The question is empty; expected some text, for example: nabla solve 'What is 3 * 4?'")
     make_strategy = _known(STRATEGIES, strategy, "strategy")
@@ -160,7 +167,8 @@ def solve(
             likelihood_weight=likelihood_weight,
         )
     messages = [na.Message("system", system)] if system is not None else []
-    run = engine.steps([*messages, na.Message("user", asked)], seed=seed, sampling=sampling)
+    prompt = asked if formatted else [*messages, na.Message("user", asked)]
+    run = engine.steps(prompt, seed=seed, sampling=sampling, formatted=formatted)
     console = _console()
     if as_json:
         view = JsonView(asked, problem)

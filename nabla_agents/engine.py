@@ -147,6 +147,8 @@ class Engine:
     ) -> Prompt:
         """The prompt as the language model reads it; messages may be mappings with `role` and `content`."""
         if isinstance(prompt, Prompt):
+            if tools or formatted:
+                raise PromptError("A Prompt is rendered already: give tools and formatted to Engine.prompt instead.")
             return self._fitting(prompt)
         if not isinstance(prompt, str):
             if isinstance(prompt, Message | Mapping | bytes) or not isinstance(prompt, Sequence):
@@ -158,6 +160,11 @@ class Engine:
         """A prompt that was rendered before, if it leaves room for a completion."""
         if not prompt.ids:
             raise PromptError("The prompt has no token ids; expected one that Engine.prompt made.")
+        if not 0 <= min(prompt.ids) <= max(prompt.ids) < self.model.vocab_size:
+            raise PromptError(
+                f"The prompt has token ids from {min(prompt.ids)} to {max(prompt.ids)}, but {self.model.name} has "
+                f"{self.model.vocab_size} tokens; expected one that Engine.prompt of this engine made."
+            )
         if len(prompt.ids) >= self.model.context_length:
             raise ContextOverflowError(
                 f"The prompt has {len(prompt.ids)} tokens; the context of {self.model.name} is "

@@ -21,7 +21,7 @@ _LOOKAHEAD = 32  # characters of a corrected text that decide its next token
 
 @dataclass(frozen=True, eq=False)
 class ObjectiveGradient:
-    """∂J/∂ one-hot rows of one rollout for every position from `start` on (method §3), and what it cost.
+    """∂J/∂ one-hot rows of one rollout for every position from `start` on, and what it cost.
 
     `credit` is the tools' part of it: {position: {token: nats}}.
     """
@@ -129,7 +129,7 @@ def check_parts(reward: object, likelihood_weight: object) -> None:
 
 
 def token_credit(tokenizer: Tokenizer, rollout: Rollout, spans: Sequence[Span]) -> dict[int, dict[int, float]]:
-    """Located verdicts as credit c_t(v) in nats (method §5.1): {position: {token: credit}}.
+    """Located verdicts as credit c_t(v) in nats: {position: {token: credit}}.
 
     A token in a judged range gets value · credit. Where the expected text is known, credit starts at the first token
     that differs from it, and the token that the expected text begins with there gets +credit.

@@ -12,7 +12,7 @@ Credit = dict[int, dict[int, float]]
 
 
 def outcome_credit(ids: Sequence[int], start: int, judged: Iterable[tuple[Rollout, Score | None]]) -> Credit:
-    """c_t(v) = mean_k A_k (1[y_t^k = v] - π(v)) at every node of `ids` from position `start` on (method §5.2).
+    """c_t(v) = mean_k A_k (1[y_t^k = v] - π(v)) at every node of `ids` from position `start` on.
 
     k runs over the n ≥ 2 rollouts that share the prefix before t and go on, and A_k = r_k - mean_{j≠k} r_j. The
     advantages of a node sum to zero, so the term in π vanishes, and only tokens that were tried have credit. r is the

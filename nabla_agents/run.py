@@ -39,8 +39,9 @@ class Run(Iterator[Step]):
         except (Cancelled, KeyboardInterrupt):
             self.interrupt()
             step = None
-        except BaseException:
+        except BaseException as e:
             self._finished = True
+            self._search.ended = (FinishReason.INTERRUPTED, f"{type(e).__name__}: {e}")
             raise
         if step is None:
             self._finished = True
@@ -69,7 +70,8 @@ class Run(Iterator[Step]):
         usage = self._trace[-1].usage if self._finished and self._trace else search.usage  # its clock stops at the end
         truncated = rollout is not None and rollout.finish_reason is FinishReason.LENGTH
         natural = FinishReason.LENGTH if truncated else FinishReason.STOP
-        reason, detail = search.ended or (natural, "nothing promising left")
+        unfinished = (FinishReason.INTERRUPTED, "not run to its end")
+        reason, detail = search.ended or ((natural, "nothing promising left") if self._finished else unfinished)
         return Result(
             text="" if rollout is None else rollout.text,
             token_ids=() if rollout is None else rollout.completion_ids,

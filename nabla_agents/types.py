@@ -136,7 +136,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # nothing promising was left, and the answer ended by itself
     LENGTH = "length"  # nothing promising was left, and the answer was cut by max_tokens or the context
-    VERIFIED = "verified"  # a tool verified the answer
+    VERIFIED = "verified"  # a tool vouches for the answer, as far as it can see
     BUDGET = "budget"  # a limit of the budget was reached
     INTERRUPTED = "interrupted"  # the caller stopped it; the best answer so far is returned
 
@@ -175,8 +175,8 @@ class Score:
     """A reward's judgement of one completion. NaN in `value` means: could not judge, and `explanation` says why.
 
     `verdict` is the part of `value` that comes from tools, None where no tool judged; a better verdict outranks any
-    likelihood and learned score. `verified` is True when a tool vouches for the whole answer. `coverage` says for each
-    learned reward how far its gradient reaches.
+    likelihood and learned score. `verified` is True when a tool vouches for the answer, as far as it can see (a
+    calculator: every equation is right). `coverage` says for each learned reward how far its gradient reaches.
     """
 
     value: float

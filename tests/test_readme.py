@@ -31,10 +31,16 @@ def test_the_readme_shows_something() -> None:
     assert commands()
 
 
-def test_python_blocks_run_in_order() -> None:
+def test_python_blocks_run_in_order_and_their_questions_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    """12 · 3 - 17 by the engine; 89 · 9 - 22, refined on the way; 34 + 27 - 12 by both adapters."""
     namespace: dict[str, Any] = {"__name__": "readme"}
+    shown: list[str] = []
     for block in code_blocks("python"):
         exec(compile(block, str(README), "exec"), namespace)
+        shown.append(capsys.readouterr().out)
+    assert "Answer: 19" in shown[0]
+    assert "refine True" in shown[1]
+    assert [text for text in shown if "Answer: 49" in text] == shown[-2:]
 
 
 @pytest.mark.parametrize("command", commands())

@@ -1,4 +1,4 @@
-"""Traps of the research code (method §8), seen from outside an engine; the parts have tests of their own."""
+"""Traps of the research code, seen from outside an engine; the parts have tests of their own."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

@@ -27,7 +27,7 @@ class Carrier(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LikelihoodCarrier:
-    """Of Σ log π: the direct term log π(v | …) and the embedding term E[v]·a_t (method §3).
+    """Of Σ log π: the direct term log π(v | …) and the embedding term E[v]·a_t.
 
     `hidden` [time, hidden] are the states that predict the tokens from position `start` on; `embedding_gradient`
     [time, hidden] is a, or None where only the direct term is wanted.

@@ -36,7 +36,7 @@ class LanguageModel:
     """Any Hugging Face causal language model with its tokenizer. Holds no request state; threads may share it.
 
     Raises:
-        ModelLoadError: the architecture's logits are not its head applied to its body's hidden states.
+        ModelLoadError: the architecture's logits are not its head on its body's hidden states, up to a constant factor.
     """
 
     def __init__(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "") -> None:
@@ -44,11 +44,12 @@ class LanguageModel:
         self.name = name or str(getattr(module.config, "_name_or_path", "")) or type(module).__name__
         self.tokenizer = Tokenizer(tokenizer, name=self.name)
         self._lm_head: Any = module.get_output_embeddings()
-        self.context_length = int(getattr(self.transformer.config, "max_position_embeddings", None) or 1 << 30)
+        self.context_length = self.transformer.context_length
         self.eos_ids = frozenset(
             _ids(getattr(module.generation_config, "eos_token_id", None)) | _ids(tokenizer.eos_token_id)
         )
-        self._check_head()
+        self._logit_scale = 1.0
+        self._logit_scale = self._measured_scale()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **loading: Any) -> LanguageModel:
@@ -71,7 +72,8 @@ class LanguageModel:
     ) -> Prompt:
         """Renders a conversation by the chat template; a plain string is one user turn.
 
-        `formatted=True` takes a string verbatim, for completion models or already rendered prompts.
+        `formatted=True` takes a string verbatim, for completion models or already rendered prompts; a token that
+        begins every text of the tokenizer is added where it is missing.
 
         Raises:
             PromptError: empty, no chat template, or refused by the template or the tokenizer.
@@ -81,6 +83,8 @@ class LanguageModel:
             if not isinstance(conversation, str):
                 raise PromptError("formatted=True takes the prompt verbatim: expected one string, got messages.")
             messages, text = (), conversation
+            if self.tokenizer.adds_bos and text and not text.startswith(self.tokenizer.bos):
+                text = self.tokenizer.bos + text
         else:
             messages = (Message("user", conversation),) if isinstance(conversation, str) else tuple(conversation)
             if not any(m.content.strip() or m.extra for m in messages):
@@ -114,8 +118,8 @@ class LanguageModel:
     # ── tensors ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def head(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
-        """Logits of hidden states, soft-capped where the architecture does so."""
-        logits = self._lm_head(hidden.to(self._lm_head.weight.device))
+        """Logits of hidden states, scaled and soft-capped where the architecture does so."""
+        logits = self._lm_head(hidden.to(self._lm_head.weight.device)) * self._logit_scale
         cap = getattr(self.transformer.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -194,15 +198,26 @@ class LanguageModel:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def _check_head(self) -> None:
+    def _measured_scale(self) -> float:
+        """The constant factor between head and logits (Cohere, Granite)."""
+        kind = type(self.transformer.module).__name__
         ids = torch.arange(min(4, self.vocab_size), device=self.transformer.device)[None]
-        expected = self.transformer.module(input_ids=ids, use_cache=False).logits
-        got = self.head(self.transformer.body(input_ids=ids, use_cache=False).last_hidden_state)
-        if got.shape != expected.shape or not torch.allclose(got, expected, rtol=1e-2, atol=1e-2):
+        try:
+            expected = self.transformer.module(input_ids=ids, use_cache=False).logits
+            got = self.head(self.transformer.body(input_ids=ids, use_cache=False).last_hidden_state)
+            scale = float((got.double() * expected.double()).sum() / got.double().square().sum().clamp_min(1e-30))
+        except Exception as e:  # an architecture of another shape raises anything
             raise ModelLoadError(
-                f"The logits of {type(self.transformer.module).__name__} are not its output head applied to its last "
-                "hidden states (an extra scaling?), so its gradient would be wrong. Choose another architecture."
+                f"{kind} is no decoder with an output head on its body's hidden states ({type(e).__name__}: {e}). "
+                "Choose another architecture."
+            ) from e
+        scale = 1.0 if abs(scale - 1) < 1e-2 else scale
+        if got.shape != expected.shape or not torch.allclose(scale * got, expected, rtol=1e-2, atol=1e-2):
+            raise ModelLoadError(
+                f"The logits of {kind} are not its output head applied to its last hidden states, so its gradient "
+                "would be wrong. Choose another architecture."
             )
+        return scale
 
 
 def tail_states(

@@ -13,6 +13,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from nabla_agents.errors import ModelLoadError
 
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
+_LONGEST = 1 << 17  # tokens, for models that know no limit
+
 
 @dataclass(frozen=True, eq=False)
 class PrefixCache:
@@ -68,6 +71,12 @@ class Transformer:
                 f"{type(module).__name__} keeps a recurrent state; the engine expects attention layers with a "
                 "key/value cache. Choose a transformer decoder."
             )
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model can read, by its config; 131,072 where that names no limit."""
+        known = (getattr(self.config, name, None) for name in _LENGTHS)
+        return next((length for length in known if isinstance(length, int) and length > 0), _LONGEST)
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,8 @@ from nabla_agents.types import Score, Span, Usage
 
 
 class ArithmeticSteps(TextReward):
-    """Value in [0, 1]: the share of equations up to the first wrong one; verified when all are right.
+    """Value in [0, 1]: the share of equations up to the first wrong one; verified when all are right: whether
+    they are the right ones for the question is beyond a calculator.
 
     Understood are + - × ÷ in their many signs and in LaTeX, signed numbers with thousands separators and decimals,
     fractions, percent (`20% of 50 = 10`), a currency, a unit that all terms share (`3 km + 4 km = 7 km`), chains

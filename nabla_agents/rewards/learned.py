@@ -84,7 +84,7 @@ class HeadReward(SelfTested, DifferentiableReward):
         self.transformer = Transformer(module)
         self.tokenizer = Tokenizer(tokenizer, name=self.label)
         self.head = head
-        context = int(getattr(self.transformer.config, "max_position_embeddings", None) or 1 << 30)
+        context = self.transformer.context_length
         self.max_length = min(max_length or context, context)
         self.min_coverage = min_coverage
         self.differentiable = True

@@ -29,7 +29,10 @@ class Nabla(Proposing):
 
     @classmethod
     def paper(cls) -> Self:
-        """The published settings: AdamDTO, entropy > 0.25 nats, sampled tokens, acceptance by the reward alone."""
+        """The published settings: AdamDTO, entropy > 0.25 nats, sampled tokens, acceptance by the reward alone.
+
+        Without its test of the gradient's norm, which the term log π swamps.
+        """
         return cls(
             dto=AdamDTO(),
             refinable=Refinable(min_entropy=0.25, max_probability=0.97),

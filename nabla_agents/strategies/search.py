@@ -111,6 +111,8 @@ class Search:
     def exhausted(self, spending: Sequence[str] = ROLLOUT) -> bool:
         """True once the budget refuses a `ROLLOUT` or `GRADIENT`; records the limit as the reason the search ended."""
         self._started = self._started or time.perf_counter()  # a search that waits for its turn spends nothing
+        if self.objective.reward is None:
+            spending = [name for name in spending if name != "reward_calls"]
         if (limit := self.budget.exhausted(self.usage, spending)) is None:
             return False
         self.ended = (FinishReason.BUDGET, limit)

@@ -7,6 +7,7 @@ of the implicit process reward, whose reference is that language model. Needs tw
 
 import argparse
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,7 +182,8 @@ def _measure(run: Run, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, out: 
 def main() -> None:
     """The command line: train, then measure on the test split and write `figures.json`."""
     parser = argparse.ArgumentParser(description="Train the tiny language model and its reward from nothing.")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the folders lm and reward go")
+    parser.add_argument("--out", type=Path, default=Path("tiny-models"), help="where the folders lm and reward go")
+    parser.add_argument("--install", action="store_true", help="in the end, put them in the embedded models' place")
     parser.add_argument("--checkpoint", type=Path, default=Path("tiny-training.pt"), help="state of an unfinished run")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint, if there is one")
     parser.add_argument("--compile", action="store_true", help="compile the model; quicker where a C++ compiler is")
@@ -200,6 +202,8 @@ def main() -> None:
             "validation_accuracy": {step: round(accuracy, 4) for step, accuracy in run.validation},
         },
     )
+    if arguments.install:
+        shutil.copytree(arguments.out, WEIGHTS, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":
