@@ -1,6 +1,7 @@
 """Code as reward: what is taken from a completion, what passes, where it failed, and that it cannot cheat or stall."""
 
 import os
+import signal
 import time
 from typing import Any
 
@@ -360,6 +361,7 @@ def test_a_forked_process_makes_a_sandbox_of_its_own() -> None:
     with shared._lock:
         child = os.fork()
         if child == 0:
+            signal.alarm(20)
             os._exit(0 if shared() is made[-1] and len(made) == 2 else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert len(made) == 1
