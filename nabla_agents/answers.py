@@ -16,6 +16,7 @@ _NUMBER = re.compile(r"(?:(?<![\w)\]])[-−])?(?:\d[\d,]*+(?:\.\d+)?|(?<!\w)\.\d
 _BRACE = re.compile(r"(\\boxed\{)|\\.|[{}]", re.DOTALL)
 _WORDS = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
 _HEDGE = re.compile(r"(?i)\b(?:or|either|maybe)\b")
+_DENIAL = re.compile(r"(?i)(?:\bnot|n['’]t)\b")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _SENTENCE_END = re.compile(r"[.;!?](?=\s)")
 
@@ -37,7 +38,8 @@ def extract_answer(text: str) -> str | None:
 
 def stated_answer(text: str) -> str | None:
     r"""The last answer that the text commits itself to, as written: boxed, after `####` or `answer is`; without such a
-    mark, the whole of a text that is a mere expression, else the last number. None without one, and for a hedge.
+    mark, the whole of a text that is a mere expression, else the last number. None without one, for a hedge, and for
+    a last number that is denied.
     """
     boxed = _boxed(text)
     marked = (pattern.findall(text)[-1:] for pattern in _MARKED)
@@ -52,14 +54,17 @@ def stated_answer(text: str) -> str | None:
     numbers = list(_NUMBER.finditer(text))
     if not numbers:
         return None
-    before = text[numbers[-2].end() : numbers[-1].start()] if len(numbers) > 1 else ""
-    return None if len(before) < 20 and _HEDGE.search(before) else numbers[-1][0]
+    end = numbers[-1].start()
+    before = text[numbers[-2].end() : end] if len(numbers) > 1 else ""
+    if len(before) < 20 and _HEDGE.search(before):
+        return None
+    return None if _DENIAL.search(_SENTENCE_END.split(text[max(0, end - 20) : end])[-1]) else numbers[-1][0]
 
 
 def _boxed(text: str) -> str | None:
     r"""What is in the last `\boxed{}` that is closed, however many braces are inside."""
     open_: list[int | None] = []  # where the content of each open brace starts, if it is a box
-    found: str | None = None
+    found: tuple[int, int] | None = None
     for brace in _BRACE.finditer(text):
         if brace[1]:
             open_.append(brace.end())
@@ -67,8 +72,8 @@ def _boxed(text: str) -> str | None:
             open_.append(None)
         elif brace[0] == "}" and open_:
             start = open_.pop()
-            found = found if start is None else text[start : brace.start()]
-    return found
+            found = found if start is None else (start, brace.start())
+    return None if found is None else text[slice(*found)]
 
 
 def _normal(answer: str) -> str:

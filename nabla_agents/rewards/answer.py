@@ -76,6 +76,11 @@ def same(gold: str, answer: str) -> bool | None:
     return None if one is None or other is None or len(names) > 1 else _same_number(one, other)
 
 
+def numbers(*answers: str) -> bool:
+    """Whether all are plainly numbers: then `same` has the last word, where math-verify would drop units and round."""
+    return all(len(a) <= MAX_CHARACTERS and number(normal(a)) is not None for a in answers)
+
+
 def number(answer: str) -> Number | None:
     """A number in normal form with its unit; None for everything that is not plainly one."""
     assigned = _ASSIGNED.match(answer)

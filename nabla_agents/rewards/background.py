@@ -54,10 +54,17 @@ class Background(Generic[T]):
         self._done.set()
 
 
-def side_by_side(calls: Sequence[Callable[[], T]], *, seconds: float, workers: int) -> list[Background[T]]:
-    """The calls in order, each of them ended or `running` for longer than `seconds`; `workers` run at a time."""
+def side_by_side(
+    calls: Sequence[Callable[[], T]], *, seconds: float, workers: int, hanging: int
+) -> list[Background[T]]:
+    """The calls in order, each of them ended or `running` for longer than `seconds`; `workers` run at a time.
+
+    Once `hanging` of them run for too long, the rest is not begun and left out.
+    """
     done: list[Background[T]] = []
     for first in range(0, len(calls), workers):
+        if sum(call.running for call in done) >= hanging:
+            break
         started = [Background(call) for call in calls[first : first + workers]]
         deadline = time.monotonic() + seconds
         for call in started:

@@ -149,12 +149,16 @@ class RewardSum(Reward):
         weighted = [(w, s) for (w, _), s in zip(self._parts, scores, strict=True)]
         verdicts = [w * s.verdict for w, s in weighted if s.verdict is not None]
         verified = [v for v in (_vouched(w, s) for w, s in weighted) if v is not None]
+        value = sum((w * s.value for w, s in weighted), 0.0)
+        said = [s.explanation for s in scores if s.explanation]
+        if math.isnan(value) and all(s.judged for s in scores):
+            said.append("infinite values cancel")
         return Score(
-            value=sum((w * s.value for w, s in weighted), 0.0),
+            value=value,
             verdict=sum(verdicts) if verdicts else None,
             verified=all(verified) if verified else None,
             spans=tuple(replace(span, credit=w * span.credit) for w, s in weighted for span in s.spans),
-            explanation="; ".join(s.explanation for s in scores if s.explanation),
+            explanation="; ".join(said),
             usage=sum((s.usage for s in scores), Usage()),
             coverage=tuple(c for s in scores for c in s.coverage),
         )
@@ -251,6 +255,8 @@ def _check_scores(reward: Reward, scores: object, count: int) -> None:
         raise RewardError(f"{reward.name} returned {scores!r}; expected a list of Score.")
     if not all(isinstance(s.value, SupportsFloat) for s in scores):
         raise RewardError(f"{reward.name} returned {scores!r}; expected scores whose value is a number.")
+    if any(s.verdict is not None and s.judged and not s.verdict == s.verdict for s in scores):
+        raise RewardError(f"{reward.name} returned {scores!r}; expected verdicts that are numbers, or None.")
     if len(scores) != count:
         raise RewardError(f"{reward.name} returned {len(scores)} scores for {count} rollouts; expected one each.")
 

@@ -27,8 +27,10 @@ def python_code(text: str, entry: str | None = None) -> Fenced | None:
         return Fenced(text[start:], start, "") if text.strip() else None
     python = [b for b in blocks if b.language in _PYTHON and b.text.strip()]
     if entry is not None:
+        name = re.escape(entry)
+        # Within one line, and possessive: linear in the text, blank lines included.
         defines = re.compile(
-            rf"^\s*(?:async\s+)?(?:def|class)\s+{re.escape(entry)}\b|^{re.escape(entry)}\s*=", re.MULTILINE
+            rf"^[ \t]*+(?:async[ \t]++)?(?:def|class)[ \t]++{name}\b|^{name}[ \t]*+(?::[^\n=]*+)?=", re.MULTILINE
         )
         python = [b for b in python if defines.search(b.text)] or python
     return python[-1] if python else None

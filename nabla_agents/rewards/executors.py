@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -14,14 +15,20 @@ from nabla_agents.sandbox.fork import ForkWorker
 
 
 class SharedExecutor:
-    """An executor made once, on first use; a failure to make it is remembered and raised again."""
+    """An executor made once, on first use; a failure to make it is remembered and raised again.
+
+    A process that was forked makes one of its own: the pipes to the workers are its parent's.
+    """
 
     def __init__(self, make: Callable[[], Executor]) -> None:
         self._make, self._lock = make, threading.Lock()
         self._made: Executor | SandboxError | None = None
+        self._owner = os.getpid()
 
     def __call__(self) -> Executor:
         """The executor; SandboxError where there is none."""
+        if self._owner != os.getpid():  # forked: another thread of the parent may have held the lock
+            self._lock, self._made, self._owner = threading.Lock(), None, os.getpid()
         with self._lock:
             if self._made is None:
                 try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 
-# One line each, and a line begins no other: linear in the text. An unclosed block ends with the text.
-_FENCE = re.compile(r"^[ \t]{0,8}(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*$", re.MULTILINE)
+# One line each, and a line begins no other: linear in the text. An unclosed block ends with the text. Backticks that
+# are closed in their line are no fence.
+_FENCE = re.compile(r"^[ \t]{0,8}(`{3,}+(?![^\n]*`)|~{3,})[ \t]*([\w+#.-]*)[^\n]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,11 @@ class Fenced:
     text: str
     start: int
     language: str
+
+    @property
+    def flush(self) -> str:
+        """The text, line by line, without an indentation that all lines share: a block may stand in a list."""
+        return textwrap.dedent(self.text)
 
 
 def fenced_blocks(text: str) -> list[Fenced]:

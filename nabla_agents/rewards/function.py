@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Sequence
@@ -76,12 +77,16 @@ class FunctionReward(Reward):
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         self._left_behind = [call for call in self._left_behind if call.running]
         if len(self._left_behind) >= _MOST_LEFT_BEHIND:
-            busy = f"{self.name} is not asked: {len(self._left_behind)} earlier calls still hang"
-            return [Score.not_judged(busy, Usage(reward_calls=1))] * len(rollouts)
+            return self._not_asked(len(rollouts))
         calls = [partial(self._ask, rollout) for rollout in rollouts]
-        asked = side_by_side(calls, seconds=self.timeout_seconds, workers=self.workers)
+        room = _MOST_LEFT_BEHIND - len(self._left_behind)
+        asked = side_by_side(calls, seconds=self.timeout_seconds, workers=self.workers, hanging=room)
         self._left_behind += [call for call in asked if call.running]
-        return [self._score(call) for call in asked]
+        return [self._score(call) for call in asked] + self._not_asked(len(calls) - len(asked))
+
+    def _not_asked(self, count: int) -> list[Score]:
+        busy = f"{self.name} is not asked: {len(self._left_behind)} earlier calls still hang"
+        return [Score.not_judged(busy, Usage(reward_calls=1))] * count
 
     def _ask(self, rollout: Rollout) -> Any:
         positional, named = self._arguments
@@ -97,18 +102,21 @@ class FunctionReward(Reward):
             return Score.not_judged(f"{self.name} took longer than {self.timeout_seconds:g} s", called)
         try:
             answer = call.result()
-        except Exception as e:
-            return Score.not_judged(f"{self.name} raised {type(e).__name__}: {e}", called)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # a tool that leaves by SystemExit, or is cancelled, must not end the process either
+            return Score.not_judged(f"{self.name} raised {type(e).__name__}: {_said(e)}", called)
         if isinstance(answer, Score):
             return answer
-        if answer is None or answer != answer:
+        if answer is None or (isinstance(answer, Real) and answer != answer):
             return Score.not_judged(f"{self.name} returned {answer}", called)
         if isinstance(answer, bool | np.bool_):
             value = float(answer)
             said = f"{self.name} says {'yes' if answer else 'no'}"
             return Score(value, verdict=value, verified=bool(answer), explanation=said, usage=called)
         if isinstance(answer, Real):
-            return Score(float(answer), usage=called)
+            with contextlib.suppress(OverflowError):  # a whole number beyond the range of floats
+                return Score(float(answer), usage=called)
         raise RewardError(f"{self.name} returned {answer!r}; expected a bool, a number, a Score or None.")
 
 
@@ -123,6 +131,13 @@ def reward(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     if function is not None:
         return FunctionReward(function, **options)
     return partial(FunctionReward, **options)
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "?"
 
 
 async def _awaited(answer: Awaitable[Any], seconds: float) -> Any:

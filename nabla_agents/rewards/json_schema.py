@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,6 @@ import regex
 from jsonschema.exceptions import SchemaError, ValidationError, best_match
 from jsonschema.validators import extend, validator_for
 from referencing import Registry
-from referencing.exceptions import Unresolvable
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.rewards.background import Background
@@ -25,6 +26,7 @@ from nabla_agents.types import Score, Span, Usage
 _MAX_DEPTH = 64  # brackets within brackets; a parser that recurses must not meet thousands
 _BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|$)|[\[{]|[\]}]', re.DOTALL)
 _SPACE = re.compile(r"[ \t\n\r]*+")
+_deadline: ContextVar[float] = ContextVar("_deadline", default=math.inf)  # of the check in this thread
 
 
 class JsonSchema(TextReward):
@@ -76,10 +78,11 @@ class JsonSchema(TextReward):
             return self._wrong(0.0, f"no JSON: {e} at character {at}", (at, at + 1), text)
         try:
             # A thread of its own: its whole stack is free, and what takes too long is left behind.
-            error = Background(partial(_first_error, self._validator, value)).result(self.timeout_seconds)
+            check = partial(_first_error, self._validator, value, self.timeout_seconds)
+            error = Background(check).result(self.timeout_seconds)
         except TimeoutError:
             return Score.not_judged(f"the schema took longer than {self.timeout_seconds:g} s to check", called)
-        except (Unresolvable, RecursionError) as e:
+        except Exception as e:  # a reference that leads nowhere, or a number beyond the range of floats
             return Score.not_judged(f"the schema cannot be applied: {type(e).__name__}: {e}", called)
         if error is not None:
             start, end = _located(body, error.absolute_path)
@@ -126,8 +129,12 @@ def _parsed(body: str) -> Any:
         raise _NotJson(str(e), 0) from e
 
 
-def _first_error(validator: Any, value: Any) -> ValidationError | None:
-    """The error nearest to the root that explains most; the first in order among equals."""
+def _first_error(validator: Any, value: Any, seconds: float) -> ValidationError | None:
+    """The error nearest to the root that explains most; the first in order among equals.
+
+    Ends itself by TimeoutError: the thread of a check that nobody waits for would compute on.
+    """
+    _deadline.set(time.monotonic() + seconds)
     return best_match(validator.iter_errors(value))
 
 
@@ -169,7 +176,8 @@ def _validator(schema: Any, timeout_seconds: float) -> Any:
             regex.compile(pattern)
     except (SchemaError, TypeError, ValueError, RecursionError, regex.error) as e:
         raise ConfigurationError(f"JsonSchema got no valid schema: {getattr(e, 'message', e)}.") from e
-    return extend(kind, _timed_keywords(timeout_seconds))(schema, registry=Registry())
+    keywords = {**kind.VALIDATORS, **_own_keywords(timeout_seconds)}
+    return extend(kind, {name: _timed(check) for name, check in keywords.items()})(schema, registry=Registry())
 
 
 def _patterns(schema: Any) -> Iterator[str]:
@@ -184,8 +192,21 @@ def _patterns(schema: Any) -> Iterator[str]:
         yield from _patterns(part)
 
 
-def _timed_keywords(timeout_seconds: float) -> dict[str, Any]:
-    """The keywords with regular expressions, which in `re` could backtrack for ever with every thread waiting."""
+def _timed(check: Any) -> Any:
+    """A keyword that is not checked beyond the deadline: alternatives in alternatives take 2^depth of them."""
+
+    def timed(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        if time.monotonic() > _deadline.get():
+            raise TimeoutError
+        yield from check(validator, wanted, instance, schema) or ()
+
+    return timed
+
+
+def _own_keywords(timeout_seconds: float) -> dict[str, Any]:
+    """The keywords with regular expressions, which in `re` could backtrack for ever with every thread waiting, and
+    `uniqueItems`, which would compare all pairs.
+    """
 
     def matches(pattern: str, text: str) -> bool:
         return regex.search(pattern, text, timeout=timeout_seconds) is not None
@@ -210,8 +231,22 @@ def _timed_keywords(timeout_seconds: float) -> dict[str, Any]:
             elif part is not True:
                 yield from validator.descend(value, part, path=key)
 
+    def unique_items(validator: Any, wanted: bool, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        if wanted and isinstance(instance, list) and len(set(map(_key, instance))) < len(instance):
+            yield ValidationError(f"{instance!r} has non-unique elements")
+
     return {
         "pattern": pattern,
         "patternProperties": pattern_properties,
         "additionalProperties": additional_properties,
+        "uniqueItems": unique_items,
     }
+
+
+def _key(value: Any) -> Any:
+    """Equal for equal JSON: 1 is 1.0, true is not 1, and the order of keys says nothing."""
+    if isinstance(value, list):
+        return ("list", *map(_key, value))
+    if isinstance(value, dict):
+        return ("dict", frozenset((name, _key(part)) for name, part in value.items()))
+    return (isinstance(value, bool), value)

@@ -7,7 +7,7 @@ from numbers import Real
 
 from nabla_agents.answers import stated_answer
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.rewards.answer import MAX_CHARACTERS, normal, same
+from nabla_agents.rewards.answer import MAX_CHARACTERS, normal, numbers, same
 from nabla_agents.rewards.base import Reward
 from nabla_agents.rewards.math_check import same_by_math_verify
 from nabla_agents.sandbox import Executor
@@ -61,7 +61,7 @@ class MathAnswer(Reward):
         if len(answer) > MAX_CHARACTERS:
             return Score.not_judged(f"the answer has {len(answer)} characters, limit {MAX_CHARACTERS}", called)
         equal, why = same(gold, answer), "compared as text and number"
-        if equal is None and self._symbolic:
+        if equal is None and self._symbolic and not numbers(gold, answer):
             equal, why = same_by_math_verify(normal(gold), normal(answer), self._executor)
         return verdict(equal, f"answer {answer[:80]!r}", why)
 

@@ -13,6 +13,7 @@ LIMITS = Limits(cpu_seconds=2, wall_seconds=6.0, memory_bytes=384 << 20)
 _CODE = re.compile(r"""__|['"`;]|\blambda\b|\bimport\b|\.\s*[A-Za-z]""")
 # `\log 8/\log 2`: how far such a function reaches is read in more than one way.
 _UNBRACKETED = re.compile(r"\\(?:log|ln|lg|sin|cos|tan|cot|sec|csc)\b(?!\s*(?:[({]|\\left))")
+_BASED = re.compile(r"\d\s*_")  # `11_2` is 3, and `7_000` is no 7: math-verify drops what follows
 # True and False only where they are sure. math-verify misses equalities, so that "different" is confirmed by values;
 # and it rounds, so that a decimal is not taken for an exact constant.
 _CHECKER = """
@@ -55,6 +56,8 @@ def same_by_math_verify(gold: str, answer: str, executor: Executor | None = None
     """Whether two answers in normal form are equal, None where that cannot be said, and why."""
     if _CODE.search(answer):
         return None, "the answer is no mathematics"
+    if _BASED.search(gold) or _BASED.search(answer):
+        return None, "a digit with a subscript is no plain number"
     try:
         sandbox = executors.math_checker() if executor is None else executor
         if "math_verify" not in sandbox.capabilities.modules:

@@ -51,7 +51,9 @@ class PythonAnswer(Reward):
         try:
             executor = executors.programs() if self._executor is None and programs else self._executor
             runs = (
-                [] if executor is None else executor.run_many([Program(c.text) for c in programs.values()], self.limits)
+                []
+                if executor is None
+                else executor.run_many([Program(c.flush) for c in programs.values()], self.limits)
             )
         except SandboxError as e:
             return [Score.not_judged(str(e), Usage(reward_calls=1))] * len(rollouts)

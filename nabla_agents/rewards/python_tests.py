@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,15 +31,17 @@ class PythonTests(Reward):
     credit: nats in the objective's gradient against the line that raised.
 
     The function is taken from the last fenced block of Python that defines it, or from a bare text. Of pairs, only the
-    arguments enter the sandbox: results come back as JSON and are compared here (`unit_tests.equal`: 3 is 3.0, floats
-    within 1e-9, True is not 1, tuples are lists). So are assertions of the form `assert f(1) == 2`, if there are no
-    others; the rest run beside the program, which could see and cheat them, and count as passed only if they come to
-    a random end marker. One run for all calls, and one more for each from the first that raises on; with the first
-    that meets a limit, all later ones fail. One run per assertion. Milliseconds each; no model pass. A sandbox that
-    lacks a module, or is broken, is an explained NaN.
+    arguments enter the sandbox, as JSON (tuples arrive as lists): results come back as JSON and are compared here
+    (`unit_tests.equal`: 3 is 3.0, floats within 1e-9, True is not 1, tuples are lists). So are assertions of the form
+    `assert f(1) == 2`, if there are no others, and their arguments are JSON; the rest run beside the program, which
+    could see and cheat them, and count as passed only if they come to a random end marker.
+
+    One run for all calls, and one more for each from the first on that raises, or does not fit into `value_bytes` or
+    `output_bytes` together with those before it; with the first that meets another limit, all later ones fail. One run
+    per assertion. Milliseconds each; no model pass. A sandbox that lacks a module, or is broken, is an explained NaN.
 
     Raises:
-        ConfigurationError: when made: no tests, no identifier, values that are not JSON.
+        ConfigurationError: when made: no tests, no identifier, values that are not JSON, or longer than `value_bytes`.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class PythonTests(Reward):
     ) -> None:
         if not 0 <= credit < float("inf"):
             raise ConfigurationError(f"PythonTests credit is {credit!r}; expected nats of at least 0.")
-        fixed = None if callable(tests) else unit_tests(tests, entry)
+        fixed = None if callable(tests) else _fitting(unit_tests(tests, entry), limits)
         if callable(tests) and entry is not None:
             unit_tests([((), None)], entry)  # checks the name
         self._tests, self._fixed, self.entry = tests, fixed, entry
@@ -74,7 +77,7 @@ class PythonTests(Reward):
         if tests is None and callable(self._tests):
             try:
                 given = self._tests(rollout)
-                tests = None if given is None else unit_tests(given, self.entry)
+                tests = None if given is None else _fitting(unit_tests(given, self.entry), self.limits)
             except Exception as e:  # the caller's function, and what it gave
                 return _not_judged(f"no tests for this prompt: {type(e).__name__}: {e}")
         if tests is None:
@@ -122,6 +125,16 @@ class _Trial:
     results: list[_Tried]
 
 
+def _fitting(tests: Calls | Assertions, limits: Limits) -> Calls | Assertions:
+    """The tests, if a right function's values can come back."""
+    for value in tests.expected if isinstance(tests, Calls) else ():
+        if (size := len(json.dumps(value))) > limits.value_bytes:
+            raise ConfigurationError(
+                f"A test expects a value of {size} bytes as JSON, limits.value_bytes is {limits.value_bytes}; raise it."
+            )
+    return tests
+
+
 def _try(trials: Sequence[_Trial], executor: Executor, limits: Limits) -> None:
     """Runs everything in two batches: all calls of a program at once, then, one by one, those after one that raised."""
     batches = [list(_programs(trial)) for trial in trials]
@@ -143,17 +156,17 @@ def _try(trials: Sequence[_Trial], executor: Executor, limits: Limits) -> None:
 
 def _programs(trial: _Trial) -> Iterator[tuple[Program, str]]:
     if isinstance(trial.tests, Calls):
-        yield Program(trial.code.text, entry=trial.tests.entry, calls=trial.tests.arguments), ""
+        yield Program(trial.code.flush, entry=trial.tests.entry, calls=trial.tests.arguments), ""
         return
     for check in trial.tests.checks:
         marker = secrets.token_hex(16)
-        lines = (trial.code.text, trial.tests.setup, check, f"print({marker!r})")
+        lines = (trial.code.flush, trial.tests.setup, check, f"print({marker!r})")
         yield Program("\n".join(lines)), marker
 
 
 def _single(trial: _Trial, index: int) -> Program:
     assert isinstance(trial.tests, Calls)
-    return Program(trial.code.text, entry=trial.tests.entry, calls=[trial.tests.arguments[index]])
+    return Program(trial.code.flush, entry=trial.tests.entry, calls=[trial.tests.arguments[index]])
 
 
 def _compare(trial: _Trial, tests: Calls, execution: Execution) -> range:
@@ -168,7 +181,8 @@ def _compare(trial: _Trial, tests: Calls, execution: Execution) -> range:
     known = min(len(execution.values), count)
     fine = Execution(Status.OK, values=execution.values)
     trial.results.extend(_called(tests, i, fine, execution.values[i : i + 1]) for i in range(known))
-    if execution.status is Status.ERROR:
+    # What is capped for all calls together says nothing of the others: each has that room alone.
+    if execution.status in (Status.ERROR, Status.OUTPUT_LIMIT):
         return range(known, count)
     left = range(known, count)  # a limit: each of the others could take as long again
     trial.results.extend(_called(tests, i, execution, ()) for i in left)

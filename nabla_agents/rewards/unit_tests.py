@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import math
 import textwrap
 from collections.abc import Sequence
@@ -34,12 +35,13 @@ def unit_tests(tests: object, entry: str | None) -> Calls | Assertions:
     """Tests from pairs (arguments, expected), or from source with assertions.
 
     Of source, assertions `assert f(1, 2) == 3`, `is True`, `is None` are turned into calls if all of them are of one
-    function and nothing else stands there, so that their answers stay in the host.
+    function, their arguments are the same in JSON (no tuple, no key but text), and nothing else stands there, so that
+    their answers stay in the host.
 
     Raises:
         ConfigurationError: no tests, no Python, no identifier, or values that are no JSON.
     """
-    if entry is not None and not (isinstance(entry, str) and entry.isidentifier()):
+    if entry is not None and not (isinstance(entry, str) and entry.isidentifier() and not keyword.iskeyword(entry)):
         raise ConfigurationError(f"PythonTests entry is {entry!r}; expected the name of a function.")
     if isinstance(tests, str):
         return _from_source(tests, entry)
@@ -81,6 +83,10 @@ def _pair(test: object) -> tuple[list[Any], Any]:
         or not isinstance(test[0], list | tuple)
     ):
         raise ConfigurationError(f"A test is {test!r}; expected (arguments, expected), for example ((1, 2), 3).")
+    if not all(map(_keys_are_text, test[0])):
+        raise ConfigurationError(
+            f"A test has the arguments {test[0]!r}; JSON has only text as keys: write it as an assertion."
+        )
     try:
         arguments, expected = json.loads(json.dumps([list(test[0]), test[1]], allow_nan=False))
     except (TypeError, ValueError, RecursionError) as e:
@@ -115,17 +121,19 @@ def _call(statement: ast.Assert) -> tuple[str, list[Any], Any] | None:
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
         return None
     try:
-        arguments, expected = _pair(([ast.literal_eval(a) for a in call.args], ast.literal_eval(value)))
+        literals, literal = [ast.literal_eval(a) for a in call.args], ast.literal_eval(value)
+        arguments, expected = _pair((literals, literal))
     except (ConfigurationError, ValueError, TypeError, SyntaxError, RecursionError):
         return None
-    literal = ast.literal_eval(value)
-    if isinstance(test.ops[0], ast.Is) and not (literal is None or isinstance(literal, bool)):
+    # A tuple is no list, and a key may be a number: what JSON would blur is left to Python.
+    if repr(literals) != repr(arguments):
         return None
-    # `== 1` accepts True, and a tuple is no list: what JSON would blur is left to Python.
-    exact = (
-        isinstance(literal, str | float)
-        or literal is None
-        or (isinstance(literal, int) and not isinstance(literal, bool))
-    )
-    strict = exact or isinstance(test.ops[0], ast.Is) or isinstance(literal, list | bool)
-    return (call.func.id, arguments, expected) if strict else None
+    plain = literal is None or isinstance(literal, bool)
+    fits = plain if isinstance(test.ops[0], ast.Is) else plain or isinstance(literal, str | int | float | list)
+    return (call.func.id, arguments, expected) if fits else None
+
+
+def _keys_are_text(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _keys_are_text(part) for key, part in value.items())
+    return not isinstance(value, list | tuple) or all(map(_keys_are_text, value))

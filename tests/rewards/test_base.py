@@ -208,6 +208,17 @@ def test_an_interrupt_inside_a_reward_is_no_verdict() -> None:
         judged(Refusing("a", error=KeyboardInterrupt()), ROLLOUTS)
 
 
+def test_a_verdict_that_is_no_number_is_an_error() -> None:
+    """It would compare with nothing, and so rank by chance."""
+    with pytest.raises(RewardError, match="expected verdicts that are numbers"):
+        judged(Broken([Score(1.0, verdict=math.nan)] * len(ROLLOUTS)), ROLLOUTS)
+
+
+def test_a_sum_of_opposite_infinities_says_why_it_is_not_judged() -> None:
+    up, down = (Broken([Score(value)] * len(ROLLOUTS)) for value in (math.inf, -math.inf))
+    assert (up + down).score(ROLLOUTS)[0].explanation == "infinite values cancel"
+
+
 @pytest.mark.untyped
 @pytest.mark.parametrize("sum_with", [None, FixedReward(length)], ids=["alone", "in a sum"])
 @pytest.mark.parametrize(

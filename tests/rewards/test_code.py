@@ -23,6 +23,7 @@ from nabla_agents.rewards.fences import fenced_blocks
         ("```python\nx", "x"),
         ("```text\nx\n```", None),
         ("```python\n\n```", None),
+        ("```x``` it is:\n```python\ny\n```", "y\n"),  # closed in its line: no fence
         ("", None),
         (" \n", None),
     ],
@@ -35,6 +36,8 @@ def test_the_code_of_a_completion(text: str, code: str | None) -> None:
 
 def test_the_block_that_defines_the_entry_is_taken() -> None:
     text = "```\ndef g(): ...\n```\n```\ndef f(): ...\n```\n```\nf(1)\n```"
+    typed = "```\nf: object = print\n```\n```\nf(1)\n```"
+    assert getattr(python_code(typed, "f"), "text", None) == "f: object = print\n"
     assert [getattr(python_code(text, entry), "text", None) for entry in ("f", "g", "h", None)] == [
         "def f(): ...\n",
         "def g(): ...\n",
@@ -60,11 +63,13 @@ def test_a_line_is_found_in_the_completion() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["```\n", "```python\n", "`", "~~~ ", "def f", "x = ", "x(", "x()", "if ", " \n", "a."]
+    "piece",
+    ["```\n", "```python\n", "`", "~~~ ", "def f", "x = ", "x(", "x()", "if ", " \n", "a.", "\n", "async\n", "def\n"],
 )
 def test_hostile_text_of_100_kb_is_searched_in_time(piece: str) -> None:
     text = piece * (100_000 // len(piece))
     started = time.process_time()
-    python_code(text, "f")
-    fenced_blocks(text)
+    for whole in (text, f"```python\nx\n{text}"):
+        python_code(whole, "f")
+        fenced_blocks(whole)
     assert time.process_time() - started < 5

@@ -120,7 +120,9 @@ def test_none_and_nan_are_no_judgement(answer: Any) -> None:
     assert score.explanation.startswith("tool returned")
 
 
-@pytest.mark.parametrize("answer", ["yes", [1.0], {"score": 1}, 1j, Decimal(1), b"1", object])
+@pytest.mark.parametrize(
+    "answer", ["yes", [1.0], {"score": 1}, np.array([1.0, 2.0]), 10**400, 1j, Decimal(1), b"1", object]
+)
 def test_another_answer_is_an_error_and_no_nan(answer: Any) -> None:
     with pytest.raises(RewardError, match="expected a bool, a number, a Score or None"):
         judged(reward(lambda text: answer), ROLLOUTS)
@@ -137,6 +139,27 @@ def test_one_that_raises_is_an_explained_nan_and_the_others_are_judged(error: Ex
     scores = judged(picky, ROLLOUTS)
     assert [s.judged for s in scores] == [True, False, True]
     assert scores[1].explanation == f"picky raised {type(error).__name__}: odd"
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), asyncio.CancelledError(), GeneratorExit(), Mute()])
+def test_one_that_leaves_ends_nothing_but_its_call(error: BaseException) -> None:
+    @reward
+    def leaving(completion: str) -> float:
+        raise error
+
+    @reward
+    async def leaving_later(completion: str) -> float:
+        raise error
+
+    for tool in (leaving, leaving_later):
+        scores = tool.score(ROLLOUTS)
+        assert [s.judged for s in scores] == [False] * 3
+        assert f"raised {type(error).__name__}" in scores[0].explanation
 
 
 def test_an_interrupt_is_no_verdict() -> None:
@@ -200,6 +223,22 @@ def test_one_that_always_hangs_is_no_longer_asked_and_later_is_again() -> None:
             break
         time.sleep(0.01)
     assert stuck.score(ROLLOUTS[:1])[0].verified is True
+
+
+def test_a_batch_of_which_all_hang_leaves_no_more_behind_than_the_limit() -> None:
+    released, calls = threading.Event(), []
+
+    @reward(timeout_seconds=0.05, workers=16)
+    def stuck(completion: str) -> bool:
+        calls.append(completion)
+        return released.wait(60)
+
+    scores = stuck.score([ROLLOUTS[0]] * 100)
+    released.set()
+    assert len(calls) == 32
+    assert "longer than 0.05 s" in scores[31].explanation
+    assert [s.judged for s in scores] == [False] * 100
+    assert "32 earlier calls still hang" in scores[99].explanation
 
 
 def test_calls_run_side_by_side_up_to_the_workers() -> None:

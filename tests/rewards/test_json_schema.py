@@ -1,6 +1,7 @@
 """JSON of a shape as reward: what fits, where it does not, and that neither text nor schema can stall it."""
 
 import json
+import threading
 import time
 from typing import Any
 
@@ -119,12 +120,13 @@ def test_a_schema_that_cannot_be_applied_judges_nothing(schema: dict[str, Any], 
     assert "cannot be applied" in score.explanation
 
 
+NESTED = {"type": ["array", "string"], "anyOf": [{"items": {"$ref": "#"}}, {"items": {"$ref": "#"}}]}
 SLOW: list[tuple[dict[str, Any], str]] = [
     ({"pattern": "^(a|aa)+$"}, json.dumps("a" * 3000 + "b")),
     ({"patternProperties": {"^(a|aa)+$": True}}, json.dumps({"a" * 3000 + "b": 1})),
     ({"patternProperties": {"^(a|aa)+$": True}, "additionalProperties": False}, json.dumps({"a" * 3000 + "b": 1})),
     ({"propertyNames": {"pattern": "^(a|aa)+$"}}, json.dumps({"a" * 3000 + "b": 1})),
-    ({"uniqueItems": True}, json.dumps([{"a": i} for i in range(4000)])),  # compares all pairs
+    (NESTED, "[" * 40 + "1" + "]" * 40),  # 2^40 ways to be wrong
 ]
 
 
@@ -135,6 +137,33 @@ def test_a_check_beyond_its_time_is_not_judged(schema: dict[str, Any], text: str
     assert time.perf_counter() - started < 10
     assert not score.judged
     assert "longer than 0.3 s" in score.explanation
+    for _ in range(1000):  # nobody waits for the thread of the check, and it ends all the same
+        if not any("_first_error" in thread.name for thread in threading.enumerate()):
+            return
+        time.sleep(0.01)
+    pytest.fail("the check computes on")
+
+
+@pytest.mark.parametrize(
+    ("text", "unique"),
+    [
+        (json.dumps([*range(14_000), None]), True),
+        (json.dumps([*({"a": [i]} for i in range(5000)), {"a": [0]}]), False),
+        ('[1, true, "1", [1], {"1": 1}]', True),
+        ("[[0], [false], {}, []]", True),
+        ("[1, 1.0]", False),
+        ('[{"a": 1, "b": [2]}, {"b": [2.0], "a": 1}]', False),
+        ("3", True),
+    ],
+)
+def test_unique_items_are_found_in_linear_time(text: str, unique: bool) -> None:
+    started = time.process_time()
+    assert JsonSchema({"uniqueItems": True}, timeout_seconds=20.0).judge(text).verified is unique
+    assert time.process_time() - started < 5
+
+
+def test_a_number_beyond_floats_that_a_keyword_cannot_take_is_not_judged() -> None:
+    assert "cannot be applied: OverflowError" in JsonSchema({"multipleOf": 0.5}).judge("1e999").explanation
 
 
 def test_a_text_beyond_the_limit_is_not_judged() -> None:

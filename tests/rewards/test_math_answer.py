@@ -171,6 +171,15 @@ def test_numbers_never_reach_the_sandbox() -> None:
     assert double.programs == []
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [("5 km", "5 miles"), ("5 km", "5000 m"), ("1/3", "0.333"), ("x=1", "y=1"), ("11", "11_2"), ("7", "7_000")],
+)
+def test_what_math_verify_would_drop_is_left_open(math_checker: Executor, gold: str, answer: str) -> None:
+    """Units, decimals, names and subscripts: it says that 5 km are 5 miles."""
+    assert said(judge(MathAnswer(gold), rf"\boxed{{{answer}}}")) == "open"
+
+
 def test_a_machine_without_a_sandbox_leaves_formulas_open(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Executor:
         from nabla_agents import SandboxError

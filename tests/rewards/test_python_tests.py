@@ -1,5 +1,7 @@
 """Code as reward: what is taken from a completion, what passes, where it failed, and that it cannot cheat or stall."""
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -41,6 +43,7 @@ def judge(tool: PythonTests, text: str) -> Score:
         f"```json\n{{}}\n```\n~~~python3\n{GOOD}\n~~~",
         f"Sure, this adds:\n\n{GOOD}",
         f"```python\n{GOOD}",
+        "1. So:\n\n   ```python\n   def add(a, b):\n       return a + b\n   ```\n",  # indented within a list
         "add = lambda a, b: a + b",
         "class add:\n    def __new__(cls, a, b): return a + b",
         "import math\n@staticmethod\ndef add(a, b): return math.fsum([a, b])",  # 3.0 is 3
@@ -142,6 +145,9 @@ def test_assertions_are_turned_into_calls_where_that_says_the_same() -> None:
         "assert f(1) == f(2)",
         "assert f(1) == {1, 2}",
         "assert f(1) == (1, 2)",  # a list is no tuple
+        "assert f((1, 2)) == 3",
+        "assert f([(1, 2)]) == 3",
+        "assert f({1: 2}) == 3",  # a key of JSON is text
         "assert f(1) != 2",
         "assert f(1) is 300",
         "import math\nassert f(1) == 2",
@@ -151,6 +157,20 @@ def test_other_assertions_stay_as_they_are(source: str) -> None:
     tests = unit_tests(source, None)
     assert isinstance(tests, Assertions)
     assert len(tests.checks) == source.count("assert")
+
+
+def test_arguments_that_are_no_json_reach_the_function_as_they_are(programs: Executor) -> None:
+    tool = PythonTests("assert f({1: 'a'}, (0, 1)) == 'a'")
+    assert judge(tool, "def f(names, key): return names[{(0, 1): 1}[key]]").verified is True
+
+
+def test_calls_that_do_not_fit_together_are_tried_alone(programs: Executor) -> None:
+    pairs = [((i,), "y" * 900) for i in range(30)]
+    assert judge(PythonTests(pairs, entry="f"), "def f(x): return 'y' * 900").verified is True
+    score = judge(PythonTests(pairs, entry="f"), "def f(x): return 'y' * (900 if x < 25 else 10**6)")
+    assert (score.value, score.verified) == (pytest.approx(25 / 30), False)
+    printing = "def f(x):\n    print('z' * 9000)\n    return 'y' * 900"
+    assert judge(PythonTests(pairs, entry="f"), printing).verified is True
 
 
 def test_assertions_run_beside_the_program(programs: Executor) -> None:
@@ -217,6 +237,9 @@ def test_tests_per_prompt(programs: Executor) -> None:
         ([((1,), 2)], "f()"),
         ([((1,), 2)], 3),
         ([((1,), 2)], ""),
+        ([((1,), 2)], "def"),
+        ([(({1: 2},), 2)], "f"),  # would arrive as {"1": 2}
+        ([((1,), "x" * 20_000)], "f"),  # no right answer could come back
         ([(1, 2)], "f"),
         ([((1,), {1, 2})], "f"),
         ([((1,), float("nan"))], "f"),
@@ -322,3 +345,23 @@ def test_a_machine_without_a_sandbox_judges_nothing(monkeypatch: pytest.MonkeyPa
         assert not score.judged
         assert "nothing contains code here" in score.explanation
     assert asked == [1]  # the self-test takes a second: a failure is remembered
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_makes_a_sandbox_of_its_own() -> None:
+    """The pipes to the workers are the parent's, and its lock may be held by a thread that the child lacks."""
+    made: list[Executor] = []
+
+    def make() -> Executor:
+        made.append(Double(Execution(Status.OK)))
+        return made[-1]
+
+    shared = executors.SharedExecutor(make)
+    assert shared() is shared()
+    with shared._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(0 if shared() is made[-1] and len(made) == 2 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(made) == 1
