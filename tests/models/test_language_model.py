@@ -1,10 +1,19 @@
 """Prompts and their ids, what the model refuses, and its head against transformers' logits."""
 
 import threading
+from typing import Any
 
 import pytest
 import torch
-from transformers import GraniteConfig, GraniteForCausalLM
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from nabla_agents import (
     ContextOverflowError,
@@ -144,24 +153,85 @@ def test_the_head_gives_the_logits_of_transformers(model, full_logits) -> None:
     assert torch.equal(model.head(hidden).argmax(-1)[-1:], expected.argmax(-1))
 
 
-def test_an_architecture_that_scales_its_logits_is_refused() -> None:
-    """Granite divides the logits by a constant after the head: the gradient would be wrong by that factor."""
-    config = GraniteConfig(
-        vocab_size=261,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        logits_scaling=8.0,
-        pad_token_id=None,
-        tie_word_embeddings=False,
-    )
+SHAPE = {
+    "vocab_size": 261,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+}
+
+
+def with_head(module: Any) -> Any:
+    """Random weights in the head, so that logits are far from zero."""
+    torch.nn.init.normal_(module.lm_head.weight, generator=torch.Generator().manual_seed(0))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        (GraniteConfig(**SHAPE, logits_scaling=8.0), GraniteForCausalLM),
+        (CohereConfig(**SHAPE, logit_scale=0.0625), CohereForCausalLM),
+    ],
+    ids=["granite", "cohere"],
+)
+def test_a_constant_factor_of_the_logits_is_part_of_the_head(config: Any, architecture: Any) -> None:
     with torch.random.fork_rng(devices=[]):
-        module = GraniteForCausalLM(config)
-        torch.nn.init.normal_(module.lm_head.weight, generator=torch.Generator().manual_seed(0))
+        module = with_head(architecture(config))
+    model = LanguageModel(module, byte_tokenizer())
+    ids = torch.tensor([[72, 105, 33, 10, 65]])
+    with torch.no_grad():
+        expected = module(input_ids=ids, use_cache=False).logits[0]
+        hidden = model.transformer.body(input_ids=ids, use_cache=False).last_hidden_state[0]
+    assert torch.allclose(model.head(hidden), expected, atol=1e-4)
+    assert expected.std() > 0.1
+
+
+def test_logits_that_are_not_the_heads_are_refused() -> None:
+    """The gradient would be wrong by what comes after the head."""
+    with torch.random.fork_rng(devices=[]):
+        module = with_head(GraniteForCausalLM(GraniteConfig(**SHAPE)))
+
+    def squared(_: Any, args: Any, output: Any) -> None:
+        output.logits.square_()
+
+    module.register_forward_hook(squared)
     with pytest.raises(ModelLoadError, match=r"GraniteForCausalLM.*gradient would be wrong"):
         LanguageModel(module, byte_tokenizer())
+
+
+def test_a_body_of_another_shape_is_refused_by_name() -> None:
+    module = random_model().transformer.module
+    module.base_model.register_forward_hook(lambda *hook: hook[-1].to_tuple())
+    with pytest.raises(ModelLoadError, match=r"Qwen2ForCausalLM is no decoder.*AttributeError"):
+        LanguageModel(module, byte_tokenizer())
+
+
+def test_a_model_that_names_no_length_has_a_bounded_one() -> None:
+    """Bloom's positions have no limit; a rollout's random numbers must have one."""
+    config = BloomConfig(vocab_size=261, hidden_size=32, n_layer=1, n_head=2, pad_token_id=None)
+    with torch.random.fork_rng(devices=[]):
+        model = LanguageModel(BloomForCausalLM(config), byte_tokenizer())
+    assert model.context_length == 1 << 17
+    result = Engine(model=model, strategy=Greedy()).generate("hi", sampling=Sampling(max_tokens=3))
+    assert 1 <= len(result.token_ids) <= 3
+
+
+def test_a_verbatim_prompt_begins_as_the_tokenizer_begins_every_text() -> None:
+    """Base models were trained on texts that begin so; a prompt that has it already gets no second one."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    model = random_model(tokenizer=tokenizer)
+    plain = tokenizer("What").input_ids
+    assert plain[0] == bos
+    assert list(model.prompt("What", formatted=True).ids) == plain
+    assert list(model.prompt("<bos>What", formatted=True).ids) == plain
 
 
 def test_eos_ids_are_those_of_the_tokenizer_and_of_the_generation_config() -> None:
