@@ -85,7 +85,8 @@ def encode(tokenizer: Tokenizer, parts: Sequence[Part], written: Sequence[int] |
             begins.append(len(ids) + (_first_beyond(offsets, end) if end else 0))  # special tokens have no text
             end += len(part.text)
             if part.marked:
-                marks.append(len(ids) + _first_beyond(offsets, end - 1))
+                # Some tokenizers drop the space in which a template ends: then the last token it is.
+                marks.append(len(ids) + min(_first_beyond(offsets, end - 1), len(offsets) - 1))
         ids += new
         spans += [_span(origins, start, stop) for start, stop in offsets]
     return Encoded(tuple(ids), tuple(spans), tuple(marks), tuple(begins))

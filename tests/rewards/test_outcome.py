@@ -10,8 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
-from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import ModelOutput
 
 from nabla_agents import (
@@ -120,6 +129,24 @@ def test_the_template_closes_the_answer_as_in_training() -> None:
     [gradient] = bound.gradient([completed(policy, "7")], [0], [])
     assert gradient is not None
     assert bool(gradient.carrier.rows([0, 1]).any(-1).all())  # the closing token is the language model's own
+
+
+def test_a_template_that_ends_in_a_space_is_read_at_its_last_token() -> None:
+    """Tokenizers that split at spaces have no token for the last one."""
+    words = ["<eos>", "<system>", "<user>", "<assistant>", "<tool>", "two", "plus", "four", "five"]
+    raw = RawTokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<eos>"))
+    raw.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<' + m.role + '> ' + m.content + ' <eos> ' }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant> {% endif %}"
+    )
+    reward = random_outcome_reward(tokenizer, width=16)
+    ids = ids_of(tokenizer, "<user> two plus two <eos> <assistant> four <eos>")
+    with torch.no_grad():
+        expected = float(reward.transformer.module(torch.tensor([ids])).logits[0, 0])
+    [score] = reward.score([Rollout.from_text("two plus two", "four")])
+    assert score.value == pytest.approx(expected, abs=1e-5)
 
 
 def test_qwen_math_rm_reads_two_layers_at_the_last_token() -> None:
