@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nabla_agents.bench.records import Record
 from nabla_agents.bench.run import BenchSettings
@@ -79,7 +80,7 @@ def table(summaries: Sequence[ArmSummary], *, width: int) -> Table:
             made.add_column(_HEADINGS[i], justify="left" if i == 0 else "right", no_wrap=True)
         for summary in summaries:
             row = cells(summary)
-            made.add_row(*(row[i] for i in kept), style="dim italic" if summary.oracle else None)
+            made.add_row(*(Text(row[i]) for i in kept), style="dim italic" if summary.oracle else None)
         if _UNLIMITED.measure(made).maximum <= width:
             break
     return made

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from nabla_agents.bench.arms import Arm
@@ -85,14 +86,14 @@ class _Progress:
     def update(self, records: Sequence[Record]) -> None:
         last = records[-1].arm
         self._seen[last] += 1
-        self._bar.update(self._task, completed=len(records), description=last)
+        self._bar.update(self._task, completed=len(records), description=escape(last))
         if self._seen[last] % self._batch and self._seen[last] != self._per_arm:
             return
         known = {s.arm: s for s in summarise(records)}
         self._summaries = [known[name] for name in self._names if name in known]
         if not self._console.is_terminal:
             done = f"{len(records)}/{self._total} {last}: {100 * known[last].accuracy:.1f} % of {self._seen[last]}"
-            self._console.print(done, soft_wrap=True)
+            self._console.print(done, soft_wrap=True, markup=False)
 
     def _now(self) -> RenderableType:
         room = max(1, self._console.height - 4)

@@ -125,10 +125,14 @@ def test_a_row_in_words() -> None:
     assert cells(oracle)[0] == "pass@8 (oracle)"
 
 
-def printed(width: int) -> str:
+def printed(width: int, rows: Sequence[Record] | None = None) -> str:
     console = Console(file=StringIO(), width=width)
-    console.print(table(summarise(three()), width=width))
+    console.print(table(summarise(rows or three()), width=width))
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_an_arm_with_a_changed_setting_keeps_it_in_its_name() -> None:
+    assert "nabla[dto.beta=0.3]" in printed(200, records("nabla[dto.beta=0.3]", [1, 0]))
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,9 @@ def test_an_answer_as_long_as_the_context_is_refused_early(engine: Engine) -> No
         NablaLLM(engine=engine, max_tokens=engine.model.context_length)
     with pytest.raises(ConfigurationError, match="Lower max_tokens"):
         NablaLLM(engine=engine, context_window=600).with_options(max_tokens=700)
+    lazy = NablaLLM(model="tiny", max_tokens=engine.model.context_length)  # knows the context when it has loaded
+    with pytest.raises(ConfigurationError, match="Lower max_tokens"):
+        lazy.complete("What is 3 * 4?")
 
 
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -270,6 +270,7 @@ class NablaLLM(FunctionCallingLLM):
 
     def _prompt(self, engine: Engine, given: Given, formatted: bool) -> Prompt:
         """What the language model reads. A rendering function of the user's goes before the chat template."""
+        self._check_room(engine.model.context_length)
         if isinstance(given, str):
             own = self.completion_to_prompt
             own = None if own is default_completion_to_prompt else own
