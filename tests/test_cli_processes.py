@@ -226,7 +226,8 @@ def test_ctrl_c_at_any_moment_of_loading_ends_quietly(delay: float) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_before_the_first_answer_says_that_there_is_none(rambler: Path) -> None:
-    with Terminal(*SAMPLE, "--model", rambler, "--max-tokens", "4000", "--temperature", "1") as terminal:
+    many = ("--strategy", "best-of-n", "--rollouts", "300")  # in one batch: none is known before all have ended
+    with Terminal(*SAMPLE, "--model", rambler, "--max-tokens", "4000", "--temperature", "1", *many) as terminal:
         terminal.wait_for(lambda: "first rollout" in terminal.text)
         terminal.ctrl_c()
         assert_interrupted(terminal)
