@@ -2,9 +2,9 @@
 
     python benchmarks/throughput.py
 
-Every figure is a ratio of medians over rounds in which all arms take turns, in one process. Searches are forced to
-spend all 8 rollouts (`min_promise` far below zero), so that arms are compared at equal rollouts; "as it stops" is the
-search with its default threshold.
+Every figure is a ratio of medians over rounds in which all arms take turns, in one process. "Forced" searches try
+everything plausible, up to 8 rollouts (`min_promise` far below zero), so that arms compare at like rollouts; "as it stops"
+is the search with its default threshold.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def _arms(engine: Engine, asked: Sequence[str]) -> dict[str, Callable[[], Sequen
     return {
         "best-of-8, one rollout at a time": one_by_one,
         "best-of-8": single(BestOfN(n=8)),
-        "nabla, 8 rollouts": single(forced),
-        "parallel, 8 rollouts": single(parallel),
+        "nabla, forced": single(forced),
+        "parallel, forced": single(parallel),
         "nabla, as it stops": single(Nabla()),
         "parallel, as it stops": single(NablaParallel()),
         "best-of-8, batch": batched(BestOfN(n=8)),
