@@ -3,8 +3,8 @@
     python benchmarks/throughput.py
 
 Every figure is a ratio of medians over rounds in which all arms take turns, in one process. "Forced" searches try
-everything plausible, up to 8 rollouts (`min_promise` far below zero), so that arms compare at like rollouts; "as it stops"
-is the search with its default threshold.
+everything plausible, up to 8 rollouts (`min_promise` far below zero), so that arms compare at like rollouts; "as it
+stops" is the search with its default threshold.
 """
 
 from __future__ import annotations

@@ -37,14 +37,6 @@ SHORT = Sampling(max_tokens=4)
 pytestmark = pytest.mark.untyped
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
     return random_model(vocabulary=WORDS, width=16, layers=1)

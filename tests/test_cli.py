@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import Result as Invoked
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
@@ -23,14 +22,6 @@ from nabla_agents.testing import random_model, random_process_reward
 Nabla = Callable[..., Invoked]
 SAMPLE = ("solve", "--sample", "9")  # its first answer is wrong, and two changes put it right
 [*_, PROBLEM] = tiny.problems(9, seed=0, split="test")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """Backends and rewards that break their contract are errors; a reward that only cannot judge is a result."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-import torch
 
 from nabla_agents import (
     BestOfN,
@@ -27,14 +26,6 @@ from nabla_agents.testing import FixedReward, random_model
 SHORT = Sampling(max_tokens=4)
 
 pytestmark = pytest.mark.untyped
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -42,14 +42,6 @@ QUESTIONS = ("12", "3", "4+4+4=1\n2", "4=4", "1\n1\n1\n1\n1")
 SHORT = Sampling(max_tokens=6)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @cache
 def language_model(seed: int = 0, **shape: Any) -> LanguageModel:
     return random_model(vocabulary=WORDS, seed=seed, **{"width": 16, "layers": 1, **shape})

@@ -48,14 +48,6 @@ LONGER_ENDS = (3, 8, 13)
 TOLERANCE = 1e-6
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @cache
 def policy(architecture: Any = "qwen2", seed: int = 0, **shape: Any) -> LanguageModel:
     return random_model(architecture, vocabulary=WORDS, dtype=torch.float64, seed=seed, **shape)

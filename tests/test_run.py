@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-import torch
 
 from nabla_agents import (
     BestOfN,
@@ -34,14 +33,6 @@ WORDS = ("1", "2", "3", "4", "+", "=", "\n")
 QUESTIONS = ("12", "3", "4+4+4=1\n2")
 SHORT = Sampling(max_tokens=6)
 EAGER = Nabla(min_promise=-6.0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

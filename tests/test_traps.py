@@ -35,14 +35,6 @@ EAGER = Nabla(min_promise=-6.0)
 STRATEGIES: list[Strategy] = [Greedy(), BestOfN(n=3), SelfConsistency(n=3), EAGER, Nabla.paper()]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @cache
 def language_model(seed: int = 0) -> LanguageModel:
     return random_model(vocabulary=WORDS, seed=seed, width=16, layers=1)

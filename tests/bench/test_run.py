@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
 from nabla_agents import BestOfN, Budget, ConfigurationError, Engine, Greedy, Nabla, Reward, Rollout, Sampling
@@ -26,14 +25,6 @@ ARMS = [
     Arm("best-of-3", BestOfN(n=3), "letters"),
     Arm("nabla", Nabla(direction="none", min_promise=-6.0), "letters"),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-import torch
 
 from nabla_agents import ArithmeticSteps, Budget, Engine, Rollout, Sampling, Step
 
@@ -91,12 +90,9 @@ class Dripping:
 
 
 @pytest.fixture(scope="package")
-def engine() -> Iterator[Engine]:
+def engine() -> Engine:
     """The embedded model with a calculator as its reward, so that answers are refined whatever the weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Engine.tiny(reward=ArithmeticSteps(), budget=Budget(rollouts=2))
-    torch.set_num_threads(threads)
+    return Engine.tiny(reward=ArithmeticSteps(), budget=Budget(rollouts=2))
 
 
 @pytest.fixture(scope="package")

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from io import StringIO
 
 import pytest
-import torch
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -22,14 +21,6 @@ from nabla_agents.tiny import problems
 [*_, PROBLEM] = problems(9, seed=0, split="test")
 HIDE, SHOW, ERASE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
 CODES = re.compile(r"\x1b\[[?\d;]*[a-zA-Z]")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

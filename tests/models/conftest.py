@@ -1,6 +1,6 @@
 """Random models of every architecture, and the full forward pass of transformers as the truth they are held against."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import pytest
@@ -13,15 +13,6 @@ from nabla_agents.testing import random_model
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3")
 WORDS = ("a", "b", "cd", "efg", "h", "i", "\n")  # no word begins another
 WINDOW = 6  # tokens of sliding attention: fewer than any prompt has
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """For models this small; more threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

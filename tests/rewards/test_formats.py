@@ -5,7 +5,7 @@ with plain transformers: ids of a text put together by hand, one forward, explic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,6 @@ STEPS = (
     ["So.", "It is", "7"],
     ["Twenty-three", "or 24", "or so, it seems."],
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def separated() -> PreTrainedTokenizerFast:
