@@ -49,6 +49,14 @@ class Proposal:
     promise: float
     predicted_gain: float
 
+    def prefix(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """What a completion begins with when this token of it has changed."""
+        return (*ids[: self.position], self.new)
+
+    def draft(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """What followed the token before, as a guess of what will follow."""
+        return ids[self.position + 1 :]
+
 
 def plausible(
     logits: Float[Tensor, "n vocab"], tokens: Int[Tensor, "n"], floor: float | None

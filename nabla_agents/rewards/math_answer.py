@@ -10,6 +10,7 @@ from nabla_agents.errors import ConfigurationError
 from nabla_agents.rewards.answer import MAX_CHARACTERS, normal, numbers, same
 from nabla_agents.rewards.base import Reward
 from nabla_agents.rewards.math_check import same_by_math_verify
+from nabla_agents.rewards.text import not_text
 from nabla_agents.sandbox import Executor
 from nabla_agents.types import Rollout, Score, Usage
 
@@ -54,7 +55,7 @@ class MathAnswer(Reward):
         if gold is None:
             return Score.not_judged("no right answer is known for this prompt", called)
         if not isinstance(rollout.text, str):
-            return Score.not_judged(f"the completion is {type(rollout.text).__name__}; expected text", called)
+            return not_text(rollout.text)
         answer = stated_answer(rollout.text)
         if answer is None:
             return Score.not_judged("no final answer is stated", called)

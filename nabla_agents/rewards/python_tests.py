@@ -13,6 +13,7 @@ from nabla_agents.rewards import executors
 from nabla_agents.rewards.base import Reward
 from nabla_agents.rewards.code import line_span, python_code
 from nabla_agents.rewards.fences import Fenced
+from nabla_agents.rewards.text import not_text
 from nabla_agents.rewards.unit_tests import Assertions, Calls, equal, unit_tests
 from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status
 from nabla_agents.types import Rollout, Score, Span, Usage
@@ -83,7 +84,7 @@ class PythonTests(Reward):
         if tests is None:
             return _not_judged("no tests are known for this prompt")
         if not isinstance(rollout.text, str):
-            return _not_judged(f"the completion is {type(rollout.text).__name__}; expected text")
+            return not_text(rollout.text)
         code = python_code(rollout.text, tests.entry if isinstance(tests, Calls) else self.entry)
         if code is None:
             return Score(0.0, 0.0, False, explanation="no Python in the completion", usage=Usage(reward_calls=1))

@@ -59,8 +59,7 @@ class Nabla(Proposing):
             improved = False
             for proposal in self._proposals(search, incumbent, committed):
                 ids = incumbent.rollout.completion_ids
-                prefix = (*ids[: proposal.position], proposal.new)
-                found = search.roll([prefix], temperature=self.temperature, drafts=[ids[proposal.position + 1 :]])
+                found = search.roll([proposal.prefix(ids)], temperature=self.temperature, drafts=[proposal.draft(ids)])
                 if not found:
                     return
                 [candidate] = found

@@ -52,22 +52,16 @@ class NablaParallel(Proposing):
         """The changes not tried yet, most promising first, `width` at a time."""
         ids = incumbent.rollout.completion_ids
         ranked = sorted(self._proposals(search, incumbent, 0), key=lambda p: p.promise, reverse=True)
-        fresh = [p for p in ranked if _prefix(ids, p) not in tried]
+        fresh = [p for p in ranked if p.prefix(ids) not in tried]
         for first in range(0, len(fresh), self.width):
             batch = fresh[first : first + self.width]
-            tried.update(_prefix(ids, p) for p in batch)
+            tried.update(p.prefix(ids) for p in batch)
             yield batch
 
     def _rolled(self, search: Search, incumbent: Scored, batch: Sequence[Proposal]) -> list[tuple[Scored, Proposal]]:
         """Each change completed and scored; fewer than asked where the budget ends."""
         ids = incumbent.rollout.completion_ids
         found = search.roll(
-            [_prefix(ids, p) for p in batch],
-            temperature=self.temperature,
-            drafts=[ids[p.position + 1 :] for p in batch],
+            [p.prefix(ids) for p in batch], temperature=self.temperature, drafts=[p.draft(ids) for p in batch]
         )
         return list(zip(found, batch, strict=False))
-
-
-def _prefix(ids: tuple[int, ...], proposal: Proposal) -> tuple[int, ...]:
-    return (*ids[: proposal.position], proposal.new)

@@ -95,9 +95,8 @@ class Proposing(Settings):
         allowed = plausible(logits, tokens, self.plausibility_floor)
         if gradient is not None and self.direction == "gradient":
             for i, position in enumerate(positions):
-                allowed[i, [v for v, nats in gradient.credit.get(position, {}).items() if nats > 0 and v != ids[i]]] = (
-                    True
-                )
+                credit = gradient.credit.get(position, {})
+                allowed[i, [v for v, nats in credit.items() if nats > 0 and v != ids[i]]] = True
         g = torch.zeros_like(logits) if gradient is None else gradient.rows(positions)
         if self.direction == "random":
             g = _random_direction(search, g, allowed.scatter(-1, tokens[:, None], True))
