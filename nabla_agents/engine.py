@@ -108,7 +108,7 @@ class Engine:
         order and on any thread.
 
         Raises:
-            PromptError, ContextOverflowError, ConfigurationError: before anything is computed.
+            PromptError, ContextOverflowError, GrammarError, ConfigurationError: before anything is computed.
         """
         return self._start(self._worker, prompt, budget, seed, sampling, strategy, tools, formatted)
 
@@ -184,11 +184,14 @@ class Engine:
         formatted: bool,
     ) -> Run:
         strategy = self.strategy if strategy is None else _strategy(strategy)
+        sampling = Sampling() if sampling is None else _sampling(sampling)
+        if sampling.grammar is not None:
+            self.model.constraint(sampling.grammar)
         search = Search(
             objective=self.objective,
             worker=worker,
             prompt=self.prompt(prompt, tools=tools, formatted=formatted),
-            sampling=Sampling() if sampling is None else _sampling(sampling),
+            sampling=sampling,
             budget=self.budget if budget is None else _budget(budget),
             seed=_seed(seed),
             rule=strategy.rule,

@@ -1,4 +1,4 @@
-"""Engines behind the models: loaded once per process and settings, shared by copies, driven from async code."""
+"""Engines driven from async code: one worker thread each, and searches that can be cancelled."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import asyncio
 import contextvars
 import functools
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from nabla_agents import Engine, Step, Strategy
@@ -18,45 +17,7 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 _lock = threading.RLock()
-_loaded: dict[tuple[tuple[str, Any], ...], Engine] = {}
-_shared: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 _workers: WeakKeyDictionary[Engine, ThreadPoolExecutor] = WeakKeyDictionary()
-
-
-def loaded(model: str, **loading: Any) -> Engine:
-    """The engine of these settings, loaded by the first call of the process and kept to its end."""
-    key = (("model", model), *sorted(loading.items()))
-    if key in _loaded:
-        return _loaded[key]
-    with _lock:
-        if key not in _loaded:
-            from nabla_agents import Engine
-
-            _loaded[key] = Engine.tiny(**loading) if model == "tiny" else Engine(model=model, **loading)
-        return _loaded[key]
-
-
-class SharedEngine:
-    """Stands for an engine in a pickle, which holds no weights: unpickled in the same process, it is that engine."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __reduce__(self) -> tuple[Callable[[str], Engine], tuple[str]]:
-        with _lock:
-            token = next((t for t, e in _shared.items() if e is self._engine), None) or uuid.uuid4().hex
-            _shared[token] = self._engine
-        return _engine_of, (token,)
-
-
-def _engine_of(token: str) -> Engine:
-    engine = _shared.get(token)
-    if engine is None:
-        raise RuntimeError(
-            "This model was given an engine object, which stays in its process; the pickle was read in another one (or "
-            "the engine is gone). Build the model there, or give it a model name instead: that is loaded where needed."
-        )
-    return engine
 
 
 async def on_worker(engine: Engine, function: Callable[..., ResultT], *arguments: Any) -> ResultT:

@@ -17,9 +17,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from typing_extensions import override
 
 from langchain_nabla import _convert
-from langchain_nabla._engine import Cancellable, SharedEngine, loaded, on_worker
+from langchain_nabla._engine import Cancellable, on_worker
 from langchain_nabla._identity import described, described_engine
-from nabla_agents import Budget, Result, Sampling, Step, __version__
+from nabla_agents import Budget, CommittedText, Result, Sampling, SharedEngine, Step, __version__, loaded
 
 if TYPE_CHECKING:
     from nabla_agents import Engine, Run
@@ -174,7 +174,7 @@ class NablaLLM(BaseLLM):
             _convert.check_not_interrupted(best)
             yield _convert.chunk(best.text, best)
             return
-        run, text = self._run(engine, prompt), _convert.CommittedText()
+        run, text = self._run(engine, prompt), CommittedText()
         for step in run:
             if step.done:
                 _convert.check_not_interrupted(run.result)
@@ -188,7 +188,7 @@ class NablaLLM(BaseLLM):
             yield _convert.chunk(best.text, best)
             return
         engine = await asyncio.to_thread(self.load)
-        run, text = await on_worker(engine, self._run, engine, prompt), _convert.CommittedText()
+        run, text = await on_worker(engine, self._run, engine, prompt), CommittedText()
         try:
             while (step := await on_worker(engine, _next, run)) is not None:
                 if (chunk := _chunk(run, step, text)) is not None:
@@ -311,7 +311,7 @@ def _next(run: Run) -> Step | None:
     return next(run, None)
 
 
-def _chunk(run: Run, step: Step, text: _convert.CommittedText) -> GenerationChunk | None:
+def _chunk(run: Run, step: Step, text: CommittedText) -> GenerationChunk | None:
     """What a step adds to a stream: nothing, a piece of text, or the end."""
     added = text.added_by(step)
     if step.done:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from nabla_agents.config import Sampling
@@ -174,6 +175,27 @@ class Search:
         [states] = self.worker.states([entry.rollout], [start], [self._prompt_cache()])
         self._usage = self._usage + states.usage
         return states.carrier
+
+    def free(self, rollout: Rollout) -> Container[int]:
+        """The places of a completion that the request's grammar leaves to the search; all of them without one."""
+        grammar, ids = self.sampling.grammar, rollout.completion_ids
+        if grammar is None or grammar.refine:
+            return range(len(ids))
+        spans = grammar.free(rollout.text)
+        located = self.model.tokenizer.token_offsets(ids)
+        return {i for i, (a, b) in enumerate(located) if any(start <= a < b <= end for start, end in spans)}
+
+    def permitted(self, rollout: Rollout, positions: Sequence[int]) -> Bool[Tensor, "n vocab"] | None:
+        """What the request's grammar has at ascending places of a completion; None without a grammar."""
+        if self.sampling.grammar is None:
+            return None
+        constraint, at = self.model.constraint(self.sampling.grammar), 0
+        masks: list[Tensor] = []
+        for position in positions:
+            constraint.take(rollout.completion_ids[at:position])
+            masks.append(torch.from_numpy(constraint.mask()))
+            at = position
+        return torch.stack(masks)
 
     def uniforms(self, count: int) -> Tensor:
         """The request's next random numbers in [0, 1)."""
