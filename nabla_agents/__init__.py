@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         Reward,
         SoftMin,
         StepFormat,
+        prompt_assertions,
         reward,
     )
     from nabla_agents.run import Run
@@ -117,6 +118,7 @@ _LAZY = {
     "Status": "sandbox",
     "Strategy": "strategies",
     "make_executor": "sandbox",
+    "prompt_assertions": "rewards",
     "reward": "rewards",
 }
 
@@ -186,6 +188,7 @@ __all__ = [
     "VocabularyMismatchError",
     "__version__",
     "make_executor",
+    "prompt_assertions",
     "reward",
 ]
 
