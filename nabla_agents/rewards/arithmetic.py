@@ -24,7 +24,7 @@ class ArithmeticSteps(TextReward):
     """
 
     def __init__(self, *, credit: float = 10.0, suggest: bool = True) -> None:
-        if not credit >= 0:
+        if not 0 <= credit < float("inf"):
             raise ConfigurationError(f"ArithmeticSteps credit is {credit!r}; expected nats of at least 0.")
         self.credit, self.suggest = credit, suggest
 

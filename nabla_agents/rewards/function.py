@@ -36,7 +36,7 @@ class FunctionReward(Reward):
         bool: value 1 or 0, a tool's verdict, and verified or not;
         a number: a value like that of a learned reward, which outranks nothing;
         `Score`: all that a reward can say;
-        None or NaN: not judged.
+        None, NaN or an infinity: not judged.
 
     A call that raises, or takes longer than `timeout_seconds`, is an explained NaN. One that hangs is left behind on
     its thread; with 32 of them the function is no longer asked. Each async call has an event loop of its own.
@@ -108,7 +108,7 @@ class FunctionReward(Reward):
             return Score.not_judged(f"{self.name} raised {type(e).__name__}: {_said(e)}", called)
         if isinstance(answer, Score):
             return answer
-        if answer is None or (isinstance(answer, Real) and answer != answer):
+        if answer is None or (isinstance(answer, float | np.floating) and not math.isfinite(answer)):
             return Score.not_judged(f"{self.name} returned {answer}", called)
         if isinstance(answer, bool | np.bool_):
             value = float(answer)

@@ -99,7 +99,6 @@ def test_a_function_is_given_what_its_parameters_ask_for(function: Callable[...,
         (3, 3.0, None, None),
         (np.float32(0.5), 0.5, None, None),
         (Fraction(1, 4), 0.25, None, None),
-        (-math.inf, -math.inf, None, None),
     ],
 )
 def test_answers_and_what_they_mean(answer: Any, value: float, verdict: float | None, verified: bool | None) -> None:
@@ -113,8 +112,8 @@ def test_a_score_is_taken_as_it_is() -> None:
     assert reward(lambda text: given).score(ROLLOUTS[:1]) == [given]
 
 
-@pytest.mark.parametrize("answer", [None, math.nan, np.float64("nan")])
-def test_none_and_nan_are_no_judgement(answer: Any) -> None:
+@pytest.mark.parametrize("answer", [None, math.nan, np.float64("nan"), math.inf, np.float32("-inf")])
+def test_none_and_what_is_not_finite_are_no_judgement(answer: Any) -> None:
     [score] = reward(name="tool")(lambda text: answer).score(ROLLOUTS[:1])
     assert not score.judged
     assert score.explanation.startswith("tool returned")
