@@ -333,6 +333,14 @@ def test_expected_values_never_enter_the_sandbox() -> None:
         assert all(str(secret) not in program.as_json() for program in double.programs)
 
 
+@pytest.mark.parametrize("entry", ["add", "ａｄｄ"])
+@pytest.mark.parametrize("written", ["add", "ａdd"])
+def test_names_are_the_same_in_full_width_letters(programs: Executor, entry: str, written: str) -> None:
+    text = f"```python\ndef {written}(a, b): return a + b\n```\nSo:\n```python\nx = 1\n```"
+    assert judge(PythonTests(PAIRS, entry=entry), text).verified is True
+    assert judge(PythonTests(f"assert {entry}(1, 2) == 3"), text).verified is True
+
+
 def test_a_machine_without_a_sandbox_judges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Executor:
         asked.append(1)
@@ -345,6 +353,28 @@ def test_a_machine_without_a_sandbox_judges_nothing(monkeypatch: pytest.MonkeyPa
         assert not score.judged
         assert "nothing contains code here" in score.explanation
     assert asked == [1]  # the self-test takes a second: a failure is remembered
+
+
+def test_a_sandbox_that_did_not_start_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may have been short of processes for a moment."""
+    clock, answers = [0.0], [SandboxError("no process left"), Double(Execution(Status.OK))]
+
+    def make() -> Executor:
+        answer = answers.pop(0)
+        if isinstance(answer, SandboxError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(executors.time, "monotonic", lambda: clock[0])
+    shared = executors.SharedExecutor(make)
+    for now in (0.0, executors.RETRY_SECONDS):
+        clock[0] = now
+        with pytest.raises(SandboxError, match="no process left"):
+            shared()
+    assert len(answers) == 1
+    clock[0] = executors.RETRY_SECONDS + 0.1
+    assert shared() is shared()
+    assert answers == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
