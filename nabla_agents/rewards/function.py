@@ -39,7 +39,9 @@ class FunctionReward(Reward):
         None, NaN or an infinity: not judged.
 
     A call that raises, or takes longer than `timeout_seconds`, is an explained NaN. One that hangs is left behind on
-    its thread; with 32 of them the function is no longer asked. Each async call has an event loop of its own.
+    its thread, and the next one begins; once as many as `workers` (at least two) of a batch hang, its others are not
+    asked, so that a batch of which all hang takes one time limit (two with one worker). With 32 calls that still hang
+    the function is no longer asked, until some end. Each async call has an event loop of its own.
 
     Raises:
         ConfigurationError: when made: not callable, parameters that nothing is known for, limits that are no limits.
@@ -79,13 +81,13 @@ class FunctionReward(Reward):
         if len(self._left_behind) >= _MOST_LEFT_BEHIND:
             return self._not_asked(len(rollouts))
         calls = [partial(self._ask, rollout) for rollout in rollouts]
-        room = _MOST_LEFT_BEHIND - len(self._left_behind)
+        room = min(_MOST_LEFT_BEHIND - len(self._left_behind), max(2, self.workers))
         asked = side_by_side(calls, seconds=self.timeout_seconds, workers=self.workers, hanging=room)
         self._left_behind += [call for call in asked if call.running]
         return [self._score(call) for call in asked] + self._not_asked(len(calls) - len(asked))
 
     def _not_asked(self, count: int) -> list[Score]:
-        busy = f"{self.name} is not asked: {len(self._left_behind)} earlier calls still hang"
+        busy = f"{self.name} is not asked: {len(self._left_behind)} calls still hang"
         return [Score.not_judged(busy, Usage(reward_calls=1))] * count
 
     def _ask(self, rollout: Rollout) -> Any:
