@@ -241,6 +241,8 @@ def doctor(
     found = sandbox.diagnosis()
     for each in found:
         print(f"{each.backend:8}{'contains: ' + ', '.join(each.layers) if each.active else 'not used: ' + each.why}")
+        for note in each.notes:
+            print(f"{'':8}{note}")
     if not any(each.active for each in found):
         raise typer.Exit(NO_SANDBOX)
 
