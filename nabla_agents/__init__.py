@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         Reward,
         SoftMin,
         StepFormat,
+        prompt_assertions,
         reward,
     )
     from nabla_agents.run import Run
@@ -125,6 +126,7 @@ _LAZY = {
     "Strategy": "strategies",
     "loaded": "shared",
     "make_executor": "sandbox",
+    "prompt_assertions": "rewards",
     "reward": "rewards",
 }
 
@@ -201,6 +203,7 @@ __all__ = [
     "__version__",
     "loaded",
     "make_executor",
+    "prompt_assertions",
     "reward",
 ]
 

@@ -183,6 +183,7 @@ def solve(
 @app.command()
 @_command
 def bench(
+    task: Annotated[str, typer.Option(help="What is asked: `words` or `code`.")] = "words",
     problems: Annotated[int, typer.Option(help="How many test problems.")] = 300,
     seed: Annotated[int, typer.Option(help="Of the problems and of the sampling.")] = 0,
     arms: Annotated[
@@ -201,7 +202,7 @@ def bench(
     ),
     list_arms: Annotated[bool, typer.Option("--list", help="List the arms and exit.")] = False,
 ) -> None:
-    """Measure strategies and their controls on the embedded model's test problems: accuracy and cost.
+    """Measure strategies and their controls on test problems of the embedded model: accuracy and cost.
 
     Ctrl-C keeps what is done; the same command goes on from there. OUT gets records.jsonl, summary.json and table.md.
     """
@@ -212,21 +213,16 @@ def bench(
         settings = benches.BenchSettings(
             problems=problems, seed=seed, rollouts=rollouts, max_tokens=max_tokens, batch=batch
         )
-        chosen = benches.choose(arms, benches.arms(rollouts))
+        chosen_task = _known(dict(benches.TASKS), task, "task")
+        chosen = benches.choose(arms, chosen_task.arms(rollouts))
     if list_arms:
         print("\n".join(arm.name for arm in chosen))
         return
     with _loading("Loading tiny"):
         model = na.LanguageModel.from_pretrained("tiny")
-        process, arithmetic = REWARDS["tiny"](), REWARDS["arithmetic"]()
-    rewards = {
-        "process": process,
-        "arithmetic": arithmetic,
-        "both": process + arithmetic,
-        "located": na.ArithmeticSteps(suggest=False),
-    }
-    records = benches.run(chosen, model=model, rewards=rewards, settings=settings, out=out)
-    if not follow(records, _console(), arms=chosen, settings=settings, out=out):
+        rewards = chosen_task.rewards()
+    records = benches.run(chosen, model=model, rewards=rewards, settings=settings, task=chosen_task, out=out)
+    if not follow(records, _console(), arms=chosen, settings=settings, task=chosen_task, out=out):
         raise typer.Exit(INTERRUPTED)
 
 
@@ -245,6 +241,8 @@ def doctor(
     found = sandbox.diagnosis()
     for each in found:
         print(f"{each.backend:8}{'contains: ' + ', '.join(each.layers) if each.active else 'not used: ' + each.why}")
+        for note in each.notes:
+            print(f"{'':8}{note}")
     if not any(each.active for each in found):
         raise typer.Exit(NO_SANDBOX)
 

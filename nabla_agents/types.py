@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
-from nabla_agents.errors import ConfigurationError, PromptError
+from nabla_agents.errors import ConfigurationError, PromptError, RewardError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +120,7 @@ class Budget:
         return None
 
 
-def _is_number(value: Any, least: int, *, whole: bool) -> bool:
+def _is_number(value: Any, least: int | float, *, whole: bool) -> bool:
     try:
         return not isinstance(value, bool) and bool((operator.index(value) if whole else value) >= least)
     except TypeError:
@@ -147,6 +147,9 @@ class Span:
 
     `value` in [-1, 1]: -1 wrong, 1 right. `expected` is the right text for the range where the tool knows it.
     `credit` is the verdict's strength in nats in the objective's gradient.
+
+    Raises:
+        RewardError: whole numbers 0 ≤ start ≤ end, a value in [-1, 1] and a finite credit are not what was given.
     """
 
     start: int
@@ -155,6 +158,16 @@ class Span:
     expected: str | None = None
     explanation: str = ""
     credit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.start, 0, whole=True) and _is_number(self.end, self.start, whole=True)):
+            raise RewardError(
+                f"Span is {self.start!r}:{self.end!r}; expected whole numbers of characters, 0 ≤ start ≤ end."
+            )
+        if not (_is_number(self.value, -1, whole=False) and self.value <= 1):
+            raise RewardError(f"Span.value is {self.value!r}; expected a number from -1 (wrong) to 1 (right).")
+        if not (_is_number(self.credit, -math.inf, whole=False) and math.isfinite(self.credit)):
+            raise RewardError(f"Span.credit is {self.credit!r}; expected a finite number of nats.")
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,8 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Score:
-    """A reward's judgement of one completion. NaN in `value` means: could not judge, and `explanation` says why.
+    """A reward's judgement of one completion. NaN in `value` means: could not judge, and `explanation` says why; an
+    infinite value or verdict is taken for the same, because nothing adds to it or compares with it.
 
     `verdict` is the part of `value` that comes from tools, None where no tool judged; a better verdict outranks any
     likelihood and learned score. `verified` is True when a tool vouches for the answer, as far as it can see (a

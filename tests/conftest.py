@@ -9,6 +9,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["NABLA_SANDBOX_BUILD"] = "0"  # no test builds an interpreter in passing
 os.environ["OMP_NUM_THREADS"] = "1"  # for models this small, more threads mostly wait for each other
 
 import jaxtyping

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from nabla_agents import Budget, ConfigurationError, Message, Prompt, PromptError, Rollout, Score, Span, Usage
+from nabla_agents import (
+    Budget,
+    ConfigurationError,
+    Message,
+    Prompt,
+    PromptError,
+    RewardError,
+    Rollout,
+    Score,
+    Span,
+    Usage,
+)
 
 LIMITS = [f.name for f in dataclasses.fields(Budget)]
 FLOATS = ("flops", "seconds")
@@ -141,3 +152,24 @@ def test_a_text_alone_is_a_rollout_for_tools() -> None:
     assert (made.text, made.prompt.question, made.completion_ids) == ("1 + 1 = 2", "What?", ())
     turns = [Message("system", "be brief"), Message("user", "Why?")]
     assert Rollout.from_text(turns, "x").prompt.messages == tuple(turns)
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("value", [-1.0, 0, 1, np.float32(0.5)])
+def test_a_span_has_a_place_a_value_and_a_credit(value) -> None:
+    assert Span(0, 0, value).start == Span(np.int64(0), np.int64(3), value, credit=-2).start
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        *[({"start": start}, "Span is ") for start in (math.nan, -1, 0.5, "0", None, True, 3)],
+        *[({"end": end}, "Span is 1:") for end in (math.nan, 0, math.inf, None)],
+        *[({"value": value}, r"Span\.value") for value in (math.nan, math.inf, 1.5, -1.01, "1", None, True)],
+        *[({"credit": credit}, r"Span\.credit") for credit in (math.nan, math.inf, -math.inf, "1", None)],
+    ],
+)
+def test_a_span_that_is_no_place_or_no_verdict_is_refused(change, named: str) -> None:
+    with pytest.raises(RewardError, match=named):
+        Span(**{"start": 1, "end": 2, "value": 1.0, **change})

@@ -38,25 +38,33 @@ class Arm:
         }
 
 
-def arms(rollouts: int = 8) -> dict[str, Arm]:
-    """The table of named arms. Greedy decoding and the plain majority need no reward and pay for none."""
+def word_arms(rollouts: int = 8) -> dict[str, Arm]:
+    """The arms for word problems. Greedy decoding and the plain majority need no reward and pay for none."""
     n = rollouts
     table = [Arm("greedy", Greedy()), Arm(f"majority@{n}", SelfConsistency(n=n))]
     table += [Arm(f"weighted-vote@{n}", SelfConsistency(n=n, weighting="reward"), "process")]
     for reward in ("process", "arithmetic", "both"):
-        suffix = "" if reward == "process" else f"/{reward}"
-        table += [
-            Arm(f"best-of-{n}{suffix}", BestOfN(n=n), reward),
-            Arm(f"nabla{suffix}", Nabla(), reward),
-            Arm(f"nabla/none{suffix}", Nabla(direction="none"), reward),
-            Arm(f"nabla/random{suffix}", Nabla(direction="random"), reward),
-            Arm(f"parallel{suffix}", NablaParallel(), reward),
-            Arm(f"parallel/none{suffix}", NablaParallel(direction="none"), reward),
-            Arm(f"parallel/random{suffix}", NablaParallel(direction="random"), reward),
-        ]
+        table += _searches(n, reward, "" if reward == "process" else f"/{reward}")
     table.append(Arm("nabla/located", Nabla(), "located"))
     table.insert(7, Arm("nabla-paper", Nabla.paper(), "process"))
     return {arm.name: arm for arm in table}
+
+
+def code_arms(rollouts: int = 8) -> dict[str, Arm]:
+    """The arms for code tasks: every search has the unit tests that the question shows, and no learned reward."""
+    return {arm.name: arm for arm in [Arm("greedy", Greedy()), *_searches(rollouts, "tests", "/tests")]}
+
+
+def _searches(n: int, reward: str, suffix: str) -> list[Arm]:
+    return [
+        Arm(f"best-of-{n}{suffix}", BestOfN(n=n), reward),
+        Arm(f"nabla{suffix}", Nabla(), reward),
+        Arm(f"nabla/none{suffix}", Nabla(direction="none"), reward),
+        Arm(f"nabla/random{suffix}", Nabla(direction="random"), reward),
+        Arm(f"parallel{suffix}", NablaParallel(), reward),
+        Arm(f"parallel/none{suffix}", NablaParallel(direction="none"), reward),
+        Arm(f"parallel/random{suffix}", NablaParallel(direction="random"), reward),
+    ]
 
 
 def choose(expression: str, table: Mapping[str, Arm]) -> list[Arm]:

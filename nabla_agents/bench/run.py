@@ -12,12 +12,12 @@ from pydantic import Field
 
 from nabla_agents.bench.arms import Arm
 from nabla_agents.bench.records import Record, Store
+from nabla_agents.bench.tasks import WORDS, Question, Task
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.rewards.base import Reward, RewardSum
-from nabla_agents.tiny import Problem, is_correct, problems
 from nabla_agents.types import Budget, FinishReason, Result
 
 _FINGERPRINTED = 32  # problems; a longer list begins with the shorter one
@@ -39,9 +39,10 @@ def run(
     model: LanguageModel,
     rewards: Mapping[str, Reward],
     settings: BenchSettings,
+    task: Task = WORDS,
     out: Path | None = None,
 ) -> Iterator[Record]:
-    """Every record of the arms on the test problems; those already in `out` come first and cost nothing.
+    """Every record of the arms on the task's test questions; those already in `out` come first and cost nothing.
 
     New ones are appended to `out/records.jsonl` before they are yielded. Problem i is sampled with seed + i by every
     arm. An interrupt is raised as KeyboardInterrupt after the finished records of its chunk have been yielded.
@@ -49,9 +50,11 @@ def run(
     Raises:
         ConfigurationError: an arm's reward is not among `rewards`, or `out` holds results of other settings.
     """
-    asked = problems(settings.problems, seed=settings.seed, split="test")
+    asked = task.draw(settings.problems, settings.seed)
     engines = {arm.name: _engine(arm, model, rewards, settings) for arm in arms}
-    store = None if out is None else Store(out, described(arms, model=model, rewards=rewards, settings=settings))
+    store = (
+        None if out is None else Store(out, described(arms, model=model, rewards=rewards, settings=settings, task=task))
+    )
     done: set[tuple[str, int]] = set()
     for record in [] if store is None else store.read():
         if record.arm in engines and record.problem < len(asked):
@@ -72,15 +75,16 @@ def run(
                 raise KeyboardInterrupt
 
 
-def recorded(arm: str, index: int, problem: Problem, result: Result) -> Record:
+def recorded(arm: str, index: int, question: Question, result: Result) -> Record:
     """A result as it is written down."""
     seen = [step.text for step in result.trace if step.kind != "commit"]
+    right, *others = question.right([result.text, *seen])
     refinements = [step for step in result.trace if step.kind == "refine"]
     return Record(
         arm=arm,
         problem=index,
-        correct=is_correct(result.text, problem),
-        pool_correct=any(is_correct(text, problem) for text in seen),
+        correct=right,
+        pool_correct=any(others),
         text=result.text,
         finish_reason=str(result.finish_reason),
         usage=result.usage,
@@ -92,11 +96,17 @@ def recorded(arm: str, index: int, problem: Problem, result: Result) -> Record:
 
 
 def described(
-    arms: Sequence[Arm], *, model: LanguageModel, rewards: Mapping[str, Reward], settings: BenchSettings
+    arms: Sequence[Arm],
+    *,
+    model: LanguageModel,
+    rewards: Mapping[str, Reward],
+    settings: BenchSettings,
+    task: Task = WORDS,
 ) -> dict[str, Any]:
     """What must be equal for two runs to be one; problems may become more, and arms may be added."""
-    shown = problems(_FINGERPRINTED, seed=settings.seed, split="test")
+    shown = [question.text for question in task.draw(_FINGERPRINTED, settings.seed)]
     return {
+        "task": task.name,
         "seed": settings.seed,
         "rollouts": settings.rollouts,
         "max_tokens": settings.max_tokens,
@@ -107,11 +117,13 @@ def described(
     }
 
 
-def _answers(engine: Engine, asked: Sequence[Problem], indices: Sequence[int], settings: BenchSettings) -> list[Result]:
+def _answers(
+    engine: Engine, asked: Sequence[Question], indices: Sequence[int], settings: BenchSettings
+) -> list[Result]:
     if not asked:
         return []
     return engine.generate_batch(
-        [problem.question for problem in asked],
+        [question.text for question in asked],
         seeds=[settings.seed + i for i in indices],
         sampling=Sampling(max_tokens=settings.max_tokens),
         max_batch=settings.batch,

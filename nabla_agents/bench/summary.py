@@ -39,16 +39,18 @@ class ArmSummary:
 
 
 def summarise(records: Sequence[Record]) -> list[ArmSummary]:
-    """One summary per arm, in the order in which they first occur, with pass@n after best-of-n."""
+    """One summary per arm, in the order in which they first occur, with pass@n after the first best-of-n."""
     by_arm: defaultdict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_arm[record.arm].append(record)
     baseline = {r.problem: r.correct for r in by_arm.get(BASELINE, [])}
     summaries: list[ArmSummary] = []
+    sampled_before: set[str] = set()
     for arm, own in by_arm.items():
         summaries.append(_summary(arm, own, {r.problem: r.correct for r in own}, baseline))
         sampled = _BEST_OF.fullmatch(arm)
-        if sampled and sampled[2] is None:
+        if sampled and sampled[1] not in sampled_before:
+            sampled_before.add(sampled[1])
             verdicts = {r.problem: r.pool_correct for r in own}
             summaries.append(_summary(f"pass@{sampled[1]}", own, verdicts, baseline, oracle=True))
     return summaries

@@ -14,6 +14,7 @@ from rich.text import Text
 from nabla_agents.bench.records import Record
 from nabla_agents.bench.run import BenchSettings
 from nabla_agents.bench.summary import ArmSummary, points, summarise, trust
+from nabla_agents.bench.tasks import WORDS, Task
 
 _LEFT_OUT = (
     (),
@@ -41,11 +42,8 @@ _NOTES = """\
 Means per question. Accuracy has its 95 % Wilson interval. “− greedy” is the paired difference in points, with its 95 %
 bootstrap interval over problems. “pool” is the accuracy of a perfect choice among the completions that the arm saw;
 pass@n is the same as a row: oracles, not strategies. Tokens and FLOPs are those of language model and rewards together:
-2·N per token forward, 2·N more backward. Seconds are wall-clock of the batch, shared out by FLOPs.
-
-Without a suffix an arm has the process reward (greedy and majority need none); `/arithmetic` is the calculator, `/both`
-the sum, `/located` the calculator when it says only where a result is wrong. `/none` and `/random` are the controls
-without the gradient. `@X` sets the least promise in nats."""
+2·N per token forward, 2·N more backward. Seconds are wall-clock of the batch, shared out by FLOPs. `/none` and
+`/random` are the controls without the gradient. `@X` sets the least promise in nats."""
 
 
 def cells(summary: ArmSummary) -> tuple[str, ...]:
@@ -86,30 +84,31 @@ def table(summaries: Sequence[ArmSummary], *, width: int) -> Table:
     return made
 
 
-def markdown(records: Sequence[Record], settings: BenchSettings) -> str:
+def markdown(records: Sequence[Record], settings: BenchSettings, *, task: Task = WORDS) -> str:
     """The whole report."""
     rows = [cells(s) for s in summarise(records)]
     lines = [
         *(f"**{line}**  " for line in trust(records)),
         "",
-        f"`nabla bench --problems {settings.problems} --seed {settings.seed} --rollouts {settings.rollouts} "
-        f"--max-tokens {settings.max_tokens}`",
+        f"`nabla bench --task {task.name} --problems {settings.problems} --seed {settings.seed} "
+        f"--rollouts {settings.rollouts} --max-tokens {settings.max_tokens}`",
         "",
         f"| {' | '.join(_HEADINGS)} |",
         f"|---|{'---:|' * (len(_HEADINGS) - 1)}",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        _NOTES,
+        _NOTES + "\n\n" + task.notes,
     ]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def write(records: Sequence[Record], settings: BenchSettings, out: Path) -> None:
+def write(records: Sequence[Record], settings: BenchSettings, out: Path, *, task: Task = WORDS) -> None:
     """`summary.json` and `table.md`; the settings and the records lie beside them."""
     found = {
+        "task": task.name,
         "bench": settings.model_dump(),
         "trust": trust(records),
         "arms": [asdict(summary) for summary in summarise(records)],
     }
     (out / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (out / "table.md").write_text(markdown(records, settings), encoding="utf-8")
+    (out / "table.md").write_text(markdown(records, settings, task=task), encoding="utf-8")

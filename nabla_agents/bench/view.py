@@ -16,12 +16,19 @@ from nabla_agents.bench.records import Record
 from nabla_agents.bench.run import BenchSettings
 from nabla_agents.bench.summary import ArmSummary, summarise, trust
 from nabla_agents.bench.table import table, write
+from nabla_agents.bench.tasks import WORDS, Task
 
 _WIDE = 200
 
 
 def follow(
-    records: Iterator[Record], console: Console, *, arms: Sequence[Arm], settings: BenchSettings, out: Path
+    records: Iterator[Record],
+    console: Console,
+    *,
+    arms: Sequence[Arm],
+    settings: BenchSettings,
+    task: Task = WORDS,
+    out: Path,
 ) -> bool:
     """Takes all records, then prints and writes the table. False if Ctrl-C ended it early; what is done is kept."""
     found: list[Record] = []
@@ -37,7 +44,7 @@ def follow(
     order = {arm.name: i for i, arm in enumerate(arms)}
     found.sort(key=lambda r: (order[r.arm], r.problem))
     if found:
-        write(found, settings, out)
+        write(found, settings, out, task=task)
         _show(found, console)
     if not complete:
         console.print(

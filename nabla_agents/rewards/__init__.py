@@ -22,6 +22,7 @@ from nabla_agents.rewards.math_answer import MathAnswer
 from nabla_agents.rewards.outcome import OutcomeReward
 from nabla_agents.rewards.pattern import Pattern
 from nabla_agents.rewards.process import ProcessReward
+from nabla_agents.rewards.prompt_tests import prompt_assertions
 from nabla_agents.rewards.python_answer import PythonAnswer
 from nabla_agents.rewards.python_tests import PythonTests
 
@@ -50,5 +51,6 @@ __all__ = [
     "RewardGradient",
     "SoftMin",
     "StepFormat",
+    "prompt_assertions",
     "reward",
 ]

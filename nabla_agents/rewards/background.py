@@ -18,8 +18,9 @@ class Background(Generic[T]):
     call that keeps the interpreter's lock (a backtracking `re` search) stops every thread and cannot be waited out.
     """
 
-    def __init__(self, call: Callable[[], T]) -> None:
-        self._call = call
+    def __init__(self, call: Callable[[], T], *, then: Callable[[], object] = lambda: None) -> None:
+        """`then` is called on the thread when the call has ended."""
+        self._call, self._then = call, then
         self._value: list[T] = []
         self._error: BaseException | None = None
         self._done = threading.Event()
@@ -52,6 +53,7 @@ class Background(Generic[T]):
         except BaseException as e:
             self._error = e
         self._done.set()
+        self._then()
 
 
 def side_by_side(
@@ -59,15 +61,22 @@ def side_by_side(
 ) -> list[Background[T]]:
     """The calls in order, each of them ended or `running` for longer than `seconds`; `workers` run at a time.
 
-    Once `hanging` of them run for too long, the rest is not begun and left out.
+    A call that takes too long is left behind, and the next one begins. Once `hanging` of them are, the rest is not
+    begun and left out.
     """
-    done: list[Background[T]] = []
-    for first in range(0, len(calls), workers):
-        if sum(call.running for call in done) >= hanging:
-            break
-        started = [Background(call) for call in calls[first : first + workers]]
-        deadline = time.monotonic() + seconds
-        for call in started:
-            call.wait(deadline - time.monotonic())
-        done += started
-    return done
+    one_ended = threading.Semaphore(0)
+    begun: list[Background[T]] = []
+    waited_for: list[tuple[Background[T], float]] = []  # with its deadline; the earliest is the first
+    left_behind = 0
+    while True:
+        free = workers - len(waited_for) if left_behind < hanging else 0
+        following = [Background(call, then=one_ended.release) for call in calls[len(begun) : len(begun) + free]]
+        deadline = time.monotonic() + seconds  # those that begin together are late together
+        begun += following
+        waited_for += [(call, deadline) for call in following]
+        if not waited_for:
+            return begun
+        one_ended.acquire(timeout=max(0.0, waited_for[0][1] - time.monotonic()))
+        running = [(call, deadline) for call, deadline in waited_for if call.running]
+        waited_for = [(call, deadline) for call, deadline in running if time.monotonic() < deadline]
+        left_behind += len(running) - len(waited_for)

@@ -150,18 +150,16 @@ class RewardSum(Reward):
         verdicts = [w * s.verdict for w, s in weighted if s.verdict is not None]
         verified = [v for v in (_vouched(w, s) for w, s in weighted) if v is not None]
         value = sum((w * s.value for w, s in weighted), 0.0)
-        said = [s.explanation for s in scores if s.explanation]
-        if math.isnan(value) and all(s.judged for s in scores):
-            said.append("infinite values cancel")
-        return Score(
+        total = Score(
             value=value,
             verdict=sum(verdicts) if verdicts else None,
             verified=all(verified) if verified else None,
             spans=tuple(replace(span, credit=w * span.credit) for w, s in weighted for span in s.spans),
-            explanation="; ".join(said),
+            explanation="; ".join(s.explanation for s in scores if s.explanation),
             usage=sum((s.usage for s in scores), Usage()),
             coverage=tuple(c for s in scores for c in s.coverage),
         )
+        return _finite(self, total)
 
     def _weighted(self, gradients: Sequence[RewardGradient | None]) -> RewardGradient | None:
         known = [(w, g) for (w, _), g in zip(self._parts, gradients, strict=True) if g is not None]
@@ -232,7 +230,8 @@ class Within(_Wrapped):
 def judged(reward: Reward, rollouts: Sequence[Rollout]) -> list[Score]:
     """The reward's scores with its contract enforced: one per rollout, each counted as at least one call.
 
-    A rollout on which the reward raises is an explained NaN, and so is no other: they are judged again one by one.
+    A rollout on which the reward raises is an explained NaN, and so is no other: they are judged again one by one. An
+    infinite value or verdict is an explained NaN, too.
 
     Raises:
         RewardError: something else than one `Score` per rollout came back.
@@ -247,7 +246,17 @@ def judged(reward: Reward, rollouts: Sequence[Rollout]) -> list[Score]:
         explanation = f"{reward.name} raised {type(e).__name__}: {e}"
         return [Score.not_judged(explanation, Usage(reward_calls=1))] * len(rollouts)
     _check_scores(reward, scores, len(rollouts))
-    return [s if s.usage.reward_calls else replace(s, usage=s.usage + Usage(reward_calls=1)) for s in scores]
+    counted = [s if s.usage.reward_calls else replace(s, usage=s.usage + Usage(reward_calls=1)) for s in scores]
+    return [_finite(reward, s) for s in counted]
+
+
+def _finite(reward: Reward, score: Score) -> Score:
+    """The score if it can be compared and added, or says why it cannot; else not judged, with what it was."""
+    odd = [x for x in (score.value, score.verdict) if x is not None and not math.isfinite(x)]
+    if not odd or (not score.judged and score.explanation):
+        return score
+    said = f"{reward.name} gave {odd[0]}; expected a finite number"
+    return replace(Score.not_judged(said, score.usage), coverage=score.coverage)
 
 
 def _check_scores(reward: Reward, scores: object, count: int) -> None:

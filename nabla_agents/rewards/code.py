@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from nabla_agents.rewards.fences import Fenced, fenced_blocks
 
@@ -27,13 +28,18 @@ def python_code(text: str, entry: str | None = None) -> Fenced | None:
         return Fenced(text[start:], start, "") if text.strip() else None
     python = [b for b in blocks if b.language in _PYTHON and b.text.strip()]
     if entry is not None:
-        name = re.escape(entry)
+        name = re.escape(_read(entry))
         # Within one line, and possessive: linear in the text, blank lines included.
         defines = re.compile(
             rf"^[ \t]*+(?:async[ \t]++)?(?:def|class)[ \t]++{name}\b|^{name}[ \t]*+(?::[^\n=]*+)?=", re.MULTILINE
         )
-        python = [b for b in python if defines.search(b.text)] or python
+        python = [b for b in python if defines.search(_read(b.text))] or python
     return python[-1] if python else None
+
+
+def _read(source: str) -> str:
+    """As Python reads names: full-width letters, say, are the plain ones."""
+    return source if source.isascii() else unicodedata.normalize("NFKC", source)
 
 
 def line_span(code: Fenced, line: int | None) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from nabla_agents.rewards import exact
-from nabla_agents.rewards.exact import MINUS
+from nabla_agents.rewards.exact import CONVERSIONS, MINUS
 from nabla_agents.rewards.terms import SIDE, SPACE, SYMBOLS, Side, Term, side
 
 _EQUALS = re.compile(rf"{SPACE}&?=&?\s*(?:\*\*)?")
@@ -36,9 +36,6 @@ _OTHER_ARITHMETIC = re.compile(
     r"(?i)≡|\b(?:mod|modulo|modulus|modular|congruent|binary|octal|hexadecimal|bitwise|base[ -]?(?:\d|two|three|eight)|"
     r"in base)\b"
 )
-# How many of one unit make another: a result in other words may be right, `60 + 60 = 2 hours`.
-_CONVERSIONS = [Fraction(n) for n in (2, 3, 4, 7, 8, 10, 12, 14, 16, 20, 24, 30, 36, 52, 60, 90, 100, 144, 365, 1000)]
-_CONVERSIONS += [Fraction(n) for n in (1440, 1760, 2000, 3600, 5280, 8760, 10**4, 10**5, 10**6, 10**9, 10**12)]
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ def _doubtful(text: str, left: re.Match[str], right: re.Match[str], sum_: Side, 
     if first.kind and any(t.operator == "/" for t in sum_.terms) and _whole_part(value, first.value):
         return True  # `7 / 2 = 3 boxes`
     if first.kind and any(
-        exact.agrees(v, first.value, first.decimals) for f in _CONVERSIONS for v in (value * f, value / f)
+        exact.agrees(v, first.value, first.decimals) for f in CONVERSIONS for v in (value * f, value / f)
     ):
         return True
     if first.kind and not first.money and first.value == -value:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 
 MINUS = "-−–"
+# How many of one unit make another: a result in other words may be right, `60 + 60 = 2 hours`.
+CONVERSIONS = [Fraction(n) for n in (2, 3, 4, 7, 8, 10, 12, 14, 16, 20, 24, 30, 36, 52, 60, 90, 100, 144, 365, 1000)]
+CONVERSIONS += [Fraction(n) for n in (1440, 1760, 2000, 3600, 5280, 8760, 10**4, 10**5, 10**6, 10**9, 10**12)]
 
 
 def number(text: str) -> Fraction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -13,9 +14,12 @@ from nabla_agents.sandbox.backends import proven
 from nabla_agents.sandbox.cache import CachedExecutor
 from nabla_agents.sandbox.fork import ForkWorker
 
+RETRY_SECONDS = 30.0
+
 
 class SharedExecutor:
-    """An executor made once, on first use; a failure to make it is remembered and raised again.
+    """An executor made once, on first use. A failure to make it is raised again for half a minute, since a self-test
+    takes a second, and then it is tried again: the machine may have been short of memory, or too busy.
 
     A process that was forked makes one of its own: the pipes to the workers are its parent's.
     """
@@ -23,6 +27,7 @@ class SharedExecutor:
     def __init__(self, make: Callable[[], Executor]) -> None:
         self._make, self._lock = make, threading.Lock()
         self._made: Executor | SandboxError | None = None
+        self._failed_at = 0.0
         self._owner = os.getpid()
 
     def __call__(self) -> Executor:
@@ -30,14 +35,18 @@ class SharedExecutor:
         if self._owner != os.getpid():  # forked: another thread of the parent may have held the lock
             self._lock, self._made, self._owner = threading.Lock(), None, os.getpid()
         with self._lock:
-            if self._made is None:
+            made = self._made
+            if isinstance(made, SandboxError) and time.monotonic() - self._failed_at > RETRY_SECONDS:
+                made = None
+            if made is None:
                 try:
-                    self._made = self._make()
+                    made = self._make()
                 except SandboxError as e:
-                    self._made = e
-        if isinstance(self._made, SandboxError):
-            raise self._made
-        return self._made
+                    made, self._failed_at = e, time.monotonic()
+            self._made = made
+        if isinstance(made, SandboxError):
+            raise made
+        return made
 
 
 def _math_checker() -> Executor:

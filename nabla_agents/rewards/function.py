@@ -36,10 +36,12 @@ class FunctionReward(Reward):
         bool: value 1 or 0, a tool's verdict, and verified or not;
         a number: a value like that of a learned reward, which outranks nothing;
         `Score`: all that a reward can say;
-        None or NaN: not judged.
+        None, NaN or an infinity: not judged.
 
     A call that raises, or takes longer than `timeout_seconds`, is an explained NaN. One that hangs is left behind on
-    its thread; with 32 of them the function is no longer asked. Each async call has an event loop of its own.
+    its thread, and the next one begins; once as many as `workers` (at least two) of a batch hang, its others are not
+    asked, so that a batch of which all hang takes one time limit (two with one worker). With 32 calls that still hang
+    the function is no longer asked, until some end. Each async call has an event loop of its own.
 
     Raises:
         ConfigurationError: when made: not callable, parameters that nothing is known for, limits that are no limits.
@@ -79,13 +81,13 @@ class FunctionReward(Reward):
         if len(self._left_behind) >= _MOST_LEFT_BEHIND:
             return self._not_asked(len(rollouts))
         calls = [partial(self._ask, rollout) for rollout in rollouts]
-        room = _MOST_LEFT_BEHIND - len(self._left_behind)
+        room = min(_MOST_LEFT_BEHIND - len(self._left_behind), max(2, self.workers))
         asked = side_by_side(calls, seconds=self.timeout_seconds, workers=self.workers, hanging=room)
         self._left_behind += [call for call in asked if call.running]
         return [self._score(call) for call in asked] + self._not_asked(len(calls) - len(asked))
 
     def _not_asked(self, count: int) -> list[Score]:
-        busy = f"{self.name} is not asked: {len(self._left_behind)} earlier calls still hang"
+        busy = f"{self.name} is not asked: {len(self._left_behind)} calls still hang"
         return [Score.not_judged(busy, Usage(reward_calls=1))] * count
 
     def _ask(self, rollout: Rollout) -> Any:
@@ -108,7 +110,7 @@ class FunctionReward(Reward):
             return Score.not_judged(f"{self.name} raised {type(e).__name__}: {_said(e)}", called)
         if isinstance(answer, Score):
             return answer
-        if answer is None or (isinstance(answer, Real) and answer != answer):
+        if answer is None or (isinstance(answer, float | np.floating) and not math.isfinite(answer)):
             return Score.not_judged(f"{self.name} returned {answer}", called)
         if isinstance(answer, bool | np.bool_):
             value = float(answer)

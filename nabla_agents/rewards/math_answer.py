@@ -28,9 +28,10 @@ class MathAnswer(Reward):
 
     The answer is the last one that is boxed, or follows `####` or `answer is`; else the whole of a completion that is
     a mere expression, else its last number. A hedge, `3 or 7`, is no answer. It is compared in the host by normal form,
-    choice letter and exact number (fractions, per cent, units, powers of ten; microseconds), and only what that cannot
-    decide in the sandbox (tens of milliseconds, at most 2 s). Answers that are equal only when rounded, or in
-    different units, are not judged. The right answer may be a whole solution that ends in a mark. No model pass.
+    choice letter and exact number (fractions, per cent, units, powers of ten, numerals as far as `ninety-nine`;
+    microseconds), and only what that cannot decide in the sandbox (tens of milliseconds, at most 2 s). Answers that are
+    equal only when rounded, in different units or currencies (`$5`, `5 cents`), or in words are not judged. The right
+    answer may be a whole solution that ends in a mark. No model pass.
 
     Raises:
         ConfigurationError: when made: no answer or several, or one that is neither text nor a number.
@@ -61,7 +62,8 @@ class MathAnswer(Reward):
             return Score.not_judged("no final answer is stated", called)
         if len(answer) > MAX_CHARACTERS:
             return Score.not_judged(f"the answer has {len(answer)} characters, limit {MAX_CHARACTERS}", called)
-        equal, why = same(gold, answer), "compared as text and number"
+        equal = same(gold, answer)
+        why = "compared as text and number" + ("; in other words, in other units, or rounded" if equal is None else "")
         if equal is None and self._symbolic and not numbers(gold, answer):
             equal, why = same_by_math_verify(normal(gold), normal(answer), self._executor)
         return verdict(equal, f"answer {answer[:80]!r}", why)

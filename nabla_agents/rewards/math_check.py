@@ -14,6 +14,12 @@ _CODE = re.compile(r"""__|['"`;]|\blambda\b|\bimport\b|\.\s*[A-Za-z]""")
 # `\log 8/\log 2`: how far such a function reaches is read in more than one way.
 _UNBRACKETED = re.compile(r"\\(?:log|ln|lg|sin|cos|tan|cot|sec|csc)\b(?!\s*(?:[({]|\\left))")
 _BASED = re.compile(r"\d\s*_")  # `11_2` is 3, and `7_000` is no 7: math-verify drops what follows
+_COMMAND = re.compile(r"\\(?:begin|end)\{[a-z]*\}|\\[A-Za-z]+")
+_LETTERS = re.compile(r"[A-Za-z]{2,}")
+_NAMED = re.compile(
+    r"(?i)(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|lg|exp|sqrt|cbrt|abs|floor|ceil|max|min|gcd|lcm|det|mod"
+    r"|pi|theta|alpha|beta|gamma|delta|lambda|phi"
+)
 # True and False only where they are sure. math-verify misses equalities, so that "different" is confirmed by values;
 # and it rounds, so that a decimal is not taken for an exact constant.
 _CHECKER = """
@@ -56,6 +62,9 @@ def same_by_math_verify(gold: str, answer: str, executor: Executor | None = None
     """Whether two answers in normal form are equal, None where that cannot be said, and why."""
     if _CODE.search(answer):
         return None, "the answer is no mathematics"
+    words = {*_words(gold), *_words(answer)}
+    if any(len(word) > 2 for word in words):
+        return None, "words are no mathematics"  # math-verify would multiply their letters
     if _BASED.search(gold) or _BASED.search(answer):
         return None, "a digit with a subscript is no plain number"
     try:
@@ -70,4 +79,11 @@ def same_by_math_verify(gold: str, answer: str, executor: Executor | None = None
     [equal] = done.values
     if equal is False and (_UNBRACKETED.search(gold) or _UNBRACKETED.search(answer)):
         return None, "a function without brackets can be read in several ways"
+    if equal is False and not set("".join(words)) <= set(gold) & set(answer):
+        return None, "letters that only one has may be a word or a unit"
     return (equal, "by math-verify") if isinstance(equal, bool) else (None, "math-verify cannot tell")
+
+
+def _words(text: str) -> list[str]:
+    """Letters that stand together, but for commands and functions: words, units, or variables that are multiplied."""
+    return [word for word in _LETTERS.findall(_COMMAND.sub(" ", text)) if not _NAMED.fullmatch(word)]

@@ -190,6 +190,7 @@ class ProcessReward(HeadReward):
         spans = tuple(
             Span(start, end, 2 * p - 1, explanation=f"step score {p:.3f}", credit=0.0)
             for (start, end), p in zip(reading.steps, log_p.detach().exp().tolist(), strict=True)
+            if p == p  # a model may overflow
         )
         return value, Score(float(value.detach()), spans=spans)
 

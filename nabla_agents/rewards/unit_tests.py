@@ -7,6 +7,7 @@ import json
 import keyword
 import math
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,7 @@ def unit_tests(tests: object, entry: str | None) -> Calls | Assertions:
     Raises:
         ConfigurationError: no tests, no Python, no identifier, or values that are no JSON.
     """
-    if entry is not None and not (isinstance(entry, str) and entry.isidentifier() and not keyword.iskeyword(entry)):
-        raise ConfigurationError(f"PythonTests entry is {entry!r}; expected the name of a function.")
+    entry = None if entry is None else _name(entry)
     if isinstance(tests, str):
         return _from_source(tests, entry)
     if isinstance(tests, bytes) or not isinstance(tests, Sequence) or not tests:
@@ -73,6 +73,14 @@ def equal(expected: Any, value: Any) -> bool:
     if isinstance(expected, dict) and isinstance(value, dict):
         return expected.keys() == value.keys() and all(equal(expected[k], value[k]) for k in expected)
     return isinstance(expected, str) and expected == value
+
+
+def _name(entry: object) -> str:
+    """The function's name as Python reads it: full-width letters, say, are the plain ones."""
+    name = unicodedata.normalize("NFKC", entry) if isinstance(entry, str) else ""
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ConfigurationError(f"PythonTests entry is {entry!r}; expected the name of a function.")
+    return name
 
 
 def _pair(test: object) -> tuple[list[Any], Any]:

@@ -1,4 +1,4 @@
-"""The `wasm` backend's component: built once into the user's cache, about a minute; nothing binary is shipped.
+"""The `wasm` backend's component in the user's cache; nothing binary is shipped, `building.py` makes it.
 
 It is native code, so it is loaded only from a folder that nobody else can write, and only with the checksum noted when
 it was built.
@@ -9,14 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nabla_agents.errors import SandboxError
@@ -25,14 +20,6 @@ GUEST = Path(__file__).with_name("guest")
 SOURCES = ("__init__.py", "interpreter.py", "preload.py", "program.wit", "wasm_app.py")
 PACKAGES = {"sympy": "sympy", "mpmath": "mpmath", "dateutil": "python-dateutil", "six": "six"}  # module: distribution
 TOOLS = ("componentize-py", "wasmtime")
-COMPILE = """
-import sys, wasmtime
-from wasmtime.component import Component
-config = wasmtime.Config()
-config.consume_fuel = True
-config.max_wasm_stack = 3 << 19
-open(sys.argv[2], "wb").write(Component.from_file(wasmtime.Engine(config), sys.argv[1]).serialize())
-"""
 
 
 def folder() -> Path:
@@ -63,79 +50,53 @@ def path() -> Path:
 
 
 def find() -> Path:
-    """The artefact, ready to be loaded; SandboxError where it was not built, or could be somebody else's."""
+    """The artefact, ready to be loaded; SandboxError where it is not there, or could be somebody else's."""
     found = path()
     if not found.is_file():
-        raise SandboxError("The WebAssembly interpreter is not built yet: `nabla doctor --build`, about a minute.")
-    _refuse_foreign(found.parent)
-    noted = found.with_suffix(".sha256")
-    if not noted.is_file() or noted.read_text() != _checksum(found):
-        raise SandboxError(f"{found} is not what was built: remove it, then `nabla doctor --build`.")
+        raise SandboxError("The WebAssembly interpreter is not built yet.")
+    refuse_foreign(found.parent)
+    if _note(found)[0] != checksum(found):
+        raise SandboxError(f"{found} is not what was built; `nabla doctor --build` replaces it.")
     return found
 
 
-def build(progress: Callable[[str], None] = lambda _: None) -> Path:
-    """Builds the artefact unless it is there; `progress` is told each step. About a minute and 100 MB of disk."""
+def keep(compiled: Path) -> Path:
+    """Moves what was built to its place, and removes what it replaces."""
     target = path()
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _refuse_foreign(target.parent)
-    with _alone(target.parent / "lock"):
-        if target.is_file():
-            return find()
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            progress("1/2 freezing the interpreter and its modules")
-            _componentize(Path(scratch))
-            progress("2/2 compiling it for this machine")
-            compiled = Path(scratch) / "compiled"
-            _run([sys.executable, "-c", COMPILE, "app.wasm", compiled.name], scratch)
-            target.with_suffix(".sha256").write_text(_checksum(compiled))
-            compiled.replace(target)
+    target.with_suffix(".sha256").write_text(f"{checksum(compiled)}\n{sys.prefix}\n")
+    compiled.replace(target)
+    for old in stale():
+        for file in (old, old.with_suffix(".sha256"), old.with_suffix(".failed")):
+            with contextlib.suppress(OSError):
+                file.unlink()
     return find()
 
 
-def _componentize(scratch: Path) -> None:
-    (scratch / "guest").mkdir()
-    for name in SOURCES:
-        shutil.copy(GUEST / name, scratch / "guest" / name)
-    (scratch / "app.py").write_text("from guest.wasm_app import WitWorld\n")
-    for package in PACKAGES:
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.submodule_search_locations:
-            source = next(iter(spec.submodule_search_locations))
-            shutil.copytree(source, scratch / package, ignore=shutil.ignore_patterns("tests", "__pycache__"))
-        elif spec is not None and spec.origin:
-            shutil.copy(spec.origin, scratch)
-    script = "import sys, componentize_py; sys.exit(componentize_py.script())"
-    command = [sys.executable, "-c", script, "--quiet", "--wit-path", "guest/program.wit"]
-    _run([*command, "--world", "program", "componentize", "app", "--output", "app.wasm"], str(scratch))
+def stale() -> list[Path]:
+    """Artefacts that nobody uses: of other versions than this environment has now, or of environments that are gone."""
+    current = path()
+    owners = {file: _note(file)[1] for file in sorted(folder().glob("python-*.cwasm")) if file != current}
+    return [file for file, owner in owners.items() if owner in ("", sys.prefix) or not Path(owner).is_dir()]
 
 
-def _run(command: list[str], cwd: str) -> None:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SandboxError(f"The WebAssembly interpreter could not be built: {(done.stderr or done.stdout)[:2000]}")
-
-
-def _refuse_foreign(cache: Path) -> None:
+def refuse_foreign(cache: Path) -> None:
+    """SandboxError for a folder that others can write."""
     if os.name == "posix":
         facts = cache.stat()
         if facts.st_uid != os.getuid() or facts.st_mode & 0o022:
             raise SandboxError(f"{cache} can be written by others: make it yours alone (chmod 700).")
 
 
-def _checksum(file: Path) -> str:
+def checksum(file: Path) -> str:
     with file.open("rb") as data:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One build at a time; where there are no file locks, builds may race, and the last one stays."""
+def _note(artefact: Path) -> tuple[str, str]:
+    """The checksum of an artefact, and the environment that built it; empty where that was not noted."""
     try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        lines = artefact.with_suffix(".sha256").read_text().splitlines()
+    except (OSError, ValueError):
+        lines = []
+    checksum, environment, *_ = [*lines, "", ""]
+    return checksum, environment

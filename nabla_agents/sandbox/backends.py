@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nabla_agents.errors import SandboxError
-from nabla_agents.sandbox import probes
+from nabla_agents.sandbox import artefact, building, probes
 from nabla_agents.sandbox.cache import CachedExecutor
 from nabla_agents.sandbox.executor import Executor
 from nabla_agents.sandbox.fork import ForkWorker
@@ -18,16 +18,24 @@ BACKENDS: dict[str, Callable[[], Worker]] = {"wasm": WasmWorker, "fork": ForkWor
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What one backend is worth on this machine. `why` is empty for one that passes its self-test."""
+    """What one backend is worth on this machine. `why` is empty for one that passes its self-test.
+
+    `notes` are what else there is to know of it, such as files that the next build removes.
+    """
 
     backend: str
     active: bool
     why: str
     layers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def make_executor(*, workers: int | None = None, remembered: int = 4096) -> Executor:
     """The best sandbox that passes its self-test here, which takes about a second. Close it, or use it in `with`.
+
+    With the extra `[sandbox]` the first call begins to build the `wasm` backend in the background, once per user and
+    version (a minute of one processor, 100 MB in the user's cache; NABLA_SANDBOX_BUILD=0 in the environment forbids
+    it). Until that is there, the `fork` backend is taken; an executor stays what it is.
 
     `workers` is how many programs run at once (default: one per processor, at most 4); `remembered` how many results
     are kept for programs that come again. SandboxError, with what to do, where nothing contains untrusted code.
@@ -37,7 +45,9 @@ def make_executor(*, workers: int | None = None, remembered: int = 4096) -> Exec
         try:
             return CachedExecutor(proven(worker, workers=workers), remembered)
         except SandboxError as e:
-            reasons.append(f"{name}: {e}")
+            if name == "wasm":
+                building.begin()
+            reasons.append(f"{name}: {_why(name, e)}")
     raise SandboxError(
         "No sandbox contains untrusted code on this machine, so none is used. "
         + " ".join(reasons)
@@ -62,7 +72,20 @@ def diagnosis() -> list[Diagnosis]:
     for name, worker in BACKENDS.items():
         try:
             with proven(worker, workers=1) as pool:
-                found.append(Diagnosis(name, True, "", pool.capabilities.layers))
+                found.append(Diagnosis(name, True, "", pool.capabilities.layers, _notes(name)))
         except SandboxError as e:
-            found.append(Diagnosis(name, False, str(e)))
+            found.append(Diagnosis(name, False, _why(name, e), notes=_notes(name)))
     return found
+
+
+def _why(backend: str, error: SandboxError) -> str:
+    return (building.state().said if backend == "wasm" else "") or str(error)
+
+
+def _notes(backend: str) -> tuple[str, ...]:
+    if backend != "wasm":
+        return ()
+    try:
+        return tuple(f"stale, the next build removes it: {file}" for file in artefact.stale())
+    except SandboxError:  # nothing is installed that could have built one
+        return ()

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +24,7 @@ from nabla_agents.errors import SandboxError
 from nabla_agents.sandbox.execution import Status
 from nabla_agents.sandbox.executor import Capabilities
 from nabla_agents.sandbox.observation import REPORT_BYTES, Observation
+from nabla_agents.sandbox.process import GuestProcess, start
 from nabla_agents.sandbox.program import Limits
 
 PACKAGES = ("numpy", "sympy", "dateutil")
@@ -35,21 +35,14 @@ from guest import zygote
 del sys.path[0]
 zygote.main(int(sys.argv[2]), **json.loads(sys.argv[3]))
 """
-# Nothing of the host's own environment. One hash seed and one thread: the same program does the same in every worker.
-ENVIRONMENT = {
-    "LANG": "C.UTF-8",
-    "PATH": "/usr/bin:/bin",
-    "PYTHONHASHSEED": "0",
-    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-}
 START_SECONDS, ANSWER_SECONDS = 60.0, 1.0
 MESSAGE_BYTES = 64 << 10
 
 
-class ForkWorker:
+class ForkWorker(GuestProcess):
     """One zygote. `packages` are loaded beside the standard library, where the host has them.
 
-    SandboxError where it cannot be started. It ends with this object, and with this process, however that dies.
+    SandboxError where it cannot be started.
     """
 
     def __init__(self, packages: Sequence[str] = PACKAGES) -> None:
@@ -57,25 +50,8 @@ class ForkWorker:
             raise SandboxError(f"The fork backend needs Linux and a Python executable; this is {sys.platform}.")
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = _start(theirs.fileno(), packages)
-        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._process, self._channel)
-        try:
-            self._capabilities = self._introduction()
-        except OSError as e:
-            raise SandboxError("The sandbox's interpreter was ended while it started.") from e
-        finally:
-            if not hasattr(self, "_capabilities"):
-                self.stop()
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._capabilities
-
-    def alive(self) -> bool:
-        return self._finalizer.alive and self._process.poll() is None
-
-    def stop(self) -> None:
-        self._finalizer()
+            process = _start(theirs.fileno(), packages)
+        super().__init__(process, self._channel.close)
 
     def check(self, request: bytes, limits: Limits) -> Observation:
         started = time.monotonic()
@@ -107,7 +83,10 @@ class ForkWorker:
     def _introduction(self) -> Capabilities:
         if not select.select([self._channel], [], [], START_SECONDS)[0]:
             raise SandboxError(f"The sandbox's interpreter did not start within {START_SECONDS:g} s.")
-        message = self._channel.recv(MESSAGE_BYTES)
+        try:
+            message = self._channel.recv(MESSAGE_BYTES)
+        except OSError as e:
+            raise SandboxError("The sandbox's interpreter was ended while it started.") from e
         if not message:
             raise SandboxError(f"The sandbox's interpreter ended at its start, with exit code {self._process.wait()}.")
         told = json.loads(message)
@@ -190,33 +169,13 @@ class Capture:
 
 
 def _start(channel: int, packages: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Starts the interpreter afresh: a fork of the host would inherit its threads' locks, and its secrets."""
     found = {package: _folder(package) for package in packages}
     settings = {
         "packages": [package for package, folder in found.items() if folder],
         "paths": sorted({folder for folder in found.values() if folder}),
     }
     root = str(Path(__file__).parent)
-    # Not -I, which would ignore the hash seed.
-    command = [sys.executable, "-P", "-s", "-S", "-B", "-c", START, root, str(channel), json.dumps(settings)]
-    try:
-        return subprocess.Popen(
-            command,
-            env=environment(),
-            pass_fds=[channel],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-        )
-    except OSError as e:
-        raise SandboxError(f"The sandbox's interpreter cannot be started: {e}") from e
-
-
-def environment() -> dict[str, str]:
-    """All that a guest process gets of an environment."""
-    inherited = ("LD_LIBRARY_PATH", "SYSTEMROOT")  # without these some installations of Python do not start
-    return {**ENVIRONMENT, **{name: os.environ[name] for name in inherited if name in os.environ}}
+    return start(START, root, str(channel), json.dumps(settings), pass_fds=[channel], stdout=subprocess.DEVNULL)
 
 
 def _nameless_file() -> IO[bytes]:
@@ -229,13 +188,6 @@ def _folder(package: str) -> str | None:
     spec = importlib.util.find_spec(package)
     locations = spec.submodule_search_locations if spec else None
     return str(Path(next(iter(locations))).parent) if locations else None
-
-
-def _end(owner: int, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
-    channel.close()
-    if os.getpid() == owner and process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _fact(ended_by: Status | None, end: dict[str, Any] | None, cpu_seconds: int) -> tuple[Status | None, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from nabla_agents.errors import SandboxError
 from nabla_agents.sandbox.execution import Execution, Status
 from nabla_agents.sandbox.executor import Executor
-from nabla_agents.sandbox.fork import environment
+from nabla_agents.sandbox.process import environment
 from nabla_agents.sandbox.program import Limits, Program
 
 LIMITS = Limits(

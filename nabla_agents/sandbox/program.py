@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,8 +20,11 @@ class Program:
 
     `inputs` become global variables. With `entry`, the function of that name is called once for each argument list in
     `calls`, after the source ran as if it were imported; without, it runs as `__main__`. `stdin` is what `input()`
-    reads. ProgramError: code that is not text, data that is not JSON (NaN and infinities included), names that are no
-    identifiers. Source that is text but not Python is no error here; running it says so.
+    reads. Names are read as Python reads them in source, by NFKC.
+
+    Raises:
+        ProgramError: code that is not text, data that is not JSON (NaN and infinities included), names that are no
+            identifiers, or the same one. Source that is text but not Python is no error here; running it says so.
     """
 
     code: str
@@ -46,7 +50,10 @@ class Program:
     def as_json(self) -> str:
         """The program as ASCII text (lone surrogates as escapes), the same for equal programs."""
         fields = {name: getattr(self, name) for name in ("code", "entry", "calls", "inputs", "stdin")}
-        fields |= {"inputs": dict(self.inputs), "calls": list(self.calls)}
+        inputs = {_read(name): value for name, value in self.inputs.items()}
+        if len(inputs) < len(self.inputs):
+            raise ProgramError(f"Program.inputs has names that Python reads as the same one: {', '.join(self.inputs)}.")
+        fields |= {"entry": self.entry and _read(self.entry), "inputs": inputs, "calls": list(self.calls)}
         try:
             return json.dumps(fields, allow_nan=False, sort_keys=True)
         except (TypeError, ValueError, RecursionError) as e:
@@ -82,6 +89,10 @@ class Limits:
 
 def _is_identifier(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier()
+
+
+def _read(name: str) -> str:
+    return unicodedata.normalize("NFKC", name)
 
 
 def _sequence(calls: object) -> Sequence[object]:

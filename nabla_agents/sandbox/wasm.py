@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,8 +23,8 @@ from nabla_agents.errors import SandboxError
 from nabla_agents.sandbox import artefact
 from nabla_agents.sandbox.execution import Status
 from nabla_agents.sandbox.executor import Capabilities
-from nabla_agents.sandbox.fork import environment
 from nabla_agents.sandbox.observation import REPORT_BYTES, Observation
+from nabla_agents.sandbox.process import GuestProcess, start
 from nabla_agents.sandbox.program import Limits
 
 START = """
@@ -48,34 +48,14 @@ RECURSION = (
 )
 
 
-class WasmWorker:
-    """One worker process. SandboxError where it cannot be started. It ends with this object and with this process."""
+class WasmWorker(GuestProcess):
+    """One worker process. SandboxError where it cannot be started."""
 
     def __init__(self) -> None:
-        self._process, lifeline = _start(artefact.find())
-        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._process, lifeline)
+        process, lifeline = _start(artefact.find())
         self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        threading.Thread(target=_listen, args=(self._process.stdout, self._replies), daemon=True).start()
-        try:
-            told = self._replies.get(timeout=START_SECONDS)
-        except queue.Empty:
-            told = None
-        if not told:
-            self.stop()
-            raise SandboxError("The WebAssembly worker does not start here; remove its artefact and build it again.")
-        self._capabilities = Capabilities(
-            "wasm", told["python_version"], frozenset(told["modules"]), tuple(told["layers"]), deterministic=True
-        )
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._capabilities
-
-    def alive(self) -> bool:
-        return self._finalizer.alive and self._process.poll() is None
-
-    def stop(self) -> None:
-        self._finalizer()
+        threading.Thread(target=_listen, args=(process.stdout, self._replies), daemon=True).start()
+        super().__init__(process, partial(_release, process, lifeline))
 
     def check(self, request: bytes, limits: Limits) -> Observation:
         started = time.monotonic()
@@ -90,6 +70,17 @@ class WasmWorker:
         if reply.get("trap") in (WALL_CLOCK, ENDED):
             self.stop()
         return _observation(reply, time.monotonic() - started)
+
+    def _introduction(self) -> Capabilities:
+        try:
+            told = self._replies.get(timeout=START_SECONDS)
+        except queue.Empty:
+            told = None
+        if not told:
+            raise SandboxError("The WebAssembly worker does not start here; remove its artefact and build it again.")
+        return Capabilities(
+            "wasm", told["python_version"], frozenset(told["modules"]), tuple(told["layers"]), deterministic=True
+        )
 
     def _send(self, request: bytes, limits: Limits) -> None:
         room = LONGEST_ESCAPE * (limits.output_bytes + limits.value_bytes + REPORT_BYTES)
@@ -114,18 +105,18 @@ def _start(component: Path) -> tuple[subprocess.Popen[bytes], int | None]:
     lifeline = [] if theirs is None else [theirs]
     paths = [str(Path(__file__).parent), str(Path(runtime.origin).parent.parent)]
     try:
-        worker = subprocess.Popen(
-            [sys.executable, "-P", "-s", "-S", "-B", "-c", START, *paths, str(component), *map(str, lifeline)],
-            env=environment(),
+        worker = start(
+            START,
+            *paths,
+            str(component),
+            *map(str, lifeline),
             pass_fds=lifeline,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            process_group=0 if os.name == "posix" else None,
         )
-    except OSError as e:
+    except SandboxError:
         _close(ours)
-        raise SandboxError(f"The WebAssembly worker cannot be started: {e}") from e
+        raise
     finally:
         _close(theirs)
     return worker, ours
@@ -173,11 +164,8 @@ def _observation(reply: dict[str, Any], seconds: float) -> Observation:
     )
 
 
-def _end(owner: int, process: subprocess.Popen[bytes], lifeline: int | None) -> None:
+def _release(process: subprocess.Popen[bytes], lifeline: int | None) -> None:
     _close(lifeline)
-    if os.getpid() == owner:
-        process.kill()
-        process.wait()
     assert process.stdin is not None
     with contextlib.suppress(OSError):
         process.stdin.close()

@@ -15,10 +15,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from nabla_agents.tiny.code_tasks import CodeTask
 from nabla_agents.tiny.tokenizer import CONTEXT_TOKENS
 from nabla_agents.tiny.word_problems import Problem, is_correct
 
-MAX_NEW_TOKENS: Final = 96  # the longest possible solution has 77
+MAX_NEW_TOKENS: Final = 112  # the longest possible solution has 105
 
 
 def build_model(
@@ -62,10 +63,11 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Qwen3ForCaus
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def prompt_of(problem: Problem, tokenizer: PreTrainedTokenizerFast) -> str:
-    """The chat-templated prompt that asks for `problem`'s solution."""
-    turn = [{"role": "user", "content": problem.question}]
-    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+def prompt_of(asked: Problem | CodeTask, tokenizer: PreTrainedTokenizerFast, *, system: str = "") -> str:
+    """The chat-templated prompt that asks for a solution, behind a system prompt if there is one."""
+    turns = [{"role": "system", "content": system}] if system else []
+    turns += [{"role": "user", "content": asked.question}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
 @torch.inference_mode()
@@ -108,11 +110,23 @@ def complete(
 
 
 def greedy_verdicts(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[Problem], *, rows: int = 128
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: Sequence[Problem | CodeTask],
+    *,
+    system: str = "",
+    rows: int = 128,
 ) -> list[tuple[str, bool]]:
-    """The greedy completion of each problem and whether it is correct, `rows` problems at a time."""
+    """The greedy completion of each problem or task and whether it is right, `rows` of them at a time.
+
+    Nothing is run here: of a task only the reference program is right, although another could do the same.
+    """
     texts: list[str] = []
     for start in range(0, len(asked), rows):
-        prompts = [prompt_of(problem, tokenizer) for problem in asked[start : start + rows]]
+        prompts = [prompt_of(one, tokenizer, system=system) for one in asked[start : start + rows]]
         texts += tokenizer.batch_decode(complete(model, tokenizer, prompts), skip_special_tokens=True)
-    return [(text, is_correct(text, problem)) for text, problem in zip(texts, asked, strict=True)]
+    return [(text, _is_right(text, one)) for text, one in zip(texts, asked, strict=True)]
+
+
+def _is_right(text: str, asked: Problem | CodeTask) -> bool:
+    return text == asked.solution if isinstance(asked, CodeTask) else is_correct(text, asked)

@@ -7,6 +7,7 @@ from typing import Final
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from nabla_agents.tiny.code_tasks import code_tasks
 from nabla_agents.tiny.word_problems import problems
 
 CONTEXT_TOKENS: Final = 8192
@@ -92,7 +93,7 @@ EXAMPLE_TOOLS: Final = (
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """A tokenizer learnt from generated problems: any text round-trips exactly, and each digit is one token.
+    """A tokenizer learnt from generated problems and tasks: any text round-trips exactly, and each digit is one token.
 
     It has at most VOCABULARY tokens; fewer when the text runs out of pairs to merge.
     """
@@ -125,6 +126,9 @@ def _training_text(seed: int) -> Iterator[str]:
     for problem in problems(4000, seed=seed):
         yield f"user\n{problem.question}\n"
         yield f"assistant\n{problem.solution}\n"
+    for task in code_tasks(2000, seed=seed):
+        yield f"user\n{task.question}\n"
+        yield f"assistant\n{task.solution}\n"
     for _ in range(40):  # often enough that the words of prompts and tools become tokens too
         for prompt in SYSTEM_PROMPTS:
             yield f"system\n{prompt}\n"

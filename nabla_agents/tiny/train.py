@@ -9,6 +9,7 @@ import argparse
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from nabla_agents.tiny import WEIGHTS
+from nabla_agents.tiny.code_tasks import CodeTask, code_tasks
 from nabla_agents.tiny.corpus import batch
 from nabla_agents.tiny.model import build_model, greedy_verdicts, load, save
 from nabla_agents.tiny.optimizer import Muon
 from nabla_agents.tiny.tokenizer import train_tokenizer
-from nabla_agents.tiny.word_problems import problems
+from nabla_agents.tiny.word_problems import Problem, problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Recipe:
     """Everything a run depends on, apart from the machine it runs on."""
 
     seed: int = 0
-    steps: int = 1500
+    steps: int = 2400
     rows: int = 16
     row_tokens: int = 256
     layers: int = 5
@@ -66,10 +68,13 @@ class Run:
     seconds: float = 0.0
     selected_step: int | None = None
     validation: list[tuple[int, float]] = field(default_factory=list)
+    code_validation: list[tuple[int, float]] = field(default_factory=list)
 
     def write(self, file: Path) -> None:
         """Replaces `file` in one move, so that an interruption leaves the old checkpoint or the new one."""
-        state = {name: getattr(self, name) for name in ("step", "seconds", "selected_step", "validation")}
+        state = {
+            name: getattr(self, name) for name in ("step", "seconds", "selected_step", "validation", "code_validation")
+        }
         state["model"] = self.model.state_dict()
         state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +126,8 @@ def train(
                 run.write(checkpoint)
                 console.print(
                     f"step {run.step}  {run.seconds:.0f} s  loss {loss:.3f}  tokens right {hits:.3f}  "
-                    f"validation {run.validation[-1][1]:.1%}  lm from step {run.selected_step}"
+                    f"validation {run.validation[-1][1]:.1%}, code {run.code_validation[-1][1]:.1%}  "
+                    f"lm from step {run.selected_step}"
                 )
             else:
                 run.seconds += time.monotonic() - began
@@ -169,14 +175,22 @@ def _measure(run: Run, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, out: 
     """Saves the model, measures what was saved, and applies the rule that selects the language model."""
     save(run.model, tokenizer, out / "reward")
     rounded, _ = load(out / "reward", run.model.device)
-    asked = problems(recipe.validation_problems, seed=recipe.seed, split="validation")
-    verdicts = greedy_verdicts(rounded, tokenizer, asked)
-    accuracy = sum(correct for _, correct in verdicts) / len(verdicts)
+    count = recipe.validation_problems
+    accuracy = _accuracy(rounded, tokenizer, problems(count, seed=recipe.seed, split="validation"))
+    code_accuracy = _accuracy(rounded, tokenizer, code_tasks(count // 2, seed=recipe.seed, split="validation"))
     run.validation.append((run.step, accuracy))
+    run.code_validation.append((run.step, code_accuracy))
     if run.selected_step is None:
         save(run.model, tokenizer, out / "lm")
         if accuracy >= recipe.target_accuracy:
             run.selected_step = run.step
+
+
+def _accuracy(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[Problem | CodeTask]
+) -> float:
+    verdicts = greedy_verdicts(model, tokenizer, asked)
+    return sum(right for _, right in verdicts) / len(verdicts)
 
 
 def main() -> None:
@@ -200,6 +214,7 @@ def main() -> None:
             "seconds": round(run.seconds),
             "lm_step": run.selected_step,
             "validation_accuracy": {step: round(accuracy, 4) for step, accuracy in run.validation},
+            "code_validation_accuracy": {step: round(accuracy, 4) for step, accuracy in run.code_validation},
         },
     )
     if arguments.install:

@@ -4,20 +4,16 @@ A problem is a chain: a start number, then operations, each with one operand. Th
 order, one sentence a step, so that reading it is easy; what is hard for a small model is the arithmetic.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal
 
-from nabla_agents.errors import ConfigurationError
+from nabla_agents.tiny.splits import Split, check_request, split_of
 
-Split = Literal["train", "test", "validation"]
 Operation = Literal["+", "-", "*", "/"]
 
 LARGEST_VALUE: Final = 999
-_SPLITS: Final = ("train", "test", "validation")
-_HELD_OUT: Final[dict[int, Split]] = {0: "test", 1: "validation"}  # of eight buckets; the other six are train
 _STEP_COUNTS: Final = (2, 3, 4, 5)
 _STEP_WEIGHTS: Final = (4, 4, 3, 1)
 _OPERATIONS: Final[tuple[Operation, ...]] = ("+", "-", "*", "/")
@@ -46,7 +42,7 @@ class Chain:
 
     def split(self) -> Split:
         """The split this computation belongs to: a function of the chain alone, so no wording moves it."""
-        return _HELD_OUT.get(hashlib.sha256(self.key().encode()).digest()[0] % 8, "train")
+        return split_of(self.key())
 
     def values(self) -> list[int]:
         """The start and the value after each step; all lie in 1..LARGEST_VALUE."""
@@ -115,10 +111,7 @@ def problems(n: int, *, seed: int, split: str = "train") -> list[Problem]:
     The same seed gives the same list, and a longer list begins with the shorter one. No computation of one split occurs
     in another, whatever its wording.
     """
-    if n < 0:
-        raise ConfigurationError(f"problems() got n={n}; expected a count of 0 or more.")
-    if split not in _SPLITS:
-        raise ConfigurationError(f"problems() got split={split!r}; expected one of {', '.join(map(repr, _SPLITS))}.")
+    check_request("problems", n, split)
     random = Random(f"{split}/{seed}")
     drawn: list[Problem] = []
     while len(drawn) < n:

@@ -7,20 +7,20 @@ import json
 import pytest
 
 from nabla_agents import BestOfN, ConfigurationError, Greedy, MirrorDTO, Nabla, SelfConsistency
-from nabla_agents.bench import Arm, arms, choose
+from nabla_agents.bench import WORDS, Arm, choose
 
 
 def names(expression: str, rollouts: int = 8) -> list[str]:
-    return [arm.name for arm in choose(expression, arms(rollouts))]
+    return [arm.name for arm in choose(expression, WORDS.arms(rollouts))]
 
 
 def only(expression: str) -> Arm:
-    [arm] = choose(expression, arms())
+    [arm] = choose(expression, WORDS.arms())
     return arm
 
 
 def test_every_directed_arm_has_both_controls_and_best_of_n_with_the_same_reward() -> None:
-    table = arms(4)
+    table = WORDS.arms(4)
     for suffix, reward in (("", "process"), ("/arithmetic", "arithmetic"), ("/both", "both")):
         directed, none, random = (table[name + suffix] for name in ("nabla", "nabla/none", "nabla/random"))
         assert isinstance(directed.strategy, Nabla)
@@ -35,7 +35,7 @@ def test_every_directed_arm_has_both_controls_and_best_of_n_with_the_same_reward
 
 
 def test_globs_and_lists_choose_each_arm_once_in_order() -> None:
-    assert names("*") == list(arms())
+    assert names("*") == list(WORDS.arms())
     assert names("nabla, greedy ,nabla,g*") == ["nabla", "greedy"]
     assert names("nabla/*/both") == ["nabla/none/both", "nabla/random/both"]
     assert names("majority@8") == ["majority@8"]  # an @ of its own
@@ -57,7 +57,7 @@ def test_brackets_change_any_setting() -> None:
     assert (weighed.likelihood_weight, weighed.embedding_terms) == (2.0, False)
     assert weighed.strategy == Nabla()
     assert only("best-of-8[n=3]").strategy == BestOfN(n=3)
-    assert arms()["nabla"].strategy == Nabla()  # the table is as it was
+    assert WORDS.arms()["nabla"].strategy == Nabla()  # the table is as it was
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_brackets_change_any_setting() -> None:
 )
 def test_a_wrong_expression_says_what_is_known(expression: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
-        choose(expression, arms())
+        choose(expression, WORDS.arms())
 
 
 def test_settings_differ_where_answers_may() -> None:
     expressions = [
-        *arms(),
+        *WORDS.arms(),
         "nabla@-1",
         "nabla[dto.beta=0.3]",
         "nabla[likelihood_weight=2]",

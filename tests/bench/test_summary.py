@@ -158,7 +158,7 @@ def test_the_report_says_what_was_run_and_has_a_row_for_each_arm() -> None:
     text = markdown(three(), BenchSettings(problems=2, seed=3, rollouts=4, max_tokens=9))
     lines = text.splitlines()
     assert lines[0].startswith("**Reward process: best-of-8 by it")
-    assert "`nabla bench --problems 2 --seed 3 --rollouts 4 --max-tokens 9`" in lines
+    assert "`nabla bench --task words --problems 2 --seed 3 --rollouts 4 --max-tokens 9`" in lines
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 + 4
     assert {row.count("|") for row in rows} == {13}
@@ -167,7 +167,9 @@ def test_the_report_says_what_was_run_and_has_a_row_for_each_arm() -> None:
 
 
 def test_the_report_of_arms_without_best_of_n_begins_with_the_command() -> None:
-    assert markdown(records("greedy", [1]), BenchSettings(problems=1)).startswith("`nabla bench --problems 1 ")
+    assert markdown(records("greedy", [1]), BenchSettings(problems=1)).startswith(
+        "`nabla bench --task words --problems 1 "
+    )
 
 
 def test_summary_json_has_every_figure(tmp_path: Path) -> None:

@@ -40,6 +40,16 @@ EQUAL = [
     ("(1,2)", "( 1, 2 )"),
     ("\\boxed{7}", "7"),
     ("\\left(1,2\\right)", "(1,2)"),
+    ("$5", "5 dollars"),
+    ("\\$18", "18 dollars per day"),
+    ("$5", "5"),
+    ("5", "5 cents"),
+    ("¥5", "5 yen"),
+    ("5%", "5 percent"),
+    ("7", "seven"),
+    ("7.0", "Seven"),
+    ("21", "twenty-one"),
+    ("21", "twenty one"),
 ]
 DIFFERENT = [
     ("18", "81"),
@@ -55,6 +65,10 @@ DIFFERENT = [
     ("A", "B"),
     ("\\text{A}", "(d)"),
     ("0.5", "1"),
+    ("$5", "6"),
+    ("$5", "$6"),
+    ("7", "eight"),
+    ("12", "6 apples"),
 ]
 OPEN = [
     ("1/3", "0.33"),  # equal when rounded
@@ -63,7 +77,22 @@ OPEN = [
     ("y = 3", "x = 3"),
     ("x", "y"),  # no choice letters
     ("x^2", "x^3"),
-    ("5", "five"),
+    ("$5", "5 cents"),
+    ("$5", "500 cents"),
+    ("$5", "5 apples"),
+    ("$5", "€5"),
+    ("€5", "5 dollars"),
+    ("$5", "5%"),
+    ("$5 per hour", "5 dollars per day"),
+    ("£5", "5 pounds"),
+    ("5", "500 cents"),  # of dollars, perhaps
+    ("2", "120 minutes"),
+    ("120", "2 hours"),
+    ("7", "seven apples"),
+    ("1/2", "one half"),
+    ("2000000", "2 million"),
+    ("36", "3 dozen"),
+    ("100", "one hundred"),
     ("42", "42 is wrong"),
     ("7", "7 or 8"),
     ("25", "25 and 26"),

@@ -5,6 +5,7 @@ import math
 import time
 from fractions import Fraction
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -448,3 +449,49 @@ def test_nothing_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     score = ArithmeticSteps().judge("__import__('os').abort() + 1 = 2\n9**9**9**9 = 1\n2 + 2 = 5\n1 + 1 = 2")
     monkeypatch.undo()
     assert [span.expected for span in score.spans] == ["4", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "verified"),
+    [
+        ("2 + 2 = 4\nAnswer: 7", None),
+        ("2 + 2 = 4\n#### 7", None),
+        ("2 + 2 = 4, so \\boxed{7}", None),
+        ("2 + 2 = 4\n3 + 4 = 7\nAnswer: 8", None),
+        ("2 + 2 = 5\nAnswer: 7", False),
+        ("2 + 2 = 4\nAnswer: 4", True),
+        ("2 + 2 = 4\nAnswer: $4", True),
+        ("2 + 2 = 4\nThe answer is 4 apples.", True),
+        ("2 + 2 = 4\n4 * 3 = 12\nAnswer: 4", True),
+        ("1 / 2 = 0.5\nAnswer: 1/2", True),
+        # What may be right in other words, other units or rounded is no reason to doubt.
+        ("10 / 3 = 3.33\nAnswer: 3.3", True),
+        ("60 + 60 = 120 minutes\nAnswer: 2 hours", True),
+        ("2 + 2 = 4\nAnswer: four", True),
+        ("2 + 2 = 4\nAnswer: on Tuesday", True),
+        ("2 + 2 = 4\nAnswer: 3 or 7", True),
+        ("2 + 2 = 4, in 7 days", True),  # no answer is marked
+    ],
+)
+def test_it_vouches_for_no_answer_that_its_equations_do_not_give(text: str, verified: bool | None) -> None:
+    """The value stays that of the equations: the last step may stand in words."""
+    score = ArithmeticSteps().judge(text)
+    assert (score.value, score.verified) == (0.0 if verified is False else 1.0, verified)
+    assert len(score.spans) == text.count(" = ")
+    assert ("none results in the answer" in score.explanation) == (verified is None)
+
+
+def test_a_text_of_dense_equations_has_a_limit() -> None:
+    dense = "3 + 4 = 7; " * 10_000
+    started = time.process_time()
+    score = ArithmeticSteps().judge(dense)
+    assert time.process_time() - started < 1
+    assert not score.judged
+    assert "110000 characters, limit 100000" in score.explanation
+    assert ArithmeticSteps(max_characters=200_000).judge(dense[:11_000]).verified is True
+
+
+@pytest.mark.parametrize("options", [{"credit": math.inf}, {"credit": math.nan}, {"max_characters": 0}])
+def test_limits_and_credit_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="ArithmeticSteps"):
+        ArithmeticSteps(**options)

@@ -214,9 +214,21 @@ def test_a_verdict_that_is_no_number_is_an_error() -> None:
         judged(Broken([Score(1.0, verdict=math.nan)] * len(ROLLOUTS)), ROLLOUTS)
 
 
-def test_a_sum_of_opposite_infinities_says_why_it_is_not_judged() -> None:
-    up, down = (Broken([Score(value)] * len(ROLLOUTS)) for value in (math.inf, -math.inf))
-    assert (up + down).score(ROLLOUTS)[0].explanation == "infinite values cancel"
+@pytest.mark.parametrize("given", [Score(math.inf), Score(-math.inf), Score(1.0, verdict=-math.inf), Score(math.nan)])
+def test_what_is_not_finite_is_not_judged_and_says_so(given: Score) -> None:
+    """An infinite value would swallow all other terms of a sum, and equal every other infinite one."""
+    for reward in (Broken([given] * 3), 2.0 * Broken([given] * 3), FixedReward(length) + Broken([given] * 3)):
+        for score in judged(reward, ROLLOUTS):
+            assert (score.judged, score.verdict, score.verified) == (False, None, None)
+            assert "Broken gave" in score.explanation
+            assert "expected a finite number" in score.explanation
+    assert [s.value for s in judged(Broken([given] * 3).otherwise(-5.0), ROLLOUTS)] == [-5.0] * 3
+
+
+def test_a_sum_beyond_the_range_of_floats_is_not_judged() -> None:
+    [score] = (1e10 * fixed(Score(1e300)) + FixedReward(length)).score(ROLLOUTS[:1])
+    assert not score.judged
+    assert "gave inf" in score.explanation
 
 
 @pytest.mark.untyped

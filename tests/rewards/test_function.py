@@ -99,7 +99,6 @@ def test_a_function_is_given_what_its_parameters_ask_for(function: Callable[...,
         (3, 3.0, None, None),
         (np.float32(0.5), 0.5, None, None),
         (Fraction(1, 4), 0.25, None, None),
-        (-math.inf, -math.inf, None, None),
     ],
 )
 def test_answers_and_what_they_mean(answer: Any, value: float, verdict: float | None, verified: bool | None) -> None:
@@ -113,8 +112,8 @@ def test_a_score_is_taken_as_it_is() -> None:
     assert reward(lambda text: given).score(ROLLOUTS[:1]) == [given]
 
 
-@pytest.mark.parametrize("answer", [None, math.nan, np.float64("nan")])
-def test_none_and_nan_are_no_judgement(answer: Any) -> None:
+@pytest.mark.parametrize("answer", [None, math.nan, np.float64("nan"), math.inf, np.float32("-inf")])
+def test_none_and_what_is_not_finite_are_no_judgement(answer: Any) -> None:
     [score] = reward(name="tool")(lambda text: answer).score(ROLLOUTS[:1])
     assert not score.judged
     assert score.explanation.startswith("tool returned")
@@ -216,7 +215,7 @@ def test_one_that_always_hangs_is_no_longer_asked_and_later_is_again() -> None:
     assert len(calls) == 32
     [score] = stuck.score(ROLLOUTS[:1])
     assert (score.judged, len(calls)) == (False, 32)
-    assert "32 earlier calls still hang" in score.explanation
+    assert "32 calls still hang" in score.explanation
     released.set()
     for _ in range(1000):
         if stuck.score(ROLLOUTS[:1])[0].judged:
@@ -225,20 +224,54 @@ def test_one_that_always_hangs_is_no_longer_asked_and_later_is_again() -> None:
     assert stuck.score(ROLLOUTS[:1])[0].verified is True
 
 
-def test_a_batch_of_which_all_hang_leaves_no_more_behind_than_the_limit() -> None:
+@pytest.mark.parametrize(("workers", "limits"), [(1, 2), (2, 1), (8, 1), (40, 1)])
+def test_a_batch_of_which_all_hang_takes_one_limit_and_not_one_for_every_few(workers: int, limits: int) -> None:
     released, calls = threading.Event(), []
 
-    @reward(timeout_seconds=0.05, workers=16)
+    @reward(timeout_seconds=0.4, workers=workers)
     def stuck(completion: str) -> bool:
         calls.append(completion)
         return released.wait(60)
 
+    started = time.perf_counter()
     scores = stuck.score([ROLLOUTS[0]] * 100)
+    seconds = time.perf_counter() - started
     released.set()
-    assert len(calls) == 32
-    assert "longer than 0.05 s" in scores[31].explanation
+    asked = max(2, workers)
+    assert len(calls) == asked
+    assert 0.4 * limits <= seconds < 0.4 * (limits + 2)
+    assert "longer than 0.4 s" in scores[asked - 1].explanation
     assert [s.judged for s in scores] == [False] * 100
-    assert "32 earlier calls still hang" in scores[99].explanation
+    assert f"{asked} calls still hang" in scores[99].explanation
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_that_hangs_costs_the_others_of_its_batch_nothing_but_time(workers: int) -> None:
+    released = threading.Event()
+
+    @reward(timeout_seconds=0.3, workers=workers)
+    def stuck(completion: str) -> bool:
+        return completion != "bb" or released.wait(60)
+
+    scores = stuck.score([*ROLLOUTS, *ROLLOUTS[:1] * 20])
+    released.set()
+    assert [i for i, s in enumerate(scores) if not s.judged] == [1]
+
+
+def test_a_worker_that_is_free_takes_the_next_call() -> None:
+    """Nineteen quick calls pass by a slow one: in fixed groups of two, one of them would wait for it."""
+    quick, last = [], threading.Event()
+
+    @reward(timeout_seconds=30.0, workers=2)
+    def mixed(completion: str) -> bool:
+        if completion == "a":
+            return last.wait(20)
+        quick.append(completion)
+        if len(quick) == 19:
+            last.set()
+        return True
+
+    assert all(s.verified for s in mixed.score([ROLLOUTS[0], *[ROLLOUTS[1]] * 19]))
 
 
 def test_calls_run_side_by_side_up_to_the_workers() -> None:

@@ -69,7 +69,11 @@ def test_hostile_answers_end_in_time_and_are_never_equal(math_checker: Executor)
         ("I cannot tell.", "open"),
         ("It is 17 or 18", "open"),
         ("The answer is 17 or 18", "open"),
-        ("The answer is eighteen", "open"),
+        ("The answer is eighteen", "equal"),
+        ("The answer is eighty", "different"),
+        ("The answer is eighteen eggs", "open"),
+        ("The answer is $18.", "equal"),
+        ("The answer is 1800 cents", "open"),
         ("\\boxed{}", "open"),
         ("\\boxed{18", "open"),  # cut off
         ("#### " + "1" * 3000, "open"),
@@ -111,6 +115,16 @@ def test_the_right_answer_may_be_a_whole_solution() -> None:
         ("e^{i\\pi}", "-1", "open"),  # math-verify says different
         ("\\sin x", "__import__('os')", "open"),
         ("x^2", "x.diff(x)", "open"),
+        ("xy", "y x", "equal"),
+        ("xy", "x+y", "different"),
+        ("\\sin(x)", "\\cos(x)", "different"),
+        ("3\\sqrt{2}", "3\\sqrt{2} cm", "equal"),
+        ("3\\sqrt{2}", "3\\sqrt{2}\\text{ units}", "open"),
+        ("7", "seven eggs", "open"),
+        ("100", "one hundred", "open"),
+        ("0", "no", "open"),
+        ("no solution", "none", "open"),
+        ("silent", "listen", "open"),
     ],
 )
 def test_formulas_are_compared_in_the_sandbox(math_checker: Executor, gold: str, answer: str, expected: str) -> None:

@@ -325,6 +325,66 @@ def test_code_of_a_checkpoints_own_needs_consent(tmp_path: Path) -> None:
         OutcomeReward.from_pretrained(tmp_path, format=ARMORM)
 
 
+OWN = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel
+from transformers.utils import ModelOutput
+
+class OwnConfig(LlamaConfig):
+    model_type = "of_its_own"
+
+@dataclass
+class OwnOutput(ModelOutput):
+    score: torch.Tensor | None = None
+    rewards: torch.Tensor | None = None
+
+class OwnReward(LlamaPreTrainedModel):
+    config_class = OwnConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.objectives = nn.Linear(config.hidden_size, 3)
+        self.gate = nn.Linear(config.hidden_size, 3)
+        self.post_init()
+
+    def forward(self, input_ids=None, inputs_embeds=None, attention_mask=None, **_):
+        hidden = self.model(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+        last = hidden.last_hidden_state[:, -1]
+        rewards = self.objectives(last)
+        return OwnOutput(score=(rewards * self.gate(last).softmax(-1)).sum(-1), rewards=rewards)
+"""
+
+
+def test_code_of_a_checkpoints_own_runs_with_consent_and_scores_as_its_model_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights in a class that is known here are the truth, for scores and for the gradient."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    module = gated()
+    saved(tmp_path, module)
+    config = json.loads((tmp_path / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnReward"}
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "model_type": "of_its_own", "architectures": ["OwnReward"], "auto_map": own})
+    )
+    (tmp_path / "own.py").write_text(OWN)
+    reward = OutcomeReward.from_pretrained(tmp_path, format=ARMORM, trust_remote_code=True)
+    assert type(reward.transformer.module).__name__ == "OwnReward"
+    known = OutcomeReward(module, byte_tokenizer(), format=ARMORM)
+    policy = random_model(width=16, layers=1)
+    rollouts = [completed(policy, a) for a in ANSWERS]
+    expected = [score.value for score in known.score(rollouts)]
+    assert [score.value for score in reward.score(rollouts)] == pytest.approx(expected, abs=1e-6)
+    for got, truth in zip(*(r.bind(policy).gradient(rollouts, [0] * 3, []) for r in (reward, known)), strict=True):
+        assert got is not None
+        assert truth is not None
+        torch.testing.assert_close(got.carrier.rows([0, 1]), truth.carrier.rows([0, 1]), rtol=1e-5, atol=1e-7)
+
+
 def test_a_head_that_is_not_applied_to_the_last_states_is_refused() -> None:
     module: Any = random_outcome_reward(byte_tokenizer(), width=16).transformer.module
     forward = module.forward

@@ -161,7 +161,7 @@ def test_other_assertions_stay_as_they_are(source: str) -> None:
 
 def test_arguments_that_are_no_json_reach_the_function_as_they_are(programs: Executor) -> None:
     tool = PythonTests("assert f({1: 'a'}, (0, 1)) == 'a'")
-    assert judge(tool, "def f(names, key): return names[{(0, 1): 1}[key]]").verified is True
+    assert judge(tool, "def f(names, key): return names[{(0, 1): 1}[key]]").value == 1.0
 
 
 def test_calls_that_do_not_fit_together_are_tried_alone(programs: Executor) -> None:
@@ -177,16 +177,29 @@ def test_assertions_run_beside_the_program(programs: Executor) -> None:
     tool = PythonTests(
         "import math\nassert add(1, 2) == 3\nassert math.isclose(add(0.1, 0.2), 0.3)\nassert add(2, 2) == 4"
     )
-    assert judge(tool, GOOD).verified is True
+    assert judge(tool, GOOD).value == 1.0
     assert judge(tool, "def add(a, b): return 3").value == pytest.approx(1 / 3)
     assert judge(tool, "def add(a, b):\n    return undefined").value == 0.0
+
+
+def test_nobody_vouches_for_assertions_that_ran_beside_the_program(programs: Executor) -> None:
+    """Such an answer ends no search: the program could have made them pass, as the forger does. A failed one counts."""
+    forger = "class All:\n    __eq__ = lambda *_: True\ndef add(a, b): return All()"
+    for source in ("x = 1\nassert add(1, 2) == 3", "assert add(1, 2) == 3\nassert add(2, 2) != 5 or True"):
+        for text in (GOOD, forger):
+            score = judge(PythonTests(source), text)
+            assert (score.value, score.verified) == (1.0, None)
+            assert "beside the program" in score.explanation
+        assert judge(PythonTests(source), "def add(a, b): return 0").verified is False
+    assert judge(PythonTests("assert add(1, 2) == 3"), forger).verified is False  # compared outside
+    assert judge(PythonTests("assert add(1, 2) == 3"), GOOD).verified is True
 
 
 def test_a_checking_function_is_one_test(programs: Executor) -> None:
     tool = PythonTests(
         "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(2, 2) == 4\ncheck(add)"
     )
-    assert judge(tool, GOOD).verified is True
+    assert judge(tool, GOOD).value == 1.0
     assert (judge(tool, "def add(a, b): return 3").value, judge(tool, "").value) == (0.0, 0.0)
 
 
@@ -290,10 +303,10 @@ def test_which_values_are_equal(expected: Any, value: Any, same: bool) -> None:
 
 
 class Double:
-    """A sandbox that gives every program the same end, and remembers what it was sent."""
+    """A sandbox that gives programs the ends it is told, the last one for ever, and remembers what it was sent."""
 
-    def __init__(self, execution: Execution) -> None:
-        self.execution, self.capabilities = execution, Capabilities("double", "3.11", frozenset(), ())
+    def __init__(self, *executions: Execution) -> None:
+        self.executions, self.capabilities = [*executions], Capabilities("double", "3.11", frozenset(), ())
         self.programs: list[Program] = []
 
     def run(self, program: Program, limits: Limits | None = None) -> Execution:
@@ -301,7 +314,7 @@ class Double:
 
     def run_many(self, programs: Any, limits: Limits | None = None) -> list[Execution]:
         self.programs += programs
-        return [self.execution] * len(programs)
+        return [self.executions.pop(0) if len(self.executions) > 1 else self.executions[0] for _ in programs]
 
     def close(self) -> None: ...
 
@@ -324,6 +337,46 @@ def test_every_status_has_its_verdict(status: Status, tests: Any) -> None:
     assert str(status) in score.explanation
 
 
+# ── how long one program can take ─────────────────────────────────────────────────────────────────────────────────────
+
+ASSERTIONS = "x = 1\n" + "assert add(1, 2) == 3\n" * 30
+LATE = Execution(Status.TIMEOUT, wall_seconds=5.0, detail="wall clock")
+RAISED = Execution(Status.ERROR, error_type="ValueError")
+
+
+@pytest.mark.parametrize(
+    ("tests", "ends", "runs"),
+    [
+        (PAIRS * 10, [LATE], 1),  # the run of all calls
+        (PAIRS * 10, [RAISED, LATE], 2),  # and the first call that it left
+        (PAIRS * 10, [RAISED, RAISED, LATE], 6),  # then four at a time
+        (ASSERTIONS, [LATE], 1),
+        (ASSERTIONS, [RAISED, LATE], 5),
+    ],
+)
+def test_a_program_that_never_ends_is_not_run_for_every_test(tests: Any, ends: list[Execution], runs: int) -> None:
+    double = Double(*ends)
+    score = judge(PythonTests(tests, entry="add", executor=double), GOOD)
+    assert len(double.programs) == runs
+    assert (score.value, score.verified) == (0.0, False)
+
+
+def test_slow_runs_have_a_limit_together_and_what_was_not_tried_is_no_failure() -> None:
+    """Four times the wall clock of one run is 20 s: 1 + 4 runs of 3 s are within it, and 4 more are not."""
+    limits = Limits(wall_seconds=5)
+    slow = Execution(Status.OK, stdout="?", wall_seconds=3.0)
+    called = Execution(Status.OK, values=(3,), wall_seconds=3.0)
+    pairs: list[tuple[Any, Any]] = [((1, 2), 3)] * 30
+    double = Double(Execution(Status.OUTPUT_LIMIT), called)  # each call alone
+    score = judge(PythonTests(pairs, entry="add", executor=double, limits=limits), GOOD)
+    assert len(double.programs) == 1 + 9
+    assert not score.judged
+    assert score.explanation == "9 of 30 tests passed; 21 tests were not tried, because those before took 27.0 s"
+    failing = judge(PythonTests(ASSERTIONS, executor=Double(slow), limits=limits), GOOD)  # without the end marker
+    assert (failing.value, failing.verified) == (0.0, False)
+    assert "21 tests were not tried" in failing.explanation
+
+
 def test_expected_values_never_enter_the_sandbox() -> None:
     secret = 918273645
     for tests in ([((1,), secret)], f"assert f(1) == {secret}"):
@@ -331,6 +384,14 @@ def test_expected_values_never_enter_the_sandbox() -> None:
         assert judge(PythonTests(tests, entry="f", executor=double), "def f(x): ...").verified is True
         assert double.programs
         assert all(str(secret) not in program.as_json() for program in double.programs)
+
+
+@pytest.mark.parametrize("entry", ["add", "ａｄｄ"])
+@pytest.mark.parametrize("written", ["add", "ａdd"])
+def test_names_are_the_same_in_full_width_letters(programs: Executor, entry: str, written: str) -> None:
+    text = f"```python\ndef {written}(a, b): return a + b\n```\nSo:\n```python\nx = 1\n```"
+    assert judge(PythonTests(PAIRS, entry=entry), text).verified is True
+    assert judge(PythonTests(f"assert {entry}(1, 2) == 3"), text).verified is True
 
 
 def test_a_machine_without_a_sandbox_judges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,6 +406,28 @@ def test_a_machine_without_a_sandbox_judges_nothing(monkeypatch: pytest.MonkeyPa
         assert not score.judged
         assert "nothing contains code here" in score.explanation
     assert asked == [1]  # the self-test takes a second: a failure is remembered
+
+
+def test_a_sandbox_that_did_not_start_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may have been short of processes for a moment."""
+    clock, answers = [0.0], [SandboxError("no process left"), Double(Execution(Status.OK))]
+
+    def make() -> Executor:
+        answer = answers.pop(0)
+        if isinstance(answer, SandboxError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(executors.time, "monotonic", lambda: clock[0])
+    shared = executors.SharedExecutor(make)
+    for now in (0.0, executors.RETRY_SECONDS):
+        clock[0] = now
+        with pytest.raises(SandboxError, match="no process left"):
+            shared()
+    assert len(answers) == 1
+    clock[0] = executors.RETRY_SECONDS + 0.1
+    assert shared() is shared()
+    assert answers == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

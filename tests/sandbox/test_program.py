@@ -82,3 +82,11 @@ def test_equal_programs_have_equal_json() -> None:
 def test_a_limit_that_limits_nothing_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         Limits(**wrong)
+
+
+def test_names_are_read_as_python_reads_them() -> None:
+    """Full-width letters are the plain ones in source, so they are in the request."""
+    sent = json.loads(Program("", entry="ａｄｄ", inputs={"ｘ": 1}).as_json())
+    assert (sent["entry"], sent["inputs"]) == ("add", {"x": 1})
+    with pytest.raises(ProgramError, match="the same one"):
+        Program("", inputs={"ｘ": 1, "x": 2})

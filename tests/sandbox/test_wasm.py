@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nabla_agents import Executor, Limits, Program, SandboxError, Status
-from nabla_agents.sandbox import artefact, backends
+from nabla_agents.sandbox import artefact, backends, building
 from nabla_agents.sandbox.wasm import WasmWorker
 from nabla_agents.sandbox.workers import WorkerPool
 
@@ -24,7 +24,7 @@ LIMITS = Limits(fuel=2_000_000_000, wall_seconds=10.0, memory_bytes=128 << 20)
 def wasm() -> Iterator[Executor]:
     pytest.importorskip("wasmtime")
     pytest.importorskip("componentize_py")
-    artefact.build()
+    building.build()
     with backends.proven(WasmWorker, workers=2) as executor:
         yield executor
 
@@ -48,15 +48,16 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.Mo
 
 
 def test_an_artefact_that_is_not_built_is_not_built_in_passing(cache: Path) -> None:
-    with pytest.raises(SandboxError, match="nabla doctor --build"):
+    with pytest.raises(SandboxError, match="not built yet"):
         artefact.find()
+    assert "nabla doctor --build" in building.state().said
 
 
 def test_an_artefact_that_was_changed_is_not_loaded(cache: Path) -> None:
     cache.write_bytes(b"native code")
     with pytest.raises(SandboxError, match="not what was built"):
         artefact.find()
-    cache.with_suffix(".sha256").write_text(artefact._checksum(cache))
+    cache.with_suffix(".sha256").write_text(artefact.checksum(cache))
     assert artefact.find() == cache
     cache.write_bytes(b"other code")
     with pytest.raises(SandboxError, match="not what was built"):
@@ -66,7 +67,7 @@ def test_an_artefact_that_was_changed_is_not_loaded(cache: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
 def test_an_artefact_that_others_can_write_is_not_loaded(cache: Path) -> None:
     cache.write_bytes(b"native code")
-    cache.with_suffix(".sha256").write_text(artefact._checksum(cache))
+    cache.with_suffix(".sha256").write_text(artefact.checksum(cache))
     cache.parent.chmod(0o777)
     with pytest.raises(SandboxError, match="written by others"):
         artefact.find()

@@ -1,5 +1,6 @@
 """The recipe: resumable to the bit, and its batches carry the loss on the assistant's tokens alone."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from nabla_agents.tiny.evaluate import auc, has_wrong_equation, log_likelihood
 from nabla_agents.tiny.model import build_model, complete, prompt_of
 from nabla_agents.tiny.optimizer import orthogonal
 from nabla_agents.tiny.tokenizer import train_tokenizer
-from nabla_agents.tiny.word_problems import problems
+from nabla_agents.tiny.word_problems import Problem, problems
 
+SOLUTION = r"(?:\d+ [-+*/] \d+ = \d+\n)+Answer: \d+|```python\ndef \w+\(xs\):\n(?:    .+\n)+```"
 MINUTE = training.Recipe(
     steps=3, rows=4, row_tokens=64, layers=1, width=16, heads=2, inner=24, evaluate_every=2, validation_problems=2
 )
@@ -45,8 +47,12 @@ def test_the_first_model_to_reach_the_target_is_kept(
     """Of measurements 0, 1 and 1, the second is selected: `lm` stays at step 2 while `reward` goes on to step 3."""
     monkeypatch.setattr(training, "train_tokenizer", lambda seed: tokenizer)
     recipe = training.Recipe(**{name: getattr(MINUTE, name) for name in MINUTE.__slots__} | {"evaluate_every": 1})
-    verdicts = iter([[("", False)], [("", True)], [("", True)]])
-    monkeypatch.setattr(training, "greedy_verdicts", lambda *_: next(verdicts))
+    verdicts = iter([False, True, True])
+    monkeypatch.setattr(
+        training,
+        "greedy_verdicts",
+        lambda model, tokenizer, asked: [("", next(verdicts) if isinstance(asked[0], Problem) else False)],
+    )
     run = training.train(recipe, tmp_path, tmp_path / "run.pt")
     assert run.selected_step == 2
     assert (tmp_path / "lm/model.safetensors").read_bytes() != (tmp_path / "reward/model.safetensors").read_bytes()
@@ -67,8 +73,23 @@ def test_batches_repeat_and_teach_only_what_the_assistant_writes(tokenizer: PreT
         assert taught[: len(written) - 1] == written[:-1]
 
 
-def test_every_sixteenth_batch_has_long_rows(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert batch(tokenizer, seed=0, step=15, rows=8, row_tokens=64).ids.shape == (2, 256)
+def test_every_fourth_batch_has_longer_rows_of_as_many_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    shapes = [tuple(batch(tokenizer, seed=0, step=step, rows=16, row_tokens=64).ids.shape) for step in range(80)]
+    assert {shape for step, shape in enumerate(shapes) if step % 4 != 3} == {(16, 64)}
+    assert set(shapes[3::4]) == {(4, 256), (2, 512), (1, 1024)}
+
+
+def test_long_rows_put_foreign_text_before_questions_and_teach_none_of_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    taught, foreign = 0, 0
+    for step in range(3, 80, 4):
+        data = batch(tokenizer, seed=0, step=step, rows=16, row_tokens=256)
+        for ids, targets in zip(data.ids, data.targets, strict=True):
+            replies = tokenizer.decode(targets[targets >= 0]).split("<|im_end|>")
+            assert all(re.fullmatch(SOLUTION, reply) for reply in replies[:-1])
+            taught += len(replies) - 1
+            foreign += tokenizer.decode(ids).partition("<|im_start|>user")[0].count("\n\n")
+    assert taught > 400
+    assert foreign > 40
 
 
 def test_completion_of_a_padded_batch_equals_that_of_each_prompt_alone(tokenizer: PreTrainedTokenizerFast) -> None:
