@@ -17,5 +17,5 @@ def test_the_pages_blocks_run_in_order(capsys: pytest.CaptureFixture[str]) -> No
     for block in blocks:
         source = "\n" * text[: block.start(1)].count("\n") + block[1]
         exec(compile(source, str(PAGE), "exec"), namespace)
-    assert len(blocks) > 8
+    assert len(blocks) >= 8
     assert "'name': 'add'" in capsys.readouterr().out, "the choice of a tool is enforced"
