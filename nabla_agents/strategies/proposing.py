@@ -33,6 +33,10 @@ class Proposing(Settings):
         expects is exempt, and so are located verdicts from the tests of `refinable`.
     outcome_weight: nats in the gradient for each unit of advantage of a token by the tools' verdicts on the rollouts
         that went through it (`outcome_credit`). Learned scores have no part in it.
+    openings: completions drawn before the first refinement, those after the first at `opening_temperature`; the best
+        one is refined, and where several begin alike, the tools' verdicts on them say how to go on.
+    reopen: while a tool objects to the best completion without saying where, and nothing promising is left, further
+        openings are drawn until the budget ends. Verdicts with a place, and learned scores, open nothing.
     """
 
     direction: Literal["gradient", "random", "none"] = "gradient"
@@ -45,6 +49,9 @@ class Proposing(Settings):
     plausibility_floor: Annotated[float, Field(ge=0)] | None = 6.0
     outcome_weight: Annotated[float, Field(ge=0)] = 30.0
     stop_when_verified: bool = True
+    openings: Annotated[int, Field(ge=1)] = 1
+    opening_temperature: Annotated[float, Field(ge=0)] = 0.7
+    reopen: bool = True
 
     @property
     def rule(self) -> AcceptanceRule:
@@ -59,6 +66,21 @@ class Proposing(Settings):
         explanation = incumbent.score.explanation if incumbent.score else ""
         search.ended = (FinishReason.VERIFIED, explanation)
         return True
+
+    def _opened(self, search: Search) -> list[Scored]:
+        """The first completions, the one at `temperature` first; none where the budget allows none."""
+        opened = search.roll([()], temperature=self.temperature)
+        if opened and self.openings > 1:
+            opened += search.roll([()] * (self.openings - 1), temperature=self.opening_temperature)
+        return opened
+
+    def _reopened(self, search: Search, count: int) -> list[Scored]:
+        """Further openings in one batch; none where they are of no use, or the budget allows none."""
+        asked, best = search.sampling.temperature, search.pool.best()
+        temperature = self.opening_temperature if asked is None else asked
+        if not self.reopen or temperature == 0 or best is None or not objected(best):  # at 0, the same would come again
+            return []
+        return search.roll([()] * count, temperature=self.opening_temperature)
 
     def _proposals(self, search: Search, incumbent: Scored, start: int) -> Iterator[Proposal]:
         """The tokens worth a rollout, from left to right; the gradient is taken once."""
@@ -113,11 +135,11 @@ class Proposing(Settings):
     def _step(
         self, search: Search, incumbent: Scored, candidate: Scored, proposal: Proposal, *, accepted: bool
     ) -> Step:
-        kept = candidate if accepted else incumbent
+        """What a change led to; nothing is committed."""
         tokenizer = search.model.tokenizer
         return Step(
             kind="refine",
-            committed_text=search.committed_text(kept.rollout, proposal.position + 1),
+            committed_text="",
             accepted=accepted,
             position=proposal.position,
             old_token=tokenizer.token_text(proposal.old),
@@ -129,6 +151,12 @@ class Proposing(Settings):
             text=candidate.rollout.text,
             usage=search.usage,
         )
+
+
+def objected(entry: Scored) -> bool:
+    """Whether a tool rejects a completion and does not say where."""
+    score = entry.score
+    return score is not None and score.judged and score.verified is False and not any(s.credit for s in score.spans)
 
 
 def _random_direction(

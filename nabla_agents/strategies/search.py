@@ -94,6 +94,7 @@ class Search:
         self._started: float | None = None
         self._cancelled = threading.Event()
         self._cache: PrefixCache | None = None
+        self._gradient: tuple[Scored, int, ObjectiveGradient] | None = None
 
     @property
     def model(self) -> LanguageModel:
@@ -158,13 +159,19 @@ class Search:
         return found
 
     def gradient(self, entry: Scored, start: int, *, outcome_weight: float = 0.0) -> ObjectiveGradient:
-        """The objective's gradient at every position from `start` on: one gradient pass.
+        """The objective's gradient at every position from `start` on: one gradient pass, none for the entry of the
+        last one.
 
         `outcome_weight` nats for each unit of what the pool's tool verdicts say of the tokens tried (`outcome_credit`).
         """
         self._check_cancelled()
-        [gradient] = self.worker.gradient([entry.rollout], [entry.score], [start], [self._prompt_cache()])
-        self._usage = self._usage + gradient.usage
+        known = self._gradient
+        if known is not None and known[0] is entry and known[1] <= start:
+            gradient = known[2]
+        else:
+            [gradient] = self.worker.gradient([entry.rollout], [entry.score], [start], [self._prompt_cache()])
+            self._usage = self._usage + gradient.usage
+            self._gradient = (entry, start, gradient)
         judged = [(e.rollout, e.score) for e in self.pool]
         return gradient.plus(outcome_credit(entry.rollout.completion_ids, start, judged), outcome_weight)
 
