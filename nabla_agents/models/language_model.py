@@ -181,7 +181,7 @@ class LanguageModel:
             prefill_tokens=prefill,
             lm_forward_tokens=prefill + forward,
             lm_backward_tokens=backward,
-            flops=2.0 * self.transformer.parameter_count * (prefill + forward + backward),
+            flops=self.transformer.flops(forward=prefill + forward, backward=backward),
         )
 
     def _head_gradient(

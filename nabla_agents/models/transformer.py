@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from nabla_agents.errors import ModelLoadError
+from nabla_agents.models.checkpointing import is_checkpointed
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 _LONGEST = 1 << 17  # tokens, for models that know no limit
@@ -61,6 +62,7 @@ class Transformer:
         self.module = module.eval().requires_grad_(False)
         self.body: Any = module.base_model
         self.embedding: Any = module.get_input_embeddings()
+        self.recomputes = is_checkpointed(module)
         self.parameter_count = sum(p.numel() for p in module.parameters())
         self.config: Any = module.config.get_text_config(decoder=True)
         self.embedding_scale = self._embedding_scale()
@@ -81,6 +83,10 @@ class Transformer:
     @property
     def device(self) -> torch.device:
         return self.embedding.weight.device
+
+    def flops(self, *, forward: int, backward: int) -> float:
+        """2·N per token forward and 2·N more per token backward, for which checkpointed layers run once more."""
+        return 2.0 * self.parameter_count * (forward + backward * (2 if self.recomputes else 1))
 
     def within_window(self, tokens: int) -> bool:
         """Whether no layer's sliding window is shorter than this context."""

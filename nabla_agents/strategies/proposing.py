@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.dto import AdamDTO, MirrorDTO
-from nabla_agents.functional import HEAD_CHUNK, choose_tokens
+from nabla_agents.functional import HEAD_CHUNK, choose_tokens, wide
 from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.positions import Proposal, Refinable, best_alternatives, plausible
@@ -35,6 +35,9 @@ class Proposing(Settings):
         that went through it (`outcome_credit`). Learned scores have no part in it.
     openings: completions drawn before the first refinement, those after the first at `opening_temperature`; the best
         one is refined, and where several begin alike, the tools' verdicts on them say how to go on.
+    confirm: nats by which a changed prefix (y_<t, new) must have a better objective than the written one before a
+        rollout is paid for it; the reward scores all of them in one batch. A prefix that it cannot judge is confirmed.
+        None asks no such question.
     reopen: while a tool objects to the best completion without saying where, and nothing promising is left, further
         openings are drawn until the budget ends. Verdicts with a place, and learned scores, open nothing.
     """
@@ -49,6 +52,7 @@ class Proposing(Settings):
     plausibility_floor: Annotated[float, Field(ge=0)] | None = 6.0
     outcome_weight: Annotated[float, Field(ge=0)] = 30.0
     stop_when_verified: bool = True
+    confirm: float | None = None
     openings: Annotated[int, Field(ge=1)] = 1
     opening_temperature: Annotated[float, Field(ge=0)] = 0.7
     reopen: bool = True
@@ -103,7 +107,19 @@ class Proposing(Settings):
             chosen = [i for i, p in enumerate(chunk) if passed[i] or p in located]
             if chosen:
                 positions = [chunk[i] for i in chosen]
-                yield from self._refined(search, logits[chosen], gradient, positions, [ids[p] for p in positions])
+                found = self._refined(search, logits[chosen], gradient, positions, [ids[p] for p in positions])
+                yield from self._confirmed(search, incumbent, found, logits[[p.position - first for p in found]])
+
+    def _confirmed(
+        self, search: Search, incumbent: Scored, proposals: Sequence[Proposal], logits: Float[Tensor, "n vocab"]
+    ) -> Sequence[Proposal]:
+        """The proposals whose prefixes are better, as far as the reward can judge unfinished text."""
+        if self.confirm is None or not proposals:
+            return proposals
+        rows, log_p = range(len(proposals)), wide(logits).log_softmax(-1)
+        odds = log_p[rows, [p.new for p in proposals]] - log_p[rows, [p.old for p in proposals]]
+        gains = search.prefix_gains(incumbent, proposals, odds.tolist())
+        return [p for p, gain in zip(proposals, gains, strict=True) if gain is None or gain > self.confirm]
 
     def _refined(
         self,
@@ -119,18 +135,18 @@ class Proposing(Settings):
             for i, position in enumerate(positions):
                 credit = gradient.credit.get(position, {})
                 allowed[i, [v for v, nats in credit.items() if nats > 0 and v != ids[i]]] = True
-        g = torch.zeros_like(logits) if gradient is None else gradient.rows(positions)
+        g = torch.zeros_like(logits) if gradient is None else gradient.rows(positions).to(logits.device)
         if self.direction == "random":
             g = _random_direction(search, g, allowed.scatter(-1, tokens[:, None], True))
         refined = self.dto.refine(logits, g)
-        if self.resample is None:
-            proposals = best_alternatives(positions, tokens, refined, g, allowed)
-            return [p for p in proposals if p.promise > self.min_promise]
-        drawn = choose_tokens(refined, self.resample, search.uniforms(len(positions)))
-        rows = torch.arange(len(positions), device=drawn.device)
-        only = torch.zeros_like(allowed)
-        only[rows, drawn] = allowed[rows, drawn]
-        return best_alternatives(positions, tokens, refined, g, only)
+        if self.resample is not None:
+            drawn = choose_tokens(refined, self.resample, search.uniforms(len(positions)))
+            rows = torch.arange(len(positions), device=drawn.device)
+            only = torch.zeros_like(allowed)
+            only[rows, drawn] = allowed[rows, drawn]
+            return best_alternatives(positions, tokens, refined, g, only)
+        proposals = best_alternatives(positions, tokens, refined, g, allowed)
+        return [p for p in proposals if p.promise > self.min_promise]
 
     def _step(
         self, search: Search, incumbent: Scored, candidate: Scored, proposal: Proposal, *, accepted: bool
