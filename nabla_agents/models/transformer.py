@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from nabla_agents.errors import ModelLoadError
 from nabla_agents.models.checkpointing import is_checkpointed
+from nabla_agents.models.kv_cache import growing_cache
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 _LONGEST = 1 << 17  # tokens, for models that know no limit
@@ -107,7 +108,7 @@ class Transformer:
             return PrefixCache((), ())
         context = self.empty_context(1)
         self.extend(context, ids=torch.tensor([list(ids)], device=self.device))
-        return PrefixCache(tuple(ids), tuple((layer.keys, layer.values) for layer in context.cache.layers))  # type: ignore[misc]
+        return PrefixCache(tuple(ids), tuple(map(_held, context.cache.layers)))
 
     @torch.no_grad()
     def read(
@@ -165,7 +166,7 @@ class Transformer:
 
     def empty_context(self, batch: int) -> Context:
         return Context(
-            DynamicCache(config=self.config),
+            growing_cache(self.config),
             torch.zeros(batch, 0, dtype=torch.bool, device=self.device),
             torch.zeros(batch, dtype=torch.long, device=self.device),
         )
@@ -208,6 +209,11 @@ class Transformer:
                 "respect to tokens. Choose a model with a plain (or constantly scaled) input embedding."
             )
         return scale
+
+
+def _held(layer: Any) -> tuple[Tensor, Tensor]:
+    """The keys and values of a layer, without the room that it has for more."""
+    return layer.keys.contiguous(), layer.values.contiguous()
 
 
 def _left_padded(x: Float[Tensor, "one heads time dim"], length: int) -> Float[Tensor, "one heads length dim"]:
