@@ -16,6 +16,9 @@ from nabla_agents.types import Prompt, Rollout, Score, Usage
 
 ResultT = TypeVar("ResultT")
 
+# Cheap kinds first, so that rollouts, which gain most from a wide batch, wait for the others.
+_KINDS = ("prefill", "score", "score_prefixes", "states", "gradient", "rollout")
+
 
 @dataclass(eq=False)
 class _Request:
@@ -48,6 +51,9 @@ class Coalescer:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         return self._submit("score", rollouts)
+
+    def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
+        return self._submit("score_prefixes", rollouts)
 
     def states(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]
@@ -125,8 +131,7 @@ class Coalescer:
             self._changed.wait_for(lambda: self._running == 0 or len(self._waiting) == self._running)
             if not self._waiting:
                 return self._running > 0
-            # Cheap kinds first, so that rollouts, which gain most from a wide batch, wait for the others.
-            kind = min((r.kind for r in self._waiting), key=("prefill", "score", "states", "gradient", "rollout").index)
+            kind = min((r.kind for r in self._waiting), key=_KINDS.index)
             batch = [r for r in self._waiting if r.kind == kind]
         self._execute(kind, batch)
         for request in batch:  # before they leave the list, where an interrupt finds what still waits

@@ -82,6 +82,10 @@ class Objective:
         """The reward's scores; None for each rollout where there is no reward."""
         return [None] * len(rollouts) if self.reward is None else list(judged(self.reward, rollouts))
 
+    def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
+        """The reward's scores of unfinished completions; None where nothing can be said of them."""
+        return [None] * len(rollouts) if self.reward is None else self.reward.score_prefixes(rollouts)
+
     def states(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]
     ) -> list[LikelihoodGradient]:

@@ -55,9 +55,10 @@ class Usage:
 
     `prefill_tokens` are those of `lm_forward_tokens` that were read as known text, not one by one.
     `flops` is 2·N per token forward and 2·N more per token backward (frozen weights), N being the parameters of the
-    model that ran, without the attention term. `seconds` is wall-clock; `peak_memory_bytes` does not add, it is a
-    maximum. `draft_tokens` were guessed from an earlier completion; each of the `accepted_draft_tokens` saved one
-    sequential decode step.
+    model that ran, without the attention term; activation checkpointing computes what is differentiated once more, 2·N
+    per token backward. `out_of_memory` batches did not fit into memory and were run again in halves. `seconds` is
+    wall-clock; `peak_memory_bytes` does not add, it is a maximum. `draft_tokens` were guessed from an earlier
+    completion; each of the `accepted_draft_tokens` saved one sequential decode step.
     """
 
     rollouts: int = 0
@@ -71,6 +72,7 @@ class Usage:
     reward_backward_tokens: int = 0
     gradient_passes: int = 0
     reward_calls: int = 0
+    out_of_memory: int = 0
     flops: float = 0.0
     seconds: float = 0.0
     peak_memory_bytes: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -61,6 +61,7 @@ class _Row:
     constraint: Constraint | None = None
     finish: FinishReason | None = None
     text: str | None = None
+    uniforms: list[float] = field(default_factory=list[float])
     window: int = FIRST_WINDOW
     misses: int = 0
     draft_tokens: int = 0
@@ -91,7 +92,10 @@ def rollout(model: LanguageModel, jobs: Sequence[RolloutJob]) -> list[Rollout]:
     """
     if not jobs:
         return []
-    rows = [_Row(job, list(job.prefix_ids), [], constraint=_constraint(model, job)) for job in jobs]
+    rows = [
+        _Row(job, list(job.prefix_ids), [], constraint=_constraint(model, job), uniforms=job.uniforms.tolist())
+        for job in jobs
+    ]
     contexts = [(*job.prompt.ids, *job.prefix_ids) for job in jobs]
     longest = max(len(job.prompt.ids) + job.max_tokens for job in jobs)
     context, hidden = model.transformer.read(contexts, [job.cache for job in jobs], total_tokens=longest)
@@ -111,7 +115,7 @@ def rollout(model: LanguageModel, jobs: Sequence[RolloutJob]) -> list[Rollout]:
         active, _ = _still_open(rows, active, context, hidden)
         if not active:
             break
-        guesses = [rows[i].guess() for i in active]
+        guesses = _evened([rows[i].guess() for i in active])
         hidden = _read_on(model, context, [rows[i] for i in active], guesses)
     return [_finished(model, row) for row in rows]
 
@@ -129,6 +133,14 @@ def _read_on(
     ragged = any(len(ids) < width for ids in fed)
     mask = torch.tensor([[i < len(ids) for i in range(width)] for ids in fed], device=device) if ragged else None
     return model.transformer.extend(context, ids=ids, mask=mask)
+
+
+def _evened(guesses: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The guesses, cut where more than half of what is read would be padding of the rows that guess less."""
+    width = 1 + max(map(len, guesses))
+    while width > 1 and 2 * sum(min(1 + len(guess), width) for guess in guesses) < width * len(guesses):
+        width -= 1
+    return [guess[: width - 1] for guess in guesses]
 
 
 def _take(
@@ -177,7 +189,8 @@ def _chosen(
     for first in range(0, len(places), HEAD_CHUNK):
         chunk = places[first : first + HEAD_CHUNK]
         logits = model.head(hidden[[i for i, _ in chunk], [j for _, j in chunk]])
-        uniforms = torch.stack([rows[i].job.uniforms[len(rows[i].ids) + j] for i, j in chunk])
+        drawn = [rows[i].uniforms[len(rows[i].ids) + j] for i, j in chunk]
+        uniforms = torch.tensor(drawn, dtype=torch.float64, device=logits.device)
         choosable = masked(logits, [masks.get(place) for place in chunk])
         tokens = torch.empty(len(chunk), dtype=torch.long, device=logits.device)
         samplings = [rows[i].job.sampling for i, _ in chunk]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nabla_agents.grammar import Grammar
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.constraint import Compiler, Constraint
 from nabla_agents.models.decoding import RolloutJob, rollout
+from nabla_agents.models.grouping import by_length
 from nabla_agents.models.loading import Loading, load
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.models.transformer import PrefixCache, Transformer
@@ -172,11 +173,27 @@ class LanguageModel:
         *,
         embedding_terms: bool = True,
     ) -> list[LikelihoodGradient]:
-        """∂ Σ_{t ≥ start} log π(y_t) / ∂ one-hot rows, for every position from `start` on, in one pass over the batch.
+        """∂ Σ_{t ≥ start} log π(y_t) / ∂ one-hot rows, for every position from `start` on; rows of like length in one
+        pass.
 
         The prompt and the tokens before `start` are read without gradient. Cost: one forward over everything not
         cached and one backward over the tails; with `embedding_terms=False` the forward only.
         """
+        lengths = [
+            len(r.completion_ids) - start if c is not None else len(r.prompt.ids) + len(r.completion_ids)
+            for r, start, c in zip(rollouts, starts, caches, strict=True)
+        ]
+        differentiated = partial(self._likelihood_gradient, embedding_terms=embedding_terms)
+        return by_length(lengths, differentiated, rollouts, starts, caches)
+
+    def _likelihood_gradient(
+        self,
+        rollouts: Sequence[Rollout],
+        starts: Sequence[int],
+        caches: Sequence[PrefixCache | None],
+        *,
+        embedding_terms: bool,
+    ) -> list[LikelihoodGradient]:
         tails, hidden, embeddings, read, fed = tail_states(
             self.transformer, rollouts, starts, caches, needs_grad=embedding_terms
         )
@@ -197,7 +214,11 @@ class LanguageModel:
         ]
 
     def token_log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[Float[Tensor, "time"], Usage]]:
-        """log π of every completion token and the cost, in one forward over the batch."""
+        """log π of every completion token and the cost; rows of like length in one forward."""
+        lengths = [len(r.prompt.ids) + len(r.completion_ids) for r in rollouts]
+        return by_length(lengths, self._token_log_probs, rollouts)
+
+    def _token_log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[Float[Tensor, "time"], Usage]]:
         none = [None] * len(rollouts)
         tails, hidden, _, read, fed = tail_states(
             self.transformer, rollouts, [0] * len(rollouts), none, needs_grad=False
@@ -211,7 +232,7 @@ class LanguageModel:
             prefill_tokens=prefill,
             lm_forward_tokens=prefill + forward,
             lm_backward_tokens=backward,
-            flops=2.0 * self.transformer.parameter_count * (prefill + forward + backward),
+            flops=self.transformer.flops(forward=prefill + forward, backward=backward),
         )
 
     def _head_gradient(

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from nabla_agents.config import Settings
 from nabla_agents.errors import ModelLoadError
+from nabla_agents.models.checkpointing import checkpoint_layers
 
 LoadedT = TypeVar("LoadedT")
 
@@ -23,7 +24,8 @@ class Loading(Settings):
 
     `dtype` None means the checkpoint's own on a GPU and float32 on a CPU. `device_map` None means one GPU if there is
     one, else the CPU; any other value needs accelerate. Code shipped with a checkpoint runs only with
-    `trust_remote_code=True`.
+    `trust_remote_code=True`. With `activation_checkpointing` a gradient pass holds the activations of one layer at a
+    time, and costs one forward more.
     """
 
     dtype: str | torch.dtype | None = None
@@ -31,6 +33,7 @@ class Loading(Settings):
     revision: str | None = None
     quantization_config: Any = None
     trust_remote_code: bool = False
+    activation_checkpointing: bool = False
 
     @field_validator("dtype")
     @classmethod
@@ -86,6 +89,8 @@ def load(
         )
     if loading.device_map is None and loading.quantization_config is None:
         model = model.to(device)
+    if loading.activation_checkpointing:
+        checkpoint_layers(model)
     return model, tokenizer
 
 

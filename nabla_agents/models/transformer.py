@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from nabla_agents.errors import ModelLoadError
+from nabla_agents.models.checkpointing import is_checkpointed
+from nabla_agents.models.kv_cache import growing_cache
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 _LONGEST = 1 << 17  # tokens, for models that know no limit
@@ -61,6 +63,7 @@ class Transformer:
         self.module = module.eval().requires_grad_(False)
         self.body: Any = module.base_model
         self.embedding: Any = module.get_input_embeddings()
+        self.recomputes = is_checkpointed(module)
         self.parameter_count = sum(p.numel() for p in module.parameters())
         self.config: Any = module.config.get_text_config(decoder=True)
         self.embedding_scale = self._embedding_scale()
@@ -82,6 +85,10 @@ class Transformer:
     def device(self) -> torch.device:
         return self.embedding.weight.device
 
+    def flops(self, *, forward: int, backward: int) -> float:
+        """2·N per token forward and 2·N more per token backward, for which checkpointed layers run once more."""
+        return 2.0 * self.parameter_count * (forward + backward * (2 if self.recomputes else 1))
+
     def within_window(self, tokens: int) -> bool:
         """Whether no layer's sliding window is shorter than this context."""
         return self.sliding_window is None or tokens <= self.sliding_window
@@ -101,7 +108,7 @@ class Transformer:
             return PrefixCache((), ())
         context = self.empty_context(1)
         self.extend(context, ids=torch.tensor([list(ids)], device=self.device))
-        return PrefixCache(tuple(ids), tuple((layer.keys, layer.values) for layer in context.cache.layers))  # type: ignore[misc]
+        return PrefixCache(tuple(ids), tuple(map(_held, context.cache.layers)))
 
     @torch.no_grad()
     def read(
@@ -159,7 +166,7 @@ class Transformer:
 
     def empty_context(self, batch: int) -> Context:
         return Context(
-            DynamicCache(config=self.config),
+            growing_cache(self.config),
             torch.zeros(batch, 0, dtype=torch.bool, device=self.device),
             torch.zeros(batch, dtype=torch.long, device=self.device),
         )
@@ -202,6 +209,11 @@ class Transformer:
                 "respect to tokens. Choose a model with a plain (or constantly scaled) input embedding."
             )
         return scale
+
+
+def _held(layer: Any) -> tuple[Tensor, Tensor]:
+    """The keys and values of a layer, without the room that it has for more."""
+    return layer.keys.contiguous(), layer.values.contiguous()
 
 
 def _left_padded(x: Float[Tensor, "one heads time dim"], length: int) -> Float[Tensor, "one heads length dim"]:

@@ -10,6 +10,8 @@ from functools import partial
 from numbers import Real
 from typing import SupportsFloat
 
+import torch
+
 from nabla_agents.errors import ConfigurationError, RewardError
 from nabla_agents.models.carriers import Carrier, WeightedCarrier
 from nabla_agents.models.language_model import LanguageModel
@@ -31,6 +33,13 @@ class Reward(ABC):
     @abstractmethod
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score per rollout, in order."""
+
+    def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
+        """One score per unfinished completion, in order; None where what is unfinished cannot be judged.
+
+        A learned reward reads them like any other text; a tool says nothing, unless it is one that knows how to.
+        """
+        return [*judged(self, rollouts)] if self.learned else [None] * len(rollouts)
 
     def gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
@@ -134,7 +143,19 @@ class RewardSum(Reward):
         tools = {i: Background(call) for i, (learned, call) in enumerate(calls) if not learned and len(calls) > 1}
         scored = {i: call() for i, (_, call) in enumerate(calls) if i not in tools}  # meanwhile, on this thread
         columns = [tools[i].result() if i in tools else scored[i] for i in range(len(calls))]
-        return [self._sum([column[i] for column in columns]) for i in range(len(rollouts))]
+        weights = [w for w, _ in self._parts]
+        return [_finite(self, _summed(weights, [column[i] for column in columns])) for i in range(len(rollouts))]
+
+    def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
+        """Sums of the parts that can judge what is unfinished."""
+        columns = [r.score_prefixes(rollouts) for _, r in self._parts]
+        sums: list[Score | None] = []
+        for i in range(len(rollouts)):
+            known = [
+                (w, s) for (w, _), column in zip(self._parts, columns, strict=True) if (s := column[i]) is not None
+            ]
+            sums.append(_summed([w for w, _ in known], [s for _, s in known]) if known else None)
+        return sums
 
     def gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
@@ -144,22 +165,6 @@ class RewardSum(Reward):
 
     def bind(self, model: LanguageModel) -> Reward:
         return RewardSum(tuple((w, r.bind(model)) for w, r in self.terms))
-
-    def _sum(self, scores: Sequence[Score]) -> Score:
-        weighted = [(w, s) for (w, _), s in zip(self._parts, scores, strict=True)]
-        verdicts = [w * s.verdict for w, s in weighted if s.verdict is not None]
-        verified = [v for v in (_vouched(w, s) for w, s in weighted) if v is not None]
-        value = sum((w * s.value for w, s in weighted), 0.0)
-        total = Score(
-            value=value,
-            verdict=sum(verdicts) if verdicts else None,
-            verified=all(verified) if verified else None,
-            spans=tuple(replace(span, credit=w * span.credit) for w, s in weighted for span in s.spans),
-            explanation="; ".join(s.explanation for s in scores if s.explanation),
-            usage=sum((s.usage for s in scores), Usage()),
-            coverage=tuple(c for s in scores for c in s.coverage),
-        )
-        return _finite(self, total)
 
     def _weighted(self, gradients: Sequence[RewardGradient | None]) -> RewardGradient | None:
         known = [(w, g) for (w, _), g in zip(self._parts, gradients, strict=True) if g is not None]
@@ -182,6 +187,9 @@ class _Wrapped(Reward):
     @property
     def learned(self) -> bool:
         return self.inner.learned
+
+    def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
+        return self.inner.score_prefixes(rollouts)
 
     def gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
@@ -235,12 +243,15 @@ def judged(reward: Reward, rollouts: Sequence[Rollout]) -> list[Score]:
 
     Raises:
         RewardError: something else than one `Score` per rollout came back.
+        torch.OutOfMemoryError: several rollouts did not fit into memory together.
     """
     try:
         scores = reward.score(rollouts)
     except RewardError:
         raise
     except Exception as e:  # a broken tool must not end the process
+        if isinstance(e, torch.OutOfMemoryError) and len(rollouts) > 1:
+            raise  # a smaller batch may fit
         if len(rollouts) > 1:
             return [score for rollout in rollouts for score in judged(reward, [rollout])]
         explanation = f"{reward.name} raised {type(e).__name__}: {e}"
@@ -272,6 +283,25 @@ def _check_scores(reward: Reward, scores: object, count: int) -> None:
 
 def _terms(reward: Reward) -> tuple[tuple[float, Reward], ...]:
     return reward.terms if isinstance(reward, RewardSum) else ((1.0, reward),)
+
+
+def _summed(weights: Sequence[float], scores: Sequence[Score]) -> Score:
+    weighted = list(zip(weights, scores, strict=True))
+    verdicts = [w * s.verdict for w, s in weighted if s.verdict is not None]
+    verified = [v for v in (_vouched(w, s) for w, s in weighted) if v is not None]
+    value = sum((w * s.value for w, s in weighted), 0.0)
+    said = [s.explanation for s in scores if s.explanation]
+    if math.isnan(value) and all(s.judged for s in scores):
+        said.append("infinite values cancel")
+    return Score(
+        value=value,
+        verdict=sum(verdicts) if verdicts else None,
+        verified=all(verified) if verified else None,
+        spans=tuple(replace(span, credit=w * span.credit) for w, s in weighted for span in s.spans),
+        explanation="; ".join(said),
+        usage=sum((s.usage for s in scores), Usage()),
+        coverage=tuple(c for s in scores for c in s.coverage),
+    )
 
 
 def _vouched(weight: float, score: Score) -> bool | None:

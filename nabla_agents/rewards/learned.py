@@ -292,7 +292,7 @@ class HeadReward(SelfTested, DifferentiableReward):
         return (Coverage(self.label, self._bound.alignment.share, _share(reading)),)
 
     def _usage(self, forward: int, backward: int) -> Usage:
-        flops = 2.0 * self.transformer.parameter_count * (forward + backward)
+        flops = self.transformer.flops(forward=forward, backward=backward)
         return Usage(reward_forward_tokens=forward, reward_backward_tokens=backward, flops=flops)
 
 

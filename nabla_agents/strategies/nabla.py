@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Self
-
-from pydantic import Field
+from dataclasses import replace
+from typing import Self
 
 from nabla_agents.config import Sampling
 from nabla_agents.dto import AdamDTO
+from nabla_agents.pool import Scored
 from nabla_agents.positions import Refinable
 from nabla_agents.strategies.base import rollout_step
-from nabla_agents.strategies.proposing import Proposing
+from nabla_agents.strategies.proposing import Proposing, objected
 from nabla_agents.strategies.search import Search
 from nabla_agents.types import Step
 
@@ -20,12 +20,8 @@ class Nabla(Proposing):
     """Refines one rollout from left to right: where the refined row prefers another token, the answer is completed
     anew from there, and kept only if it is better. One gradient pass per accepted change.
 
-    openings: completions drawn before the first refinement, those after the first at `opening_temperature`; the best
-        one is refined, and where several begin alike, the tools' verdicts on them say how to go on.
+    Nothing is committed while a tool objects without saying where, and what is committed is not opened again.
     """
-
-    openings: Annotated[int, Field(ge=1)] = 1
-    opening_temperature: Annotated[float, Field(ge=0)] = 0.7
 
     @classmethod
     def paper(cls) -> Self:
@@ -42,30 +38,41 @@ class Nabla(Proposing):
             plausibility_floor=None,
             outcome_weight=0.0,
             stop_when_verified=False,
+            reopen=False,
         )
 
     def steps(self, search: Search) -> Iterator[Step]:
-        opened = search.roll([()], temperature=self.temperature)
-        if opened and self.openings > 1:
-            opened += search.roll([()] * (self.openings - 1), temperature=self.opening_temperature)
-        incumbent = search.pool.best()
-        if incumbent is None:
-            return
-        for entry in opened:
-            yield rollout_step(search, entry, accepted=entry is incumbent)
-        committed = 0
-        improved = True
+        tried: set[tuple[int, ...]] = set()
+        opened, committed = self._opened(search), False
+        while opened and (incumbent := search.pool.best()) is not None:
+            for entry in opened:
+                yield rollout_step(search, entry, accepted=entry is incumbent)
+            for step in self._refinements(search, incumbent, tried):
+                committed = committed or step.committed_text != ""
+                yield step
+            opened = [] if committed else self._reopened(search, 1)
+
+    def _refinements(self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]) -> Iterator[Step]:
+        """Once from left to right, until a tool vouches or nothing promising is left."""
+        committed, committed_text, improved = 0, "", True
         while improved and not self._verified(search, incumbent):
             improved = False
+            ids = incumbent.rollout.completion_ids
             for proposal in self._proposals(search, incumbent, committed):
-                ids = incumbent.rollout.completion_ids
-                found = search.roll([proposal.prefix(ids)], temperature=self.temperature, drafts=[proposal.draft(ids)])
+                prefix = proposal.prefix(ids)
+                if prefix in tried:
+                    continue
+                tried.add(prefix)
+                found = search.roll([prefix], temperature=self.temperature, drafts=[proposal.draft(ids)])
                 if not found:
                     return
                 [candidate] = found
                 improved = search.pool.better(candidate, incumbent)
-                committed = proposal.position + 1
-                yield self._step(search, incumbent, candidate, proposal, accepted=improved)
+                committed, kept = proposal.position + 1, candidate if improved else incumbent
+                if not objected(kept):
+                    committed_text = search.committed_text(kept.rollout, committed)
+                step = self._step(search, incumbent, candidate, proposal, accepted=improved)
+                yield replace(step, committed_text=committed_text)
                 if improved:
                     incumbent = candidate
                     break

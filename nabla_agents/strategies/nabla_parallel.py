@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -26,12 +25,16 @@ class NablaParallel(Proposing):
     width: Annotated[int, Field(ge=1)] = 4
 
     def steps(self, search: Search) -> Iterator[Step]:
-        found = search.roll([()], temperature=self.temperature)
-        if not found:
-            return
-        [incumbent] = found
-        yield rollout_step(search, incumbent, accepted=True)
         tried: set[tuple[int, ...]] = set()
+        opened = self._opened(search)
+        while opened and (incumbent := search.pool.best()) is not None:
+            for entry in opened:
+                yield rollout_step(search, entry, accepted=entry is incumbent)
+            yield from self._refinements(search, incumbent, tried)
+            opened = self._reopened(search, self.width)
+
+    def _refinements(self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]) -> Iterator[Step]:
+        """Batch after batch, until a tool vouches or nothing promising is left. Any token may still change."""
         improved: Scored | None = incumbent
         while improved is not None and not self._verified(search, incumbent):
             improved = None
@@ -40,8 +43,7 @@ class NablaParallel(Proposing):
                 best = max((c for c, _ in candidates), key=lambda c: c.rank(self.rule), default=None)
                 improved = best if best is not None and search.pool.better(best, incumbent) else None
                 for candidate, proposal in candidates:
-                    step = self._step(search, incumbent, candidate, proposal, accepted=candidate is improved)
-                    yield replace(step, committed_text="")  # any token may still change
+                    yield self._step(search, incumbent, candidate, proposal, accepted=candidate is improved)
                 if improved is not None:
                     incumbent = improved
                     break

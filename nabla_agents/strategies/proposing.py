@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.dto import AdamDTO, MirrorDTO
-from nabla_agents.functional import HEAD_CHUNK, choose_tokens
+from nabla_agents.functional import HEAD_CHUNK, choose_tokens, wide
 from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.positions import Proposal, Refinable, best_alternatives, plausible
@@ -33,6 +33,13 @@ class Proposing(Settings):
         expects is exempt, and so are located verdicts from the tests of `refinable`.
     outcome_weight: nats in the gradient for each unit of advantage of a token by the tools' verdicts on the rollouts
         that went through it (`outcome_credit`). Learned scores have no part in it.
+    openings: completions drawn before the first refinement, those after the first at `opening_temperature`; the best
+        one is refined, and where several begin alike, the tools' verdicts on them say how to go on.
+    confirm: nats by which a changed prefix (y_<t, new) must have a better objective than the written one before a
+        rollout is paid for it; the reward scores all of them in one batch. A prefix that it cannot judge is confirmed.
+        None asks no such question.
+    reopen: while a tool objects to the best completion without saying where, and nothing promising is left, further
+        openings are drawn until the budget ends. Verdicts with a place, and learned scores, open nothing.
     """
 
     direction: Literal["gradient", "random", "none"] = "gradient"
@@ -45,6 +52,10 @@ class Proposing(Settings):
     plausibility_floor: Annotated[float, Field(ge=0)] | None = 6.0
     outcome_weight: Annotated[float, Field(ge=0)] = 30.0
     stop_when_verified: bool = True
+    confirm: float | None = None
+    openings: Annotated[int, Field(ge=1)] = 1
+    opening_temperature: Annotated[float, Field(ge=0)] = 0.7
+    reopen: bool = True
 
     @property
     def rule(self) -> AcceptanceRule:
@@ -59,6 +70,21 @@ class Proposing(Settings):
         explanation = incumbent.score.explanation if incumbent.score else ""
         search.ended = (FinishReason.VERIFIED, explanation)
         return True
+
+    def _opened(self, search: Search) -> list[Scored]:
+        """The first completions, the one at `temperature` first; none where the budget allows none."""
+        opened = search.roll([()], temperature=self.temperature)
+        if opened and self.openings > 1:
+            opened += search.roll([()] * (self.openings - 1), temperature=self.opening_temperature)
+        return opened
+
+    def _reopened(self, search: Search, count: int) -> list[Scored]:
+        """Further openings in one batch; none where they are of no use, or the budget allows none."""
+        asked, best = search.sampling.temperature, search.pool.best()
+        temperature = self.opening_temperature if asked is None else asked
+        if not self.reopen or temperature == 0 or best is None or not objected(best):  # at 0, the same would come again
+            return []
+        return search.roll([()] * count, temperature=self.opening_temperature)
 
     def _proposals(self, search: Search, incumbent: Scored, start: int) -> Iterator[Proposal]:
         """The tokens worth a rollout, from left to right; the gradient is taken once."""
@@ -83,9 +109,20 @@ class Proposing(Settings):
             if chosen:
                 positions = [chunk[i] for i in chosen]
                 permitted = search.permitted(incumbent.rollout, positions)
-                yield from self._refined(
-                    search, logits[chosen], gradient, positions, [ids[p] for p in positions], permitted
-                )
+                written = [ids[p] for p in positions]
+                found = self._refined(search, logits[chosen], gradient, positions, written, permitted)
+                yield from self._confirmed(search, incumbent, found, logits[[p.position - first for p in found]])
+
+    def _confirmed(
+        self, search: Search, incumbent: Scored, proposals: Sequence[Proposal], logits: Float[Tensor, "n vocab"]
+    ) -> Sequence[Proposal]:
+        """The proposals whose prefixes are better, as far as the reward can judge unfinished text."""
+        if self.confirm is None or not proposals:
+            return proposals
+        rows, log_p = range(len(proposals)), wide(logits).log_softmax(-1)
+        odds = log_p[rows, [p.new for p in proposals]] - log_p[rows, [p.old for p in proposals]]
+        gains = search.prefix_gains(incumbent, proposals, odds.tolist())
+        return [p for p, gain in zip(proposals, gains, strict=True) if gain is None or gain > self.confirm]
 
     def _refined(
         self,
@@ -104,27 +141,27 @@ class Proposing(Settings):
                 allowed[i, [v for v, nats in credit.items() if nats > 0 and v != ids[i]]] = True
         if permitted is not None:
             allowed &= permitted.to(allowed.device)
-        g = torch.zeros_like(logits) if gradient is None else gradient.rows(positions)
+        g = torch.zeros_like(logits) if gradient is None else gradient.rows(positions).to(logits.device)
         if self.direction == "random":
             g = _random_direction(search, g, allowed.scatter(-1, tokens[:, None], True))
         refined = self.dto.refine(logits, g)
-        if self.resample is None:
-            proposals = best_alternatives(positions, tokens, refined, g, allowed)
-            return [p for p in proposals if p.promise > self.min_promise]
-        drawn = choose_tokens(refined, self.resample, search.uniforms(len(positions)))
-        rows = torch.arange(len(positions), device=drawn.device)
-        only = torch.zeros_like(allowed)
-        only[rows, drawn] = allowed[rows, drawn]
-        return best_alternatives(positions, tokens, refined, g, only)
+        if self.resample is not None:
+            drawn = choose_tokens(refined, self.resample, search.uniforms(len(positions)))
+            rows = torch.arange(len(positions), device=drawn.device)
+            only = torch.zeros_like(allowed)
+            only[rows, drawn] = allowed[rows, drawn]
+            return best_alternatives(positions, tokens, refined, g, only)
+        proposals = best_alternatives(positions, tokens, refined, g, allowed)
+        return [p for p in proposals if p.promise > self.min_promise]
 
     def _step(
         self, search: Search, incumbent: Scored, candidate: Scored, proposal: Proposal, *, accepted: bool
     ) -> Step:
-        kept = candidate if accepted else incumbent
+        """What a change led to; nothing is committed."""
         tokenizer = search.model.tokenizer
         return Step(
             kind="refine",
-            committed_text=search.committed_text(kept.rollout, proposal.position + 1),
+            committed_text="",
             accepted=accepted,
             position=proposal.position,
             old_token=tokenizer.token_text(proposal.old),
@@ -136,6 +173,12 @@ class Proposing(Settings):
             text=candidate.rollout.text,
             usage=search.usage,
         )
+
+
+def objected(entry: Scored) -> bool:
+    """Whether a tool rejects a completion and does not say where."""
+    score = entry.score
+    return score is not None and score.judged and score.verified is False and not any(s.credit for s in score.spans)
 
 
 def _random_direction(

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Container, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,10 +18,12 @@ from nabla_agents.errors import RewardError, RolloutError
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
+from nabla_agents.models.memory import in_halves
 from nabla_agents.models.transformer import PrefixCache
 from nabla_agents.objective import Objective, ObjectiveGradient
 from nabla_agents.outcome import outcome_credit
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
+from nabla_agents.positions import Proposal
 from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Score, Usage
 
 ROLLOUT = ("rollouts", "generated_tokens", "reward_calls", "flops", "seconds")
@@ -36,6 +39,8 @@ class Worker(Protocol):
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]: ...
 
+    def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]: ...
+
     def states(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]
     ) -> list[LikelihoodGradient]: ...
@@ -50,14 +55,20 @@ class Worker(Protocol):
 
 
 class LocalWorker:
-    """Runs operations at once: rollouts on a backend, scores and gradients on the objective."""
+    """Runs operations at once: rollouts on a backend, scores and gradients on the objective; what does not fit into
+    memory in halves.
+    """
 
     def __init__(self, objective: Objective, backend: RolloutBackend) -> None:
         self._backend = backend
-        self.score, self.gradient, self.states = objective.score, objective.gradient, objective.states
         self.prefill = objective.model.prefill
+        self.rollout = partial(in_halves, self._rollout)
+        self.score = partial(in_halves, objective.score)
+        self.score_prefixes = partial(in_halves, objective.score_prefixes)
+        self.states = partial(in_halves, objective.states)
+        self.gradient = partial(in_halves, objective.gradient)
 
-    def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
+    def _rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
         """The backend's rollouts with its contract enforced: one per job."""
         rollouts = self._backend.rollout(jobs)
         name = type(self._backend).__name__
@@ -97,6 +108,7 @@ class Search:
         self._started: float | None = None
         self._cancelled = threading.Event()
         self._cache: PrefixCache | None = None
+        self._gradient: tuple[Scored, int, ObjectiveGradient] | None = None
 
     @property
     def model(self) -> LanguageModel:
@@ -163,13 +175,19 @@ class Search:
         return found
 
     def gradient(self, entry: Scored, start: int, *, outcome_weight: float = 0.0) -> ObjectiveGradient:
-        """The objective's gradient at every position from `start` on: one gradient pass.
+        """The objective's gradient at every position from `start` on: one gradient pass, none for the entry of the
+        last one.
 
         `outcome_weight` nats for each unit of what the pool's tool verdicts say of the tokens tried (`outcome_credit`).
         """
         self._check_cancelled()
-        [gradient] = self.worker.gradient([entry.rollout], [entry.score], [start], [self._prompt_cache()])
-        self._usage = self._usage + gradient.usage
+        known = self._gradient
+        if known is not None and known[0] is entry and known[1] <= start:
+            gradient = known[2]
+        else:
+            [gradient] = self.worker.gradient([entry.rollout], [entry.score], [start], [self._prompt_cache()])
+            self._usage = self._usage + gradient.usage
+            self._gradient = (entry, start, gradient)
         judged = [(e.rollout, e.score) for e in self.pool]
         return gradient.plus(outcome_credit(entry.rollout.completion_ids, start, judged), outcome_weight)
 
@@ -201,6 +219,24 @@ class Search:
             at = position
         return torch.stack(masks)
 
+    def prefix_gains(
+        self, entry: Scored, proposals: Sequence[Proposal], log_odds: Sequence[float]
+    ) -> list[float | None]:
+        """By how much each change makes the objective of the text up to it better, in nats; None where the reward
+        cannot judge unfinished text. `log_odds` are log π(new) - log π(old). One batch, two reward calls a change.
+        """
+        self._check_cancelled()
+        pairs = list(zip(proposals, log_odds, strict=True))
+        changed = [self._prefix(entry.rollout, p.position, p.new, odds) for p, odds in pairs]
+        written = [self._prefix(entry.rollout, p.position, p.old, 0.0) for p in proposals]
+        scores = self.worker.score_prefixes([*changed, *written])
+        self._usage = sum((s.usage for s in scores if s is not None), self._usage)
+        weight, half = self.objective.likelihood_weight, len(proposals)
+        return [
+            None if a is None or b is None or not (a.judged and b.judged) else weight * odds + a.value - b.value
+            for odds, a, b in zip(log_odds, scores[:half], scores[half:], strict=True)
+        ]
+
     def uniforms(self, count: int) -> Tensor:
         """The request's next random numbers in [0, 1)."""
         return torch.rand(count, generator=self.generator)
@@ -215,6 +251,21 @@ class Search:
         while not rollout.text.startswith(text):
             text = text[:-1]
         return text
+
+    def _prefix(self, rollout: Rollout, position: int, token: int, log_odds: float) -> Rollout:
+        """A rollout up to a position, with this token there; `log_odds` against the written one, in nats."""
+        ids = (*rollout.completion_ids[:position], token)
+        ended = token in self.model.eos_ids
+        log_probs = None if rollout.log_probs is None else rollout.log_probs[: position + 1].clone()
+        if log_probs is not None:
+            log_probs[position] += log_odds
+        return replace(
+            rollout,
+            completion_ids=ids,
+            text=self.model.tokenizer.decode(ids[:-1] if ended else ids),
+            log_probs=log_probs,
+            finish_reason=FinishReason.STOP if ended else FinishReason.LENGTH,
+        )
 
     def _room(self, wanted: int) -> int:
         """How many rollouts the budget still allows; at least one token each. Requires a budget not exhausted."""

@@ -383,3 +383,21 @@ def test_wrapped_rewards_keep_gradient_and_binding() -> None:
     assert gradient.carrier.rows([0]).tolist() == [[3.0, 0.0]]
     assert wrapped.bind(model).inner.inner.bound_to is model  # type: ignore[attr-defined]
     assert (wrapped.name, wrapped.learned) == ("Linear", True)
+
+
+# ── unfinished text ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_sum_judges_unfinished_text_by_the_parts_that_can() -> None:
+    class Learned(FixedReward):
+        @property
+        def learned(self) -> bool:
+            return True
+
+    unfinished = [Rollout.from_text("q", "half"), Rollout.from_text("q", "whole")]
+    learned, tool = Learned(lambda r: float(len(r.text))), FixedReward(lambda r: 100.0)
+    assert tool.score_prefixes(unfinished) == [None, None]
+    assert tool.otherwise(0.0).score_prefixes(unfinished) == [None, None]
+    for reward in (2.0 * learned + tool, 2.0 * learned.within(5.0) + 0.0 * learned):
+        assert [s and s.value for s in reward.score_prefixes(unfinished)] == [8.0, 10.0]
+    assert (tool + 3.0 * tool).score_prefixes(unfinished) == [None, None]

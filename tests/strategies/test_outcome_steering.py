@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from nabla_agents import Budget, Nabla, Rollout, Sampling, Score
+from nabla_agents import Budget, Nabla, NablaParallel, Rollout, Sampling, Score
 from nabla_agents.objective import Objective
 from nabla_agents.outcome import outcome_credit
 from nabla_agents.pool import Scored
@@ -14,6 +14,7 @@ from nabla_agents.strategies.search import LocalWorker, Search
 from nabla_agents.testing import FixedReward
 
 UNLIMITED = Budget(rollouts=None)
+FOUR = Sampling(max_tokens=4)
 
 
 def matches(target: tuple[int, ...]) -> FixedReward:
@@ -110,6 +111,21 @@ def test_verdicts_without_a_place_steer(toy: Callable[..., Any]) -> None:
         for weight in (0.0, Nabla().outcome_weight)
     }
     assert found[Nabla().outcome_weight] > found[0.0] + 4, found
+
+
+@pytest.mark.parametrize("strategy", [Nabla(), NablaParallel(width=2)], ids=["nabla", "parallel"])
+def test_verdicts_on_what_is_opened_while_a_tool_objects_steer(toy: Callable[..., Any], strategy: Any) -> None:
+    """As above, with openings one by one, or two by two, as they are needed; fixed seeds."""
+    found = {}
+    for weight in (0.0, strategy.outcome_weight):
+        steered = strategy.replace(opening_temperature=3.0, outcome_weight=weight)
+        results = [
+            t.solve(t.engine(lure(t), strategy=steered), seed=seed, budget=Budget(rollouts=9), sampling=FOUR)
+            for seed in range(40)
+            for t in [toy(seed % 8, scale=1.0)]
+        ]
+        found[weight] = sum(r.score.verified for r in results)
+    assert found[strategy.outcome_weight] > found[0.0] + 4, found
 
 
 def test_learned_scores_steer_no_search_through_the_pool(
