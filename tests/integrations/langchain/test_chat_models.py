@@ -106,7 +106,6 @@ def said(message: BaseMessage) -> Any:
         (f"I look.\n{FIRST}\n{SECOND}", None),
         (f"<think>\n3 < 4, so\n</think>\n\n{FIRST}", None),
         ("<think>\nhm\n</think>\n\nYes.", None),
-        (f"<think>\nhm\n</think>\n\nI look.\n{FIRST}", "v1"),
     ],
 )
 async def test_six_paths_give_one_message(scripted: Any, drip: Any, text: str, output_version: str | None) -> None:
@@ -115,7 +114,7 @@ async def test_six_paths_give_one_message(scripted: Any, drip: Any, text: str, o
     chunks = list(llm.stream("x"))
     messages = await six_ways(llm, "x")
     assert [said(m) for m in messages] == [said(messages[0])] * 6
-    assert len(chunks) > 2, "the stream is one chunk"
+    assert len(chunks) > 1, "the stream is one chunk"
     assert sum(chunk.usage_metadata is not None for chunk in chunks) == 1
     assert chunks[-1].chunk_position == "last"
     expected_calls = [c["args"] for c in messages[0].tool_calls]  # type: ignore[attr-defined]
