@@ -134,6 +134,9 @@ def solve(
         float, typer.Option(help="Weight of the log-likelihood beside the reward (1 / the paper's λ).")
     ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write what was tried, and why, as one HTML page.", show_default=False)
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code of the model's own.")
     ] = False,
@@ -150,6 +153,8 @@ def solve(
         raise ConfigurationError("--formatted takes the question verbatim: write the system prompt into it.")
     if not asked.strip():
         raise ConfigurationError("The question is empty; expected some text, for example: nabla solve 'What is 3 * 4?'")
+    if report is not None and (report.is_dir() or not os.access(report.parent, os.W_OK)):
+        raise ConfigurationError(f"--report {report} cannot be written; expected a file in a folder that can be.")
     make_strategy = _known(STRATEGIES, strategy, "strategy")
     terms = _terms(reward if reward is not None else "tiny" if model == "tiny" else "none")
     budget = na.Budget(rollouts=rollouts)
@@ -176,7 +181,10 @@ def solve(
         view = LiveView(console, asked, problem)
     else:
         view = PlainView(console, asked, problem)
-    if watch(run, view).finish_reason is na.FinishReason.INTERRUPTED:
+    result = watch(run, view)
+    if report is not None:
+        _write_report(result, asked, report)
+    if result.finish_reason is na.FinishReason.INTERRUPTED:
         raise typer.Exit(INTERRUPTED)
 
 
@@ -245,6 +253,15 @@ def doctor(
             print(f"{'':8}{note}")
     if not any(each.active for each in found):
         raise typer.Exit(NO_SANDBOX)
+
+
+def _write_report(result: na.Result, question: str, file: Path) -> None:
+    from nabla_agents.report import page
+
+    try:
+        file.write_text(page(result.trace, title="nabla solve", question=question), encoding="utf-8")
+    except OSError as e:
+        raise ConfigurationError(f"--report {file} cannot be written ({e}).") from e
 
 
 def _known(table: dict[str, Any], name: str, what: str) -> Any:

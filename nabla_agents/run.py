@@ -102,6 +102,7 @@ class Run(Iterator[Step]):
             text="" if best is None else best.rollout.text,
             usage=self._search.usage,
             done=True,
+            gains=self._search.noted(),
         )
 
 

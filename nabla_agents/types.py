@@ -240,11 +240,24 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class TokenGain:
+    """What a gradient says of one written token, characters start:end of a text: its best other token, and by how much
+    the objective would grow with it, to first order, in nats.
+    """
+
+    start: int
+    end: int
+    new: str
+    predicted_gain: float
+
+
+@dataclass(frozen=True)
 class Step:
     """One refine-propose-judge round. Token fields are None for a step that proposed nothing (a whole rollout).
 
     `predicted_gain` is what the gradient promised for the objective, `gain` what the proposal gave, both in nats.
-    `committed_text` only grows from step to step; `done` marks the last step.
+    `committed_text` only grows from step to step; `done` marks the last step. `gains`, on the first step after a
+    gradient pass, are those of the best completion before it, as far as its tokens were looked at.
     """
 
     kind: Literal["rollout", "refine", "commit"]
@@ -260,6 +273,7 @@ class Step:
     text: str = ""
     usage: Usage = Usage()
     done: bool = False
+    gains: tuple[TokenGain, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,17 @@ def test_json_is_the_whole_result_and_nothing_else(nabla: Nabla) -> None:
     assert got["seed"] == 0
 
 
+def test_a_report_shows_what_was_tried(nabla: Nabla, tmp_path: Path) -> None:
+    file = tmp_path / "out.html"
+    done = nabla(*SAMPLE, "--json", "--report", file)
+    html, result = file.read_text(encoding="utf-8"), found(done)
+    assert html.startswith("<!doctype html>")
+    tried = [step for step in result["trace"] if step["kind"] != "commit"]
+    assert html.count("<details") == len(tried) >= 2
+    assert "What the gradient says" in html
+    assert any(step["gains"] for step in tried)
+
+
 def test_a_wrong_answer_is_called_wrong(nabla: Nabla) -> None:
     greedy = (*SAMPLE, "--strategy", "greedy")
     assert nabla(*greedy).stdout.splitlines()[-1] == f"expected: {PROBLEM.answer} · answer wrong"
@@ -209,6 +220,8 @@ def test_an_answer_that_was_cut_is_said_to_be(nabla: Nabla) -> None:
         ("bench --arms nope", ["No arm matches 'nope'", "greedy, majority@8"]),
         ("bench --arms nabla[x=1]", ["x = 1", "Known settings: direction"]),
         ("bench --rollouts 0", ["BenchSettings: rollouts = 0"]),
+        ("solve a --report /no/such/folder/x.html", ["--report /no/such/folder/x.html", "cannot be written"]),
+        ("bench --task poems", ["Unknown task 'poems'", "words, code"]),
         ("bench --problems 0", ["problems = 0"]),
         ("bench --seed -1", ["seed = -1"]),
         ("bench --batch 0", ["batch = 0"]),

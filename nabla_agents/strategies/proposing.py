@@ -111,6 +111,10 @@ class Proposing(Settings):
                 permitted = search.permitted(incumbent.rollout, positions)
                 written = [ids[p] for p in positions]
                 found = self._refined(search, logits[chosen], gradient, positions, written, permitted)
+                if self.direction == "gradient":
+                    search.note(incumbent, found)
+                if self.resample is None:
+                    found = [p for p in found if p.promise > self.min_promise]
                 yield from self._confirmed(search, incumbent, found, logits[[p.position - first for p in found]])
 
     def _confirmed(
@@ -151,8 +155,7 @@ class Proposing(Settings):
             only = torch.zeros_like(allowed)
             only[rows, drawn] = allowed[rows, drawn]
             return best_alternatives(positions, tokens, refined, g, only)
-        proposals = best_alternatives(positions, tokens, refined, g, allowed)
-        return [p for p in proposals if p.promise > self.min_promise]
+        return best_alternatives(positions, tokens, refined, g, allowed)
 
     def _step(
         self, search: Search, incumbent: Scored, candidate: Scored, proposal: Proposal, *, accepted: bool
@@ -172,6 +175,7 @@ class Proposing(Settings):
             score=candidate.score,
             text=candidate.rollout.text,
             usage=search.usage,
+            gains=search.noted(),
         )
 
 

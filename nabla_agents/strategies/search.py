@@ -24,7 +24,7 @@ from nabla_agents.objective import Objective, ObjectiveGradient
 from nabla_agents.outcome import outcome_credit
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.positions import Proposal
-from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Score, Usage
+from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Score, TokenGain, Usage
 
 ROLLOUT = ("rollouts", "generated_tokens", "reward_calls", "flops", "seconds")
 GRADIENT = ("gradient_passes", "flops", "seconds")
@@ -109,6 +109,7 @@ class Search:
         self._cancelled = threading.Event()
         self._cache: PrefixCache | None = None
         self._gradient: tuple[Scored, int, ObjectiveGradient] | None = None
+        self._noted: tuple[Scored, list[TokenGain]] | None = None
 
     @property
     def model(self) -> LanguageModel:
@@ -190,6 +191,20 @@ class Search:
             self._gradient = (entry, start, gradient)
         judged = [(e.rollout, e.score) for e in self.pool]
         return gradient.plus(outcome_credit(entry.rollout.completion_ids, start, judged), outcome_weight)
+
+    def note(self, entry: Scored, proposals: Sequence[Proposal]) -> None:
+        """Keeps what a gradient says of a completion's tokens for the next step, which shows it."""
+        located = self.model.tokenizer.token_offsets(entry.rollout.completion_ids)
+        gains = [
+            TokenGain(*located[p.position], self.model.tokenizer.token_text(p.new), p.predicted_gain) for p in proposals
+        ]
+        before = self._noted[1] if self._noted is not None and self._noted[0] is entry else []
+        self._noted = entry, before + gains
+
+    def noted(self) -> tuple[TokenGain, ...]:
+        """What was kept by `note` since it was last asked for."""
+        noted, self._noted = self._noted, None
+        return () if noted is None else tuple(noted[1])
 
     def states(self, entry: Scored, start: int) -> LikelihoodCarrier:
         """The language model's own rows from `start` on: one forward, no gradient."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any, Final
 
 import torch
@@ -19,11 +20,14 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from nabla_agents.tiny import WEIGHTS
-from nabla_agents.tiny.model import complete, greedy_verdicts, load, prompt_of
-from nabla_agents.tiny.word_problems import Problem, is_correct, problems
+from nabla_agents.tiny.code_tasks import CodeTask, code_tasks
+from nabla_agents.tiny.model import complete, greedy_verdicts, is_right, load, prompt_of
+from nabla_agents.tiny.word_problems import Problem, problems
 
 SAMPLES: Final = 8
 RESAMPLES: Final = 1000
+LONG_PROMPT_TOKENS: Final = (0, 300, 1000, 3500)
+LONG_PROMPT_PROBLEMS: Final = 100
 _EQUATION: Final = re.compile(r"^([0-9]{1,9}) ([-+*/]) ([0-9]{1,9}) = ([0-9]{1,9})$", re.MULTILINE)
 
 
@@ -66,7 +70,7 @@ def sample(
     lm: Qwen3ForCausalLM,
     tuned: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    asked: Sequence[Problem],
+    asked: Sequence[Problem | CodeTask],
     *,
     temperature: float,
     seed: int,
@@ -80,7 +84,7 @@ def sample(
         drawn = complete(lm, tokenizer, prompts, temperature=temperature, seed=seed + start)
         texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
         prompt_ids = [tokenizer(prompt).input_ids for prompt in prompts]
-        correct.append(torch.tensor([is_correct(text, problem) for text, problem in zip(texts, some, strict=True)]))
+        correct.append(torch.tensor([is_right(text, problem) for text, problem in zip(texts, some, strict=True)]))
         ended.append(torch.tensor([completion[-1] == tokenizer.eos_token_id for completion in drawn]))
         reward.append((log_likelihood(tuned, prompt_ids, drawn) - log_likelihood(lm, prompt_ids, drawn)).cpu())
     return Sampled(*(torch.cat(parts).view(-1, SAMPLES) for parts in (correct, ended, reward)))
@@ -123,7 +127,19 @@ def measure(
     for temperature in temperatures:
         drawn = sample(lm, tuned, tokenizer, asked, temperature=temperature, seed=seed)
         figures[f"temperature_{temperature}"] = _sampled_figures(drawn, greedy)
+    figures["code"] = _code_figures(lm, tuned, tokenizer, code_tasks(count, seed=seed, split="test"), seed=seed)
+    figures["behind_system_prompt"] = {
+        tokens: round(_mean(_behind(lm, tokenizer, asked[:LONG_PROMPT_PROBLEMS], tokens)), 4)
+        for tokens in LONG_PROMPT_TOKENS
+    }
     return figures
+
+
+def running_text(tokenizer: PreTrainedTokenizerFast, tokens: int) -> str:
+    """The first `tokens` tokens of the Python reference: English, code and tables that no training text comes from."""
+    return str(
+        tokenizer.decode(tokenizer("\n\n".join(topics[key] for key in sorted(topics))[: 8 * tokens]).input_ids[:tokens])
+    )
 
 
 def write_figures(folder: Path, *, training: dict[str, Any]) -> dict[str, Any]:
@@ -131,6 +147,30 @@ def write_figures(folder: Path, *, training: dict[str, Any]) -> dict[str, Any]:
     figures = {"training": training, **measure(folder)}
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
+
+
+def _behind(lm: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[Problem], tokens: int) -> Tensor:
+    verdicts = greedy_verdicts(lm, tokenizer, asked, system=running_text(tokenizer, tokens), rows=20)
+    return torch.tensor([correct for _, correct in verdicts])
+
+
+def _code_figures(
+    lm: Qwen3ForCausalLM,
+    tuned: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: Sequence[CodeTask],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """How often the reference program itself is written; another may be as good, so that these are lower bounds."""
+    greedy = torch.tensor([right for _, right in greedy_verdicts(lm, tokenizer, asked)])
+    drawn = sample(lm, tuned, tokenizer, asked, temperature=1.0, seed=seed)
+    return {
+        "test_tasks": len(asked),
+        "lm_greedy_accuracy": figure(lambda rows: _mean(greedy[rows]), len(asked)),
+        "accuracy": figure(lambda rows: _mean(drawn.correct[rows]), len(asked)),
+        "pass_at_8": figure(lambda rows: _mean(drawn.correct[rows].any(dim=1)), len(asked)),
+    }
 
 
 def _mean(values: Tensor) -> float:

@@ -125,8 +125,9 @@ def greedy_verdicts(
     for start in range(0, len(asked), rows):
         prompts = [prompt_of(one, tokenizer, system=system) for one in asked[start : start + rows]]
         texts += tokenizer.batch_decode(complete(model, tokenizer, prompts), skip_special_tokens=True)
-    return [(text, _is_right(text, one)) for text, one in zip(texts, asked, strict=True)]
+    return [(text, is_right(text, one)) for text, one in zip(texts, asked, strict=True)]
 
 
-def _is_right(text: str, asked: Problem | CodeTask) -> bool:
+def is_right(text: str, asked: Problem | CodeTask) -> bool:
+    """Whether a text has the problem's answer, or is the task's reference program."""
     return text == asked.solution if isinstance(asked, CodeTask) else is_correct(text, asked)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nabla_agents.tiny import LM_PATH, REWARD_PATH, problems
+from nabla_agents.tiny.evaluate import running_text
 from nabla_agents.tiny.model import greedy_verdicts, load
 
 WELL_FORMED = re.compile(r"(\d+ [-+*/] \d+ = \d+\n)+Answer: \d+")
@@ -48,3 +49,14 @@ def test_the_published_figures_meet_what_the_pair_is_for() -> None:
     assert figures["temperature_1.0"]["pass_at_8"]["value"] >= 0.70
     assert figures["temperature_1.0"]["reward_auc"]["value"] >= 0.90
     assert figures["temperature_1.0"]["best_of_8_minus_greedy"]["value"] >= 0.08
+    assert 0.35 <= figures["code"]["lm_greedy_accuracy"]["value"] <= 0.65
+    behind = figures["behind_system_prompt"]
+    assert min(behind.values()) >= 0.75 * behind["0"]
+
+
+def test_a_question_behind_a_long_prompt_is_still_answered() -> None:
+    """At an accuracy of 0.45, the least allowed, fewer than 4 of 24 right have odds below 1 in 1,000."""
+    model, tokenizer = load(LM_PATH)
+    system = running_text(tokenizer, 1000)
+    verdicts = greedy_verdicts(model, tokenizer, problems(24, seed=12, split="test"), system=system, rows=24)
+    assert sum(correct for _, correct in verdicts) >= 4

@@ -1,0 +1,177 @@
+"""The page of a trace: whole, safe whatever the model wrote, and true to the steps."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from nabla_agents import Score, Span, Step, Usage
+from nabla_agents.report import fragment, page
+from nabla_agents.types import TokenGain
+
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\x00\ud7ff"
+_VOID = {"meta", "circle", "polyline", "br"}
+
+
+class Reader(HTMLParser):
+    """Tags with their text; fails on what is not closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def of(self, tag: str) -> list[str]:
+        return [text for inside, text in self.texts if inside == tag]
+
+    @property
+    def text(self) -> str:
+        return "".join(text for _, text in self.texts)
+
+
+def refined() -> list[Step]:
+    wrong = Score(-1.0, -1.0, False, (Span(8, 10, -1.0, "13", "7 + 6 is 13"),), "1 of 2 wrong")
+    right = Score(1.0, 1.0, True, explanation="2 equations are right")
+    gains = (TokenGain(8, 9, "x", 0.5), TokenGain(9, 10, "3", 4.0))
+    return [
+        Step(
+            "rollout",
+            "",
+            True,
+            log_likelihood=-1.5,
+            score=wrong,
+            text="7 + 6 = 12\nAnswer: 12",
+            usage=Usage(rollouts=1),
+        ),
+        Step(
+            "refine",
+            "7 + 6 = 13",
+            True,
+            9,
+            "2",
+            "3",
+            predicted_gain=4.0,
+            gain=2.25,
+            log_likelihood=-2.5,
+            score=right,
+            text="7 + 6 = 13\nAnswer: 13",
+            usage=Usage(rollouts=2, gradient_passes=1, flops=2.5e9),
+            gains=gains,
+        ),
+        Step("commit", "7 + 6 = 13\nAnswer: 13", usage=Usage(rollouts=2, gradient_passes=1, flops=2.5e9), done=True),
+    ]
+
+
+def test_the_page_is_well_formed_and_asks_nothing_of_the_network() -> None:
+    html = page(refined(), title="7 + 6", question="What is 7 + 6?")
+    read = Reader(html)
+    assert html.startswith("<!doctype html>")
+    assert not {"script", "link", "img", "iframe", "object", "form"} & {tag for tag, _ in read.tags}
+    assert not re.search(r"https?:|url\(|@import", html)
+    assert any("default-src 'none'" in (attributes.get("content") or "") for _, attributes in read.tags)
+    assert read.of("title") == ["7 + 6"]
+
+
+def test_it_shows_draft_answer_change_and_verdict() -> None:
+    read = Reader(page(refined(), question="What is 7 + 6?"))
+    assert "What is 7 + 6?" in read.of("pre")
+    assert read.of("del")[:2] == ["12", "12"]
+    assert read.of("ins")[:2] == ["13", "13"]
+    assert "verified" in read.of("b")
+    assert "2 equations are right" in read.text
+    assert "predicted gain 4 · gain 2.25" in read.text
+    assert read.of("u") == ["12"]
+    assert {"title": "7 + 6 is 13 (expected 13)"} in [attributes for tag, attributes in read.tags if tag == "u"]
+
+
+def test_the_colour_of_a_token_is_as_strong_as_its_predicted_gain() -> None:
+    read = Reader(page(refined()))
+    styles = [a["style"] for tag, a in read.tags if tag == "span" and "title" in a]
+    assert styles == ["background:rgba(var(--hot),0.08)", "background:rgba(var(--hot),0.60)"]  # 0.75 of 0.5 / 5, 4 / 5
+
+
+def test_the_ledger_is_that_of_the_last_step() -> None:
+    read = Reader(page(refined()))
+    cells = read.of("td")
+    assert dict(zip(cells[::2], cells[1::2], strict=True)) == {
+        "rollouts": "2",
+        "gradient passes": "1",
+        "flops": "2.5e+09",
+    }
+
+
+def test_the_curve_has_one_dot_for_each_step_and_its_ends_where_the_values_are() -> None:
+    """Rewards -1 and 1 at the ends of the axis: x 46 and 594, y 122 (lowest) and 12 (highest)."""
+    html = page(refined())
+    dots = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', html)
+    assert dots[:2] == [("46.0", "122.0"), ("594.0", "12.0")]
+    assert html.count("<svg") == 2
+    assert "Log-likelihood" in html
+
+
+@pytest.mark.parametrize("field", ["text", "old_token", "new_token", "explanation", "question", "title", "expected"])
+def test_hostile_text_is_text(field: str) -> None:
+    spans = (Span(0, 3, -1.0, HOSTILE if field == "expected" else "b", HOSTILE if field == "explanation" else ""),)
+    score = Score(0.0, spans=spans, explanation=HOSTILE if field == "explanation" else "")
+    step = Step(
+        "refine",
+        "",
+        True,
+        0,
+        HOSTILE if field == "old_token" else "a",
+        HOSTILE if field == "new_token" else "b",
+        1.0,
+        1.0,
+        score=score,
+        text=HOSTILE if field == "text" else "abc",
+    )
+    html = page(
+        [step, step],
+        title=HOSTILE if field == "title" else "t",
+        question=HOSTILE if field == "question" else "q",
+    )
+    read = Reader(html)
+    assert not {"script", "img"} & {tag for tag, _ in read.tags}
+    assert not any(name.startswith("on") for _, attributes in read.tags for name in attributes)
+
+
+def test_traces_without_steps_scores_or_numbers_have_a_page() -> None:
+    assert "Nothing was tried" in Reader(fragment([])).text
+    bare = Step("rollout", "", True, text="x")
+    assert "Draft" not in Reader(page([bare])).text
+    unjudged = Step("rollout", "", text="y", score=Score.not_judged("no sandbox"), log_likelihood=-math.inf)
+    text = Reader(page([bare, unjudged, bare])).text
+    assert "not judged" in text
+    assert "no sandbox" in text
+
+
+def test_spans_and_gains_that_do_not_fit_the_text_are_left_out() -> None:
+    score = Score(0.0, spans=(Span(0, 9, -1.0), Span(1, 2, -1.0), Span(1, 3, -1.0), Span(2, 2, -1.0)))
+    gains = (TokenGain(0, 2, "a", 1.0), TokenGain(1, 3, "b", 1.0), TokenGain(3, 9, "c", 1.0))
+    steps = [Step("rollout", "", True, text="wxyz", score=score), Step("refine", "", text="w", gains=gains)]
+    read = Reader(page(steps))
+    assert read.of("u") == ["x"]
+    heated = [attributes["title"] for tag, attributes in read.tags if tag == "span" and "title" in attributes]
+    assert len(heated) == 1
+    assert read.of("pre")[0] == "wxyz"
