@@ -73,6 +73,10 @@ class Objective:
         self.reward = None if reward is None else reward.bind(model)
         self.likelihood_weight, self.embedding_terms = likelihood_weight, embedding_terms
 
+    @property
+    def _tools_alone(self) -> bool:
+        return self.reward is not None and not self.reward.learned
+
     def value(self, rollout: Rollout, score: Score | None) -> float:
         """J of a scored rollout; NaN if its reward could not judge."""
         weighted = self.likelihood_weight * rollout.log_likelihood if self.likelihood_weight else 0.0
@@ -101,14 +105,18 @@ class Objective:
     ) -> list[ObjectiveGradient]:
         """One gradient pass per rollout: a forward and backward of each model over its tail.
 
-        The gradient is that of the tail's objective: the tokens before `start` are committed and fixed.
+        The gradient is that of the tail's objective: the tokens before `start` are committed and fixed. Where only
+        tools judge, the likelihood has no part in it, and no backward pass is paid: at the model's own rollout it
+        points back to that rollout, which hides what the tools say of other tokens.
         """
-        likelihoods = self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=self.embedding_terms)
+        embedding_terms = self.embedding_terms and not self._tools_alone
+        likelihoods = self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=embedding_terms)
+        likelihood_weight = 0.0 if self._tools_alone else self.likelihood_weight
         carriers = [g.carrier for g in likelihoods]
         rewards = [None] * len(rollouts) if self.reward is None else self.reward.gradient(rollouts, starts, carriers)
         gradients: list[ObjectiveGradient] = []
         for rollout, score, likelihood, reward in zip(rollouts, scores, likelihoods, rewards, strict=True):
-            terms: list[tuple[float, Carrier]] = [(self.likelihood_weight, likelihood.carrier)]
+            terms: list[tuple[float, Carrier]] = [(likelihood_weight, likelihood.carrier)]
             usage = likelihood.usage + Usage(gradient_passes=1)
             if reward is not None:
                 terms.append((1.0, reward.carrier))
