@@ -1,0 +1,45 @@
+"""The benchmark scripts run, on small shapes, and say what they need."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(FOLDER / script), *arguments], capture_output=True, text=True)
+
+
+def test_the_gpu_benchmark_measures_a_small_shape_on_a_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    options = ("--device", "cpu", "--questions", "1", "--repeats", "1", "--batches", "1,3", "--json", str(out))
+    done = run("gpu.py", "--shapes", "smoke", *options)
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = {f"{m['what']}: {m['unit']}": m["value"] for m in json.loads(out.read_text())}
+    assert figures["rollouts, batch of 3: tokens/s"] > 0
+    assert figures["gradient pass, 12 tokens: × its FLOP floor"] > 1  # no pass is faster than its matrix products
+    assert figures["best-of-8: rollouts"] == 8
+    assert 1 <= figures["parallel, forced: rollouts"] <= 8
+    assert figures["parallel, forced: s/question"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_large_shapes_are_refused_with_advice() -> None:
+    done = run("gpu.py")
+    assert done.returncode == 1
+    assert "There is no GPU here" in done.stderr
+    assert "--shapes smoke" in done.stderr
+
+
+def test_the_scaling_benchmark_finds_an_exponent() -> None:
+    small = ("--lengths", "8,16", "--layers", "1", "--width", "32", "--repeats", "1")
+    assert "exponent" in run("scaling.py", *small, "--most", "9").stdout
+    refused = run("scaling.py", *small, "--most", "-9")
+    assert refused.returncode == 1
+    assert "Time grows as T to the power of" in refused.stderr
