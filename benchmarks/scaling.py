@@ -4,8 +4,9 @@
 
 A question is what the search does: a rollout of T tokens, its score, one gradient pass and ten refined positions, then
 a changed rollout that reads the old one as its draft. Lengths take turns; the exponent is the slope of log seconds over
-log T by least squares: 1 is linear. Seconds are those of one CPU thread, so that other work on the machine counts little. The research code differentiates the tail anew for each position it visits, which
-are the more the longer an answer is: its exponent is 2. Exits with 1 where the exponent is above `--most`.
+log T by least squares: 1 is linear. Seconds are those of one CPU thread, so that other work on the machine counts
+little. The research code differentiates the tail anew for each position it visits, which are the more the longer an
+answer is: its exponent is 2. Exits with 1 where the exponent is above `--most`.
 """
 
 from __future__ import annotations

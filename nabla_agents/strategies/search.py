@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Container, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -60,13 +59,31 @@ class LocalWorker:
     """
 
     def __init__(self, objective: Objective, backend: RolloutBackend) -> None:
-        self._backend = backend
+        self._objective, self._backend = objective, backend
         self.prefill = objective.model.prefill
-        self.rollout = partial(in_halves, self._rollout)
-        self.score = partial(in_halves, objective.score)
-        self.score_prefixes = partial(in_halves, objective.score_prefixes)
-        self.states = partial(in_halves, objective.states)
-        self.gradient = partial(in_halves, objective.gradient)
+
+    def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
+        return in_halves(self._rollout, jobs)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
+        return in_halves(self._objective.score, rollouts)
+
+    def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
+        return in_halves(self._objective.score_prefixes, rollouts)
+
+    def states(
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]
+    ) -> list[LikelihoodGradient]:
+        return in_halves(self._objective.states, rollouts, starts, caches)
+
+    def gradient(
+        self,
+        rollouts: Sequence[Rollout],
+        scores: Sequence[Score | None],
+        starts: Sequence[int],
+        caches: Sequence[PrefixCache | None],
+    ) -> list[ObjectiveGradient]:
+        return in_halves(self._objective.gradient, rollouts, scores, starts, caches)
 
     def _rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
         """The backend's rollouts with its contract enforced: one per job."""

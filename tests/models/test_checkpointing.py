@@ -17,13 +17,13 @@ WORDS = ("a", "b", "cd", "efg", "h", "i", "\n")
 
 
 @cache
-def plain(architecture: str, layers: int = 3) -> LanguageModel:
+def plain(architecture: Any, layers: int = 3) -> LanguageModel:
     window = None if architecture == "llama" else 6
     return random_model(architecture, vocabulary=WORDS, sliding_window=window, context_length=64, layers=layers)
 
 
 @cache
-def forgetful(architecture: str, layers: int = 3) -> LanguageModel:
+def forgetful(architecture: Any, layers: int = 3) -> LanguageModel:
     known = plain(architecture, layers)
     module = copy.deepcopy(known.transformer.module)
     checkpoint_layers(module)

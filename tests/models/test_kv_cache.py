@@ -1,6 +1,7 @@
 """The cache that grows in place holds what transformers' own holds, whatever is done to it, and copies seldom."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ def tokens(batch: int, time: int, generator: torch.Generator) -> tuple[torch.Ten
 def test_it_holds_what_the_copying_layer_holds(seed: int) -> None:
     """Reading, dropping rows, reordering them and cutting the end, in any order."""
     chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    ours, theirs, batch = GrowingLayer(), DynamicLayer(), 5
+    ours: Any = GrowingLayer()
+    theirs: Any = DynamicLayer()
+    batch = 5
     for _ in range(60):
         kind = chance.choice(["read", "read", "read", "select", "crop"])
         held = theirs.get_seq_length()
@@ -43,8 +46,9 @@ def test_it_holds_what_the_copying_layer_holds(seed: int) -> None:
 
 
 def test_a_thousand_tokens_are_copied_a_few_times() -> None:
-    layer, generator = GrowingLayer(), torch.Generator().manual_seed(0)
-    places = set()
+    layer: Any = GrowingLayer()
+    generator = torch.Generator().manual_seed(0)
+    places: set[int] = set()
     for _ in range(1000):
         layer.update(*tokens(2, 1, generator))
         places.add(layer.keys.data_ptr())
@@ -72,8 +76,9 @@ def test_gradients_reach_what_was_read() -> None:
     new_keys, new_values = (t.requires_grad_() for t in tokens(1, 3, generator))
     keys, values = layer.update(new_keys, new_values)
     (2 * keys.sum() + 3 * values.sum()).backward()
-    assert torch.equal(new_keys.grad, torch.full_like(new_keys, 2.0))
-    assert torch.equal(new_values.grad, torch.full_like(new_values, 3.0))
+    for new, expected in ((new_keys, 2.0), (new_values, 3.0)):
+        assert new.grad is not None
+        assert torch.equal(new.grad, torch.full_like(new, expected))
 
 
 def test_layers_with_a_window_are_transformers_own() -> None:
