@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from nabla_agents.errors import PromptError
 from nabla_agents.markers import CALL_BEGIN, CALL_END
 from nabla_agents.tool_calls import ToolCall
 from nabla_agents.types import Message
@@ -58,8 +59,11 @@ def _spelled_out(message: Message) -> Message:
     return Message(message.role, "\n".join([message.content, *written] if message.content else written), extra)
 
 
-def _written(call: Mapping[str, Any]) -> str:
-    inner = call.get("function", call)
+def _written(call: Any) -> str:
+    inner = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+        raise PromptError(f"A tool call of the conversation is {call!r}; expected a name and arguments.")
+    inner = cast(Mapping[str, Any], inner)
     arguments = inner.get("arguments", {})
     if isinstance(arguments, str):
         return f'{CALL_BEGIN}\n{{"name": {json.dumps(inner["name"])}, "arguments": {arguments}}}\n{CALL_END}'

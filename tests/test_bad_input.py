@@ -244,8 +244,8 @@ def test_a_prompt_that_leaves_one_token_has_a_completion_of_one_token(bytewise: 
         ({"budget": 3}, "budget is 3"),
         ({"strategy": BestOfN}, "strategy is <class"),
         ({"strategy": "greedy"}, "strategy is 'greedy'"),
-        ({"tools": "calculator"}, "refuses this conversation"),
-        ({"tools": [3]}, "refuses this conversation"),
+        ({"tools": "calculator"}, "tools is 'calculator'; expected a list of functions"),
+        ({"tools": [3]}, r"tools is \[3\]; expected a list of functions"),
     ],
     ids=repr,
 )

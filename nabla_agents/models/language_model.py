@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -94,6 +94,8 @@ class LanguageModel:
                 text = self.tokenizer.bos + text
         else:
             messages = (Message("user", conversation),) if isinstance(conversation, str) else tuple(conversation)
+            if isinstance(tools, str) or not all(isinstance(tool, Mapping) for tool in tools or ()):
+                raise PromptError(f"tools is {tools!r}; expected a list of functions described as in OpenAI's API.")
             if not any(m.content.strip() or m.extra for m in messages):
                 raise PromptError("The prompt is empty; expected a question or a conversation with some text.")
             text = self._rendered(messages, tools)
@@ -109,14 +111,17 @@ class LanguageModel:
 
     def _rendered(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> str:
         """The conversation by the chat template: tools in text where it has none, fewer roles where it refuses some."""
-        if not self.tokenizer.knows_tools:
+        knows_tools = self.tokenizer.knows_tools
+        if not knows_tools and (tools or any(m.extra.get("tool_calls") for m in messages)):
             messages, tools = with_tools_in_text(messages, tools), None
         try:
             return self.tokenizer.render(messages, tools=tools)
-        except PromptError:
-            if (fewer := folded(messages)) == list(messages):
-                raise
-            return self.tokenizer.render(fewer, tools=tools)
+        except PromptError as refusal:
+            fewer = folded(messages if knows_tools else with_tools_in_text(messages, None))
+            try:
+                return self.tokenizer.render(fewer, tools=tools)
+            except PromptError:
+                raise refusal from None
 
     def _ids(self, text: str) -> tuple[int, ...]:
         try:

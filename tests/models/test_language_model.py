@@ -104,8 +104,18 @@ def test_an_empty_formatted_prompt_is_refused(qwen) -> None:
         qwen.prompt("", formatted=True)
 
 
-def test_a_turn_without_text_but_with_tool_calls_is_no_empty_prompt(qwen) -> None:
-    assert qwen.prompt([Message("assistant", "", {"tool_calls": [1]})]).ids
+def test_a_turn_without_text_but_with_tool_calls_is_no_empty_prompt() -> None:
+    tokenizer = byte_tokenizer()
+    call = {"name": "f", "arguments": {"x": 1}}
+    prompt = random_model(tokenizer=tokenizer).prompt([Message("assistant", "", {"tool_calls": [call]})])
+    assert '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>' in prompt.text
+
+
+@pytest.mark.parametrize("call", [1, None, {}, {"function": 3}, {"name": 4}], ids=repr)
+def test_a_tool_call_that_is_none_is_refused(call: object) -> None:
+    model = random_model(tokenizer=byte_tokenizer())
+    with pytest.raises(PromptError, match=r"A tool call of the conversation is .*expected a name and arguments"):
+        model.prompt([Message("assistant", "", {"tool_calls": [call]})])
 
 
 def test_a_prompt_that_leaves_no_room_for_one_token_is_refused_with_both_lengths() -> None:

@@ -206,10 +206,16 @@ def linear() -> type[Linear]:
     return Linear
 
 
+class Unexplained(FixedReward):
+    @property
+    def learned(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def table() -> Callable[..., Reward]:
-    """A reward without gradient: an arbitrary number for each completion."""
-    return lambda seed=0: FixedReward(lambda r: arbitrary(r.completion_ids, seed))
+    """A reward model that gives no gradient, so that the likelihood's is all: an arbitrary number for a completion."""
+    return lambda seed=0: Unexplained(lambda r: arbitrary(r.completion_ids, seed))
 
 
 @pytest.fixture
