@@ -25,10 +25,11 @@ Marker = Callable[[str], int | None]
 class Grammar:
     """What a completion may be; goes into `Sampling(grammar=...)`. Make one with `json`, `tools`, `regex` or `choice`.
 
-    `body` is the rule of the answer, or of one tool call where `calls` is set, in the Lark dialect of llguidance.
-    With `reasoning` the model may think first, freely, and end that with `</think>`. Searches change only what the
-    grammar leaves free, reasoning and text around tool calls; with `refine` the constrained spans too, within the
-    grammar. Compiling one is part of starting a request: it raises `GrammarError` before any pass is paid.
+    `body` is the rule of the answer, or of one tool call where `calls` is set (then `instead` is that of another
+    answer), in the Lark dialect of llguidance. With `reasoning` the model may think first, freely, and end that with
+    `</think>`. Searches change only what the grammar leaves free, reasoning and text around tool calls; with `refine`
+    the constrained spans too, within the grammar. Compiling one is part of starting a request: it raises `GrammarError`
+    before any pass is paid.
     """
 
     body: str
@@ -37,6 +38,7 @@ class Grammar:
     parallel: bool = True
     reasoning: bool = False
     refine: bool = False
+    instead: str | None = None
 
     @staticmethod
     def json(
@@ -60,10 +62,12 @@ class Grammar:
         lenient: bool = False,
         reasoning: bool = False,
         refine: bool = False,
+        instead: Grammar | None = None,
     ) -> Grammar:
         """Calls of these tools (OpenAI's form), each with arguments by its schema.
 
-        Text may come first, or be all; with `required` the answer is one call, or several with `parallel`.
+        Text may come first, or be all; with `required` the answer is one call, or several with `parallel`. With
+        `instead`, such as `Grammar.json(schema)`, the answer is either calls alone or that.
 
         Raises:
             GrammarError: no tools, or one without a name.
@@ -71,7 +75,8 @@ class Grammar:
         if not tools:
             raise GrammarError("A grammar of tool calls got no tools; expected at least one.")
         bodies = [_call(function(tool), lenient) for tool in tools]
-        return Grammar(" | ".join(bodies), True, required, parallel, reasoning, refine)
+        other = None if instead is None else instead.body
+        return Grammar(" | ".join(bodies), True, required, parallel, reasoning, refine, other)
 
     @staticmethod
     def regex(pattern: str, *, reasoning: bool = False, refine: bool = False) -> Grammar:
@@ -99,8 +104,11 @@ class Grammar:
             return "\n".join([*lines, "answer: body", ""])
         more = f' ("\\n" {_one(CALL_BEGIN, marker)} rest)*' if self.parallel else ""
         lines.append(f'rest: "\\n" body "\\n" {_one(CALL_END, marker)}')
+        only = f"{_one(CALL_BEGIN, marker)} rest{more}"
         if self.required:
-            lines.append(f"answer: {_one(CALL_BEGIN, marker)} rest{more}")
+            lines.append(f"answer: {only}")
+        elif self.instead is not None:
+            lines += [f"answer: instead | {only}", f"instead: {self.instead}"]
         else:
             lines += [f"answer: TEXT | first rest{more}", f"TEXT: {_ANY_TEXT}", *_until("first", CALL_BEGIN, marker)]
         return "\n".join([*lines, ""])
@@ -112,6 +120,8 @@ class Grammar:
         if not self.calls:
             thought = text.find(REASONING_END) if self.reasoning else -1
             return [(0, thought)] if thought > 0 else []
+        if self.instead is not None and CALL_BEGIN not in text:
+            return []
         spans, at = list[tuple[int, int]](), 0
         while (begin := text.find(CALL_BEGIN, at)) >= 0:
             spans.append((at, begin))

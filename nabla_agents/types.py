@@ -251,7 +251,7 @@ class Result:
     """The best completion a search saw, why it ended and what it cost.
 
     `score` is None when no reward was given. `truncated` says that this completion was cut by max_tokens or the
-    context. `detail` explains the finish reason, e.g. `rollouts 8/8`.
+    context. `detail` explains the finish reason, e.g. `rollouts 8/8`. `log_probs` has log π of each token, in nats.
     """
 
     text: str
@@ -265,6 +265,7 @@ class Result:
     detail: str = ""
     seed: int = 0
     prompt_tokens: int = 0
+    log_probs: tuple[float, ...] = ()
 
     @property
     def coverage(self) -> tuple[Coverage, ...]:

@@ -1,4 +1,4 @@
-"""From the engine's results and steps to LangChain's generations."""
+"""From the engine's results to LangChain's text generations."""
 
 from __future__ import annotations
 
@@ -55,11 +55,12 @@ def best_first(results: Sequence[Result]) -> list[Result]:
     return sorted(results, key=rank, reverse=True)
 
 
-def check_not_interrupted(result: Result) -> None:
-    """The engine answers Ctrl-C with the best so far; in a chain it must end the chain, not one call of it.
+def check_not_interrupted(result: Result) -> Result:
+    """The result. The engine answers Ctrl-C with the best so far; in a chain it must end the chain, not one call of it.
 
     Raises:
         KeyboardInterrupt: the search was interrupted.
     """
     if result.finish_reason is FinishReason.INTERRUPTED:
         raise KeyboardInterrupt
+    return result

@@ -85,10 +85,12 @@ class Search:
         budget: Budget,
         seed: int,
         rule: AcceptanceRule = "objective",
+        draft: tuple[int, ...] = (),
     ) -> None:
         self.objective, self.worker, self.prompt = objective, worker, prompt
         self.sampling, self.budget, self.seed = sampling, budget, seed
         self.pool = Pool(rule)
+        self._draft = draft
         self.generator = torch.Generator().manual_seed(seed)
         self.ended: tuple[FinishReason, str] | None = None
         self._usage = Usage()
@@ -134,6 +136,8 @@ class Search:
         """
         if self.exhausted():
             return []
+        if self._draft and not self.pool and not prefixes[0]:
+            prefixes = [self._draft, *prefixes[1:]]  # the first completion is known already: it is only judged
         wanted, prefixes = len(prefixes), prefixes[: self._room(len(prefixes))]
         sampling = (
             self.sampling if self.sampling.temperature is not None else self.sampling.replace(temperature=temperature)
@@ -236,6 +240,7 @@ class Search:
         if self.budget.generated_tokens is not None:
             share = (self.budget.generated_tokens - self._usage.generated_tokens) // batch
             room = min(room, len(prefix) + share)
+        room = max(room, len(prefix))  # a draft from elsewhere may be longer than the request's own answers
         return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache(), draft)
 
     def _prompt_cache(self) -> PrefixCache:
