@@ -29,7 +29,7 @@ class Grammar:
     answer), in the Lark dialect of llguidance. With `reasoning` the model may think first, freely, and end that with
     `</think>`. Searches change only what the grammar leaves free, reasoning and text around tool calls; with `refine`
     the constrained spans too, within the grammar. Compiling one is part of starting a request: it raises `GrammarError`
-    before any pass is paid.
+    before any pass is paid. Where `max_tokens` or the context comes near, JSON that is open is closed in time.
     """
 
     body: str
@@ -99,7 +99,7 @@ class Grammar:
         lines = ["%llguidance {}", f"start: {'thought? ' if self.reasoning else ''}answer", f"body: {self.body}"]
         if self.reasoning:
             end = _until("thought_end", REASONING_END, marker)
-            lines += [f"thought: {_one(REASONING_BEGIN, marker)}? thought_end NEWLINES", *end, r"NEWLINES: /\n*/"]
+            lines += [f"thought: {_one(REASONING_BEGIN, marker)}? thought_end NEWLINES", *end, r"NEWLINES: /\n{0,2}/"]
         if not self.calls:
             return "\n".join([*lines, "answer: body", ""])
         more = f' ("\\n" {_one(CALL_BEGIN, marker)} rest)*' if self.parallel else ""

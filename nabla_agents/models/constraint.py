@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,21 +16,40 @@ from torch import Tensor
 
 from nabla_agents.errors import ConfigurationError, GrammarError
 from nabla_agents.grammar import Grammar
+from nabla_agents.markers import REASONING_END
 from nabla_agents.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+_ROOM_TO_CLOSE = 32  # tokens more than the shortest answer has, for what is open already
+_LONGEST_TO_CLOSE = 1024
+_CLOSERS = (rb'"[}\]]*', rb'".*', rb"[}\]]+", rb"[}\]].*", rb",.*")  # a string first: all else in it is text
 _KEPT = 64  # compiled grammars of a model; an agent has a few
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
+@dataclass(frozen=True, eq=False)
+class Closing:
+    """How a completion under a grammar ends in time: what to prefer, best first, once `tokens` or fewer are left."""
+
+    preferred: tuple[Mask, ...]
+    ends: Mask
+    tokens: int
+
+    def of(self, mask: Mask, room: int) -> Mask:
+        """The part of a mask that ends what is open; the mask itself while there is room, or where nothing is open."""
+        if room > self.tokens or (mask & self.ends).any():
+            return mask
+        return next((both for wanted in self.preferred if (both := mask & wanted).any()), mask)
+
+
 class Constraint:
     """Where one completion is in its grammar. Used by one thread."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, matcher: LLMatcher, vocab_size: int, closing: Closing) -> None:
+        self._matcher, self._vocab_size, self._closing = matcher, vocab_size, closing
 
     def take(self, ids: Sequence[int]) -> int:
         """Follows tokens; how many of them the grammar has."""
@@ -50,16 +71,18 @@ class Constraint:
         fill_next_token_bitmask(self._matcher, bits)
         return np.unpackbits(bits.view(np.uint8), bitorder="little")[: self._vocab_size].astype(bool)
 
-    def masks(self, guess: Sequence[int]) -> list[Mask]:
-        """What may come next, and after each token of a guess as far as the grammar has it; stays where it was."""
-        masks, taken = [self.mask()], 0
+    def masks(self, guess: Sequence[int], room: int) -> list[Mask]:
+        """What may come next, and after each token of a guess as far as the grammar has it; stays where it was. With
+        little `room` left, in tokens, what is open is closed.
+        """
+        masks, taken = [self._closing.of(self.mask(), room)], 0
         for token in guess:
             if not masks[-1][token] or self.take([token]) == 0:
                 break
             taken += 1
             if self.complete:
                 break
-            masks.append(self.mask())
+            masks.append(self._closing.of(self.mask(), room - taken))
         if taken:
             self._matcher.rollback(taken)
         return masks
@@ -75,8 +98,9 @@ class Compiler:
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._ll = _ll_tokenizer(tokenizer, vocab_size, eos_ids)
+        self._ends = np.isin(np.arange(vocab_size), sorted(eos_ids))
         self._lock = threading.Lock()
-        self._compiled: dict[Grammar, LLMatcher] = {}
+        self._compiled: dict[Grammar, tuple[LLMatcher, Closing]] = {}
 
     def start(self, grammar: Grammar) -> Constraint:
         """The grammar at the beginning of a completion.
@@ -85,11 +109,11 @@ class Compiler:
             GrammarError: it does not compile.
         """
         with self._lock:
-            matcher = self._compiled.pop(grammar, None) or self._compile(grammar)
-            self._compiled[grammar] = matcher  # the newest is last
+            matcher, closing = self._compiled.pop(grammar, None) or (self._compile(grammar), self._closing(grammar))
+            self._compiled[grammar] = matcher, closing  # the newest is last
             if len(self._compiled) > _KEPT:
                 del self._compiled[next(iter(self._compiled))]
-            return Constraint(matcher.deep_copy(), self._vocab_size)
+            return Constraint(matcher.deep_copy(), self._vocab_size, closing)
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         from llguidance import LLMatcher
@@ -100,6 +124,34 @@ class Compiler:
             reason = re.split(r"\n +\d+ \|", re.sub(r"^at \d+\(\d+\): ", "", matcher.get_error()))[0].strip()
             raise GrammarError(f"The grammar does not compile: {reason}. Its rule is {_short(grammar.body)}")
         return matcher
+
+    def _closing(self, grammar: Grammar) -> Closing:
+        """What ends a string, what ends a value, what goes on to the next one: in this order."""
+        if "%json" not in grammar.body:
+            return Closing((), self._ends, 0)
+        thought_ends = np.zeros(self._vocab_size, dtype=bool)
+        if grammar.reasoning and (token := self._own_token(REASONING_END)) is not None:
+            thought_ends[token] = True
+        elif grammar.reasoning:
+            return Closing((), self._ends, 0)
+        preferred = (thought_ends, *self._closers)
+        return Closing(preferred, self._ends, _ROOM_TO_CLOSE + self._shortest(grammar, preferred))
+
+    def _shortest(self, grammar: Grammar, preferred: tuple[Mask, ...]) -> int:
+        """Tokens of an answer that closes everything at once."""
+        matcher = self._compile(replace(grammar, required=True, reasoning=False))
+        written = Constraint(matcher, self._vocab_size, Closing(preferred, self._ends, _LONGEST_TO_CLOSE))
+        count = 0
+        while count < _LONGEST_TO_CLOSE and not (written.complete or matcher.is_accepting()):
+            written.take([int(written.masks((), 0)[0].argmax())])
+            count += 1
+        return count
+
+    @cached_property
+    def _closers(self) -> list[Mask]:
+        """[vocab] each: the tokens whose whole text matches; markers have none."""
+        texts = [b"" if self._ll.is_special_token(i) else self._ll.decode_bytes([i]) for i in range(self._vocab_size)]
+        return [np.array([re.fullmatch(p, text, re.DOTALL) is not None for text in texts]) for p in _CLOSERS]
 
     def _own_token(self, marker: str) -> int | None:
         """The id of a marker that the tokenizer added as one token: llguidance sees no text in such."""

@@ -202,7 +202,11 @@ def _constraint(model: LanguageModel, job: RolloutJob) -> Constraint | None:
 def _masks(rows: Sequence[_Row], guesses: Sequence[tuple[int, ...]]) -> dict[tuple[int, int], Mask]:
     """What each row's grammar has at each (row, further token) place, as far as its guess keeps to it."""
     constrained = ((i, row.constraint) for i, row in enumerate(rows) if row.constraint is not None)
-    return {(i, j): mask for i, c in constrained for j, mask in enumerate(c.masks(guesses[i]))}
+    return {
+        (i, j): mask
+        for i, constraint in constrained
+        for j, mask in enumerate(constraint.masks(guesses[i], rows[i].job.max_tokens - len(rows[i].ids)))
+    }
 
 
 def _still_open(rows: Sequence[_Row], active: list[int], context: Context, tensor: Tensor) -> tuple[list[int], Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -103,6 +104,24 @@ def test_optional_calls_follow_text_and_are_constrained_once_begun(name: str, re
     text = model.constraint(grammar)
     assert text.take(model.tokenizer.encode("no call at all")) > 0
     assert all(text.mask()[i] for i in model.eos_ids)
+
+
+@pytest.mark.parametrize("name", ["model", "tiny"])
+@pytest.mark.parametrize("max_tokens", [110, 150])
+def test_json_is_closed_before_the_tokens_run_out(name: str, max_tokens: int, request: pytest.FixtureRequest) -> None:
+    """Random bytes hardly ever end a string, a list or a number by themselves."""
+    model: LanguageModel = request.getfixturevalue(name)
+    strings = {"type": "array", "items": {"type": "string"}}
+    properties = {"said": {"type": "string"}, "list": strings, "size": {"type": "number"}, "free": {"type": "object"}}
+    schema = {"type": "object", "properties": properties, "required": ["said", "list", "size"]}
+    for grammar in (Grammar.json(schema), Grammar.json(schema, reasoning=True)):
+        made = [replace(job, max_tokens=max_tokens) for job in jobs(model, grammar)]
+        for rollout in model.rollout(made):
+            if not grammar.reasoning or "</think>" in rollout.text:
+                jsonschema.validate(json.loads(rollout.text.rpartition("</think>")[2]), schema)
+    tool = {"type": "function", "function": {"name": "store", "parameters": schema}}
+    made = [replace(job, max_tokens=max_tokens) for job in jobs(model, Grammar.tools([tool], required=True))]
+    assert not any(Reply.read(r.text, tools=True).tool_calls[0].error for r in model.rollout(made))
 
 
 def test_patterns_and_choices(model: LanguageModel) -> None:
