@@ -19,13 +19,15 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop")
 LOADING = ("revision", "dtype", "device_map", "trust_remote_code")
 PER_CALL = (*SAMPLING, "seed", "n", "rollouts", "budget", "strategy", "timeout")
 
+CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)  # each class names it: the last base would win
+
 SettingsT = TypeVar("SettingsT", bound="EngineSettings")
 
 
 class EngineSettings(Serializable):
     """Fields that name or hold an engine, and the settings of one call of it. Weights are loaded at first use."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
+    model_config = CONFIG
 
     per_call: ClassVar[tuple[str, ...]] = PER_CALL
     """The fields that a call may set too."""

@@ -22,7 +22,7 @@ from langchain_nabla import _answers, _convert, _structured
 from langchain_nabla._engine import Cancellable, UntilEnough, asteps, on_worker, steps, turn
 from langchain_nabla._messages import Replies, conversation
 from langchain_nabla._progress import report
-from langchain_nabla._settings import PER_CALL, EngineSettings
+from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
 from langchain_nabla._tools import Constraints, ToolChoice, chosen_tool, constraints, told
 from nabla_agents import CommittedText, Result
 
@@ -46,6 +46,7 @@ class ChatNabla(EngineSettings, BaseChatModel):
     `response_metadata["nabla"]`.
     """
 
+    model_config = CONFIG
     per_call: ClassVar[tuple[str, ...]] = (*PER_CALL, "logprobs", "model")
 
     streaming: bool = False

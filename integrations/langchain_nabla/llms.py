@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from langchain_nabla import _convert
 from langchain_nabla._engine import Cancellable, asteps, on_worker, steps, turn
-from langchain_nabla._settings import PER_CALL, EngineSettings
+from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
 from nabla_agents import CommittedText, Result
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class NablaLLM(EngineSettings, BaseLLM):
     In agents and graphs use `ChatNabla`, or `as_chat()`: LangChain traces tokens and streams of chat models only.
     """
 
+    model_config = CONFIG
     per_call: ClassVar[tuple[str, ...]] = (*PER_CALL, "formatted")
 
     formatted: bool = False

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from langchain_nabla import _convert
 from langchain_nabla._engine import asteps, on_worker, steps
 from langchain_nabla._progress import described, report
-from langchain_nabla._settings import PER_CALL, EngineSettings
+from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
 from nabla_agents import NablaError, Result
 
 
@@ -31,6 +31,7 @@ class NablaSolve(EngineSettings, BaseTool):
     `astream_events` as the custom event `nabla_step`, and to LangGraph's stream mode `custom`.
     """
 
+    model_config = CONFIG
     per_call: ClassVar[tuple[str, ...]] = tuple(name for name in PER_CALL if name != "n")
 
     name: str = "nabla_solve"

@@ -22,8 +22,8 @@ from nabla_agents.models.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_ROOM_TO_CLOSE = 32  # tokens more than the shortest answer has, for what is open already
-_LONGEST_TO_CLOSE = 1024
+_LONGEST = 1024  # tokens of the shortest answer to a schema, as far as it is looked at
+_SLACK = 24  # tokens that one more token can cost to close: an item or a property that it opens
 _CLOSERS = (rb'"[}\]]*', rb'".*', rb"[}\]]+", rb"[}\]].*", rb",.*")  # a string first: all else in it is text
 _KEPT = 64  # compiled grammars of a model; an agent has a few
 
@@ -32,17 +32,11 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 @dataclass(frozen=True, eq=False)
 class Closing:
-    """How a completion under a grammar ends in time: what to prefer, best first, once `tokens` or fewer are left."""
+    """How a completion ends in time: which tokens to prefer, best first, once `within` or fewer are left."""
 
     preferred: tuple[Mask, ...]
     ends: Mask
-    tokens: int
-
-    def of(self, mask: Mask, room: int) -> Mask:
-        """The part of a mask that ends what is open; the mask itself while there is room, or where nothing is open."""
-        if room > self.tokens or (mask & self.ends).any():
-            return mask
-        return next((both for wanted in self.preferred if (both := mask & wanted).any()), mask)
+    within: int
 
 
 class Constraint:
@@ -73,19 +67,37 @@ class Constraint:
 
     def masks(self, guess: Sequence[int], room: int) -> list[Mask]:
         """What may come next, and after each token of a guess as far as the grammar has it; stays where it was. With
-        little `room` left, in tokens, what is open is closed.
+        hardly enough `room` left, in tokens, only what closes what is open.
         """
-        masks, taken = [self._closing.of(self.mask(), room)], 0
+        masks, taken = [self._mask_within(room)], 0
         for token in guess:
             if not masks[-1][token] or self.take([token]) == 0:
                 break
             taken += 1
             if self.complete:
                 break
-            masks.append(self._closing.of(self.mask(), room - taken))
+            masks.append(self._mask_within(room - taken))
         if taken:
             self._matcher.rollback(taken)
         return masks
+
+    def tokens_to_close(self, limit: int) -> int:
+        """How many tokens close everything that is open; `limit` if it takes as many."""
+        ahead = Constraint(self._matcher.deep_copy(), self._vocab_size, self._closing)
+        count = 0
+        while count < limit and not (ahead.complete or ahead._matcher.is_accepting()):
+            ahead.take([int(ahead._closers_of(ahead.mask()).argmax())])
+            count += 1
+        return count
+
+    def _mask_within(self, room: int) -> Mask:
+        mask = self.mask()
+        if room > self._closing.within or (mask & self._closing.ends).any():
+            return mask
+        return self._closers_of(mask) if room <= self.tokens_to_close(room) + _SLACK else mask
+
+    def _closers_of(self, mask: Mask) -> Mask:
+        return next((both for wanted in self._closing.preferred if (both := mask & wanted).any()), mask)
 
 
 class Compiler:
@@ -135,17 +147,9 @@ class Compiler:
         elif grammar.reasoning:
             return Closing((), self._ends, 0)
         preferred = (thought_ends, *self._closers)
-        return Closing(preferred, self._ends, _ROOM_TO_CLOSE + self._shortest(grammar, preferred))
-
-    def _shortest(self, grammar: Grammar, preferred: tuple[Mask, ...]) -> int:
-        """Tokens of an answer that closes everything at once."""
-        matcher = self._compile(replace(grammar, required=True, reasoning=False))
-        written = Constraint(matcher, self._vocab_size, Closing(preferred, self._ends, _LONGEST_TO_CLOSE))
-        count = 0
-        while count < _LONGEST_TO_CLOSE and not (written.complete or matcher.is_accepting()):
-            written.take([int(written.masks((), 0)[0].argmax())])
-            count += 1
-        return count
+        whole = self._compile(replace(grammar, required=True, reasoning=False))
+        shortest = Constraint(whole, self._vocab_size, Closing(preferred, self._ends, 0)).tokens_to_close(_LONGEST)
+        return Closing(preferred, self._ends, shortest + 2 * _SLACK)
 
     @cached_property
     def _closers(self) -> list[Mask]:
