@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nabla_agents.committed import CommittedText
 from nabla_agents.errors import (
     ConfigurationError,
     ContextOverflowError,
+    GrammarError,
     ModelLoadError,
     NablaError,
     ProgramError,
@@ -20,6 +22,9 @@ from nabla_agents.errors import (
     SandboxError,
     VocabularyMismatchError,
 )
+from nabla_agents.grammar import Grammar
+from nabla_agents.reply import Reply
+from nabla_agents.tool_calls import ToolCall
 from nabla_agents.types import (
     Budget,
     Coverage,
@@ -70,6 +75,7 @@ if TYPE_CHECKING:
     )
     from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
+    from nabla_agents.shared import SharedEngine, loaded
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
 __version__ = "0.1.0"
@@ -113,10 +119,12 @@ _LAZY = {
     "Run": "run",
     "Sampling": "config",
     "SelfConsistency": "strategies",
+    "SharedEngine": "shared",
     "SoftMin": "rewards",
     "StepFormat": "rewards",
     "Status": "sandbox",
     "Strategy": "strategies",
+    "loaded": "shared",
     "make_executor": "sandbox",
     "prompt_assertions": "rewards",
     "reward": "rewards",
@@ -135,6 +143,7 @@ __all__ = [
     "ArithmeticSteps",
     "BestOfN",
     "Budget",
+    "CommittedText",
     "ConfigurationError",
     "ContextOverflowError",
     "Coverage",
@@ -144,6 +153,8 @@ __all__ = [
     "Executor",
     "FinishReason",
     "FunctionReward",
+    "Grammar",
+    "GrammarError",
     "Greedy",
     "ImplicitReward",
     "JsonSchema",
@@ -168,6 +179,7 @@ __all__ = [
     "PythonAnswer",
     "PythonTests",
     "Refinable",
+    "Reply",
     "Result",
     "Reward",
     "RewardError",
@@ -178,15 +190,18 @@ __all__ = [
     "SandboxError",
     "Score",
     "SelfConsistency",
+    "SharedEngine",
     "SoftMin",
     "Span",
     "Status",
     "Step",
     "StepFormat",
     "Strategy",
+    "ToolCall",
     "Usage",
     "VocabularyMismatchError",
     "__version__",
+    "loaded",
     "make_executor",
     "prompt_assertions",
     "reward",

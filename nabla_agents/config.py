@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from nabla_agents.errors import ConfigurationError
+from nabla_agents.grammar import Grammar
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
@@ -35,7 +36,8 @@ class Sampling(Settings):
     """How tokens are chosen. Temperature 0 is greedy everywhere, None is the strategy's own default; a filter that is
     None is off.
 
-    `max_tokens` None means as long as the context allows. Stop strings may span several tokens; they end the rollout
+    `max_tokens` None means as long as the context allows. A `grammar` keeps the completion to a JSON schema,
+    tool calls or a pattern. Stop strings may span several tokens; they end the rollout
     and are not part of its text.
     """
 
@@ -45,6 +47,7 @@ class Sampling(Settings):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
     @field_validator("stop", mode="before")
     @classmethod

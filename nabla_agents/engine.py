@@ -101,16 +101,18 @@ class Engine:
         strategy: Strategy | None = None,
         tools: Sequence[dict[str, Any]] | None = None,
         formatted: bool = False,
+        draft: str | None = None,
     ) -> Run:
         """An iterator over the search's steps, whose `result` is the best so far at any time.
 
-        `formatted=True` takes a string verbatim instead of as a user turn. The same seed gives the same text, in any
-        order and on any thread.
+        `formatted=True` takes a string verbatim instead of as a user turn. `draft` is an answer from elsewhere, which
+        the search starts from in place of its own first completion: it is judged, and what follows is to be better. The
+        same seed gives the same text, in any order and on any thread.
 
         Raises:
-            PromptError, ContextOverflowError, ConfigurationError: before anything is computed.
+            PromptError, ContextOverflowError, GrammarError, ConfigurationError: before anything is computed.
         """
-        return self._start(self._worker, prompt, budget, seed, sampling, strategy, tools, formatted)
+        return self._start(self._worker, prompt, budget, seed, sampling, strategy, tools, formatted, draft)
 
     def generate_batch(
         self,
@@ -172,6 +174,21 @@ class Engine:
             )
         return prompt
 
+    def _draft(self, draft: Any, prompt: Prompt, sampling: Sampling) -> tuple[int, ...]:
+        """Token ids of an answer from elsewhere, ended; read whole, so it must fit into the context and the grammar."""
+        if not isinstance(draft, str):
+            raise PromptError(f"draft is {draft!r}; expected the text of an answer.")
+        eos = self.model.tokenizer.eos_id
+        ids = (*self.model.tokenizer.encode(draft), *(() if eos is None else (eos,)))
+        if len(prompt.ids) + len(ids) > self.model.context_length:
+            raise ContextOverflowError(
+                f"The prompt has {len(prompt.ids)} tokens and the draft {len(ids)}, but the context of "
+                f"{self.model.name} is {self.model.context_length} tokens. Shorten the draft."
+            )
+        if sampling.grammar is not None and self.model.constraint(sampling.grammar).take(ids) < len(ids):
+            raise ConfigurationError("The draft does not keep to the request's grammar; leave one of the two out.")
+        return ids
+
     def _start(
         self,
         worker: Worker,
@@ -182,16 +199,22 @@ class Engine:
         strategy: Strategy | None,
         tools: Sequence[dict[str, Any]] | None,
         formatted: bool,
+        draft: str | None = None,
     ) -> Run:
         strategy = self.strategy if strategy is None else _strategy(strategy)
+        sampling = Sampling() if sampling is None else _sampling(sampling)
+        if sampling.grammar is not None:
+            self.model.constraint(sampling.grammar)
+        rendered = self.prompt(prompt, tools=tools, formatted=formatted)
         search = Search(
             objective=self.objective,
             worker=worker,
-            prompt=self.prompt(prompt, tools=tools, formatted=formatted),
-            sampling=Sampling() if sampling is None else _sampling(sampling),
+            prompt=rendered,
+            sampling=sampling,
             budget=self.budget if budget is None else _budget(budget),
             seed=_seed(seed),
             rule=strategy.rule,
+            draft=() if draft is None else self._draft(draft, rendered, sampling),
         )
         return Run(search, strategy)
 

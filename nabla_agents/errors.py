@@ -11,6 +11,10 @@ class ConfigurationError(NablaError, ValueError):
     """A setting, option or combination of parts that cannot work; raised before any weight is loaded where possible."""
 
 
+class GrammarError(ConfigurationError):
+    """A grammar or JSON schema that cannot be compiled or followed; raised before a pass is paid where possible."""
+
+
 class ModelLoadError(NablaError, OSError):
     """A model or tokenizer that cannot be loaded, or whose architecture the engine cannot run faithfully."""
 

@@ -84,6 +84,7 @@ class Run(Iterator[Step]):
             detail=detail,
             seed=search.seed,
             prompt_tokens=len(search.prompt.ids),
+            log_probs=() if rollout is None or rollout.log_probs is None else tuple(rollout.log_probs.tolist()),
         )
 
     @property

@@ -265,7 +265,7 @@ class Result:
     """The best completion a search saw, why it ended and what it cost.
 
     `score` is None when no reward was given. `truncated` says that this completion was cut by max_tokens or the
-    context. `detail` explains the finish reason, e.g. `rollouts 8/8`.
+    context. `detail` explains the finish reason, e.g. `rollouts 8/8`. `log_probs` has log π of each token, in nats.
     """
 
     text: str
@@ -279,11 +279,32 @@ class Result:
     detail: str = ""
     seed: int = 0
     prompt_tokens: int = 0
+    log_probs: tuple[float, ...] = ()
 
     @property
     def coverage(self) -> tuple[Coverage, ...]:
         """How far the gradient of each learned reward reached on this completion."""
         return () if self.score is None else self.score.coverage
 
+    def summary(self) -> dict[str, Any]:
+        """The search in a few numbers, as JSON has them: for logs, traces and metadata."""
+        score = self.score
+        return {
+            "finish_reason": str(self.finish_reason),
+            "detail": self.detail,
+            "score": None if score is None else _finite(score.value),
+            "verified": None if score is None or score.verified is None else bool(score.verified),
+            "explanation": "" if score is None else score.explanation,
+            "log_likelihood": _finite(self.log_likelihood),
+            "seed": self.seed,
+            "steps": len(self.trace),
+            "revisions": sum(step.kind == "refine" and step.accepted for step in self.trace),
+            "usage": self.usage.as_dict(),
+        }
+
     def with_usage(self, usage: Usage) -> Result:
         return replace(self, usage=usage)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

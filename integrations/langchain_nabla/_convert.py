@@ -1,4 +1,4 @@
-"""From the engine's results and steps to LangChain's generations."""
+"""From the engine's results to LangChain's text generations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
-from nabla_agents import FinishReason, NablaError, Result, Step, Usage
+from nabla_agents import FinishReason, Result, Usage
 
 
 def llm_result(groups: Sequence[Sequence[Result]], model: str) -> LLMResult:
@@ -38,22 +38,10 @@ def token_usage(result: Result | None = None) -> dict[str, int]:
 
 def info(result: Result) -> dict[str, Any]:
     """Finish reason, tokens, and the search in a few numbers; native JSON types only."""
-    score = result.score
     return {
         "finish_reason": "length" if result.truncated else "stop",
         "token_usage": token_usage(result),
-        "nabla": {
-            "finish_reason": str(result.finish_reason),
-            "detail": result.detail,
-            "score": None if score is None else _finite(score.value),
-            "verified": None if score is None or score.verified is None else bool(score.verified),
-            "explanation": "" if score is None else score.explanation,
-            "log_likelihood": _finite(result.log_likelihood),
-            "seed": result.seed,
-            "steps": len(result.trace),
-            "revisions": sum(step.kind == "refine" and step.accepted for step in result.trace),
-            "usage": result.usage.as_dict(),
-        },
+        "nabla": result.summary(),
     }
 
 
@@ -67,29 +55,12 @@ def best_first(results: Sequence[Result]) -> list[Result]:
     return sorted(results, key=rank, reverse=True)
 
 
-def check_not_interrupted(result: Result) -> None:
-    """The engine answers Ctrl-C with the best so far; in a chain it must end the chain, not one call of it.
+def check_not_interrupted(result: Result) -> Result:
+    """The result. The engine answers Ctrl-C with the best so far; in a chain it must end the chain, not one call of it.
 
     Raises:
         KeyboardInterrupt: the search was interrupted.
     """
     if result.finish_reason is FinishReason.INTERRUPTED:
         raise KeyboardInterrupt
-
-
-class CommittedText:
-    """The text handed out so far, and what each step adds to it."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def added_by(self, step: Step) -> str:
-        text = step.committed_text
-        if not text.startswith(self.text):
-            raise NablaError(f"The strategy took back committed text: {self.text!r} became {text!r}.")
-        added, self.text = text[len(self.text) :], text
-        return added
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return result

@@ -1,4 +1,4 @@
-"""Engines behind the models: loaded once per process and settings, shared by copies, driven from async code."""
+"""An engine's turns: one operation at a time, whoever asks, from threads or from async code."""
 
 from __future__ import annotations
 
@@ -6,68 +6,64 @@ import asyncio
 import contextvars
 import functools
 import threading
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from nabla_agents import Engine, Step, Strategy
+    from nabla_agents import Engine, Run, Step, Strategy
 
 ResultT = TypeVar("ResultT")
 
-_lock = threading.RLock()
-_loaded: dict[tuple[tuple[str, Any], ...], Engine] = {}
-_shared: WeakValueDictionary[str, Engine] = WeakValueDictionary()
+_lock = threading.Lock()
+_turns: WeakKeyDictionary[Engine, threading.RLock] = WeakKeyDictionary()
 _workers: WeakKeyDictionary[Engine, ThreadPoolExecutor] = WeakKeyDictionary()
 
 
-def loaded(model: str, **loading: Any) -> Engine:
-    """The engine of these settings, loaded by the first call of the process and kept to its end."""
-    key = (("model", model), *sorted(loading.items()))
-    if key in _loaded:
-        return _loaded[key]
+def turn(engine: Engine) -> threading.RLock:
+    """The lock under which the engine works, so that callers' passes do not compete for one device."""
     with _lock:
-        if key not in _loaded:
-            from nabla_agents import Engine
-
-            _loaded[key] = Engine.tiny(**loading) if model == "tiny" else Engine(model=model, **loading)
-        return _loaded[key]
+        return _turns.setdefault(engine, threading.RLock())
 
 
-class SharedEngine:
-    """Stands for an engine in a pickle, which holds no weights: unpickled in the same process, it is that engine."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __reduce__(self) -> tuple[Callable[[str], Engine], tuple[str]]:
-        with _lock:
-            token = next((t for t, e in _shared.items() if e is self._engine), None) or uuid.uuid4().hex
-            _shared[token] = self._engine
-        return _engine_of, (token,)
+def steps(engine: Engine, run: Run) -> Iterator[Step]:
+    """The run's steps, each computed in a turn of its own when it is asked for."""
+    while (step := _next(engine, run)) is not None:
+        yield step
 
 
-def _engine_of(token: str) -> Engine:
-    engine = _shared.get(token)
-    if engine is None:
-        raise RuntimeError(
-            "This model was given an engine object, which stays in its process; the pickle was read in another one (or "
-            "the engine is gone). Build the model there, or give it a model name instead: that is loaded where needed."
-        )
-    return engine
+async def asteps(
+    engine: Engine, run: Run, report: Callable[[Step], None] = lambda step: None
+) -> AsyncGenerator[Step, None]:
+    """As `steps`, off the event loop, each step reported there too. An abandoned iterator costs nothing more, a
+    cancelled one at most one operation.
+    """
+
+    def reported() -> Step | None:
+        step = _next(engine, run)
+        if step is not None:
+            report(step)
+        return step
+
+    try:
+        while (step := await on_worker(engine, reported)) is not None:
+            yield step
+    finally:
+        run.cancel()
 
 
 async def on_worker(engine: Engine, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
-    """Awaits a function that runs on the engine's one worker thread in the caller's context.
-
-    Concurrent callers take turns, so that their passes do not compete for one device.
-    """
+    """Awaits a function that runs on the engine's one worker thread in the caller's context."""
     with _lock:
         worker = _workers.setdefault(engine, ThreadPoolExecutor(1, "nabla"))
     call = functools.partial(contextvars.copy_context().run, function, *arguments)
     return await asyncio.get_running_loop().run_in_executor(worker, call)
+
+
+def _next(engine: Engine, run: Run) -> Step | None:
+    with turn(engine):
+        return next(run, None)
 
 
 class Cancellable:
@@ -95,3 +91,24 @@ class Cancellable:
         self._cancelled = True
         for search in list(self._searches):
             search.cancel()
+
+
+class UntilEnough:
+    """A strategy that ends where its best completion's score is enough."""
+
+    def __init__(self, strategy: Strategy, enough: float) -> None:
+        self._strategy, self._enough = strategy, enough
+
+    @property
+    def rule(self) -> Any:
+        return self._strategy.rule
+
+    def steps(self, search: Any) -> Iterator[Step]:
+        for step in self._strategy.steps(search):
+            yield step
+            best = self.select(search.pool)
+            if best is not None and best.score is not None and best.score.value >= self._enough:
+                return
+
+    def select(self, pool: Any) -> Any:
+        return self._strategy.select(pool)

@@ -11,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.config import Sampling
+from nabla_agents.errors import GrammarError
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, token_log_probs
+from nabla_agents.models.constraint import Constraint, Mask, masked
 from nabla_agents.models.transformer import Context, PrefixCache
 from nabla_agents.types import FinishReason, Prompt, Rollout, Usage
 
@@ -56,6 +58,7 @@ class _Row:
     log_probs: list[float]
     computed_tokens: int = 0
     prefilled_tokens: int = 0
+    constraint: Constraint | None = None
     finish: FinishReason | None = None
     text: str | None = None
     window: int = FIRST_WINDOW
@@ -88,7 +91,7 @@ def rollout(model: LanguageModel, jobs: Sequence[RolloutJob]) -> list[Rollout]:
     """
     if not jobs:
         return []
-    rows = [_Row(job, list(job.prefix_ids), []) for job in jobs]
+    rows = [_Row(job, list(job.prefix_ids), [], constraint=_constraint(model, job)) for job in jobs]
     contexts = [(*job.prompt.ids, *job.prefix_ids) for job in jobs]
     longest = max(len(job.prompt.ids) + job.max_tokens for job in jobs)
     context, hidden = model.transformer.read(contexts, [job.cache for job in jobs], total_tokens=longest)
@@ -136,7 +139,7 @@ def _take(
 ) -> list[int]:
     """Appends to each row its right guesses and the token after them; how many of the tokens read each row keeps."""
     places = [(i, j) for i, guess in enumerate(guesses) for j in range(len(guess) + 1)]
-    chosen = iter(_chosen(model, rows, hidden, places))
+    chosen = iter(_chosen(model, rows, hidden, places, _masks(rows, guesses)))
     kept: list[int] = []
     for row, guess in zip(rows, guesses, strict=True):
         drawn = [next(chosen) for _ in range(len(guess) + 1)]
@@ -144,6 +147,8 @@ def _take(
         for j, (token, log_prob) in enumerate(drawn):
             row.ids.append(token)
             row.log_probs.append(log_prob)
+            if row.constraint is not None:
+                row.constraint.take([token])
             _close_if_finished(model, row)
             if row.finish is not None or j == len(guess) or token != guess[j]:
                 break
@@ -165,20 +170,43 @@ def _chosen(
     rows: Sequence[_Row],
     hidden: Float[Tensor, "batch time hidden"],
     places: Sequence[tuple[int, int]],
+    masks: dict[tuple[int, int], Mask],
 ) -> list[tuple[int, float]]:
-    """Token and log π for each (row, further token) place, by the row's own sampling and its own random numbers."""
+    """Token and log π for each (row, further token) place, by the row's own sampling, grammar and random numbers."""
     found: list[tuple[int, float]] = []
     for first in range(0, len(places), HEAD_CHUNK):
         chunk = places[first : first + HEAD_CHUNK]
         logits = model.head(hidden[[i for i, _ in chunk], [j for _, j in chunk]])
         uniforms = torch.stack([rows[i].job.uniforms[len(rows[i].ids) + j] for i, j in chunk])
+        choosable = masked(logits, [masks.get(place) for place in chunk])
         tokens = torch.empty(len(chunk), dtype=torch.long, device=logits.device)
         samplings = [rows[i].job.sampling for i, _ in chunk]
         for sampling in dict.fromkeys(samplings):
             mine = [k for k, other in enumerate(samplings) if other == sampling]
-            tokens[mine] = choose_tokens(logits[mine], sampling, uniforms[mine])
+            tokens[mine] = choose_tokens(choosable[mine], sampling, uniforms[mine])
         found += zip(tokens.tolist(), token_log_probs(logits, tokens).tolist(), strict=True)
     return found
+
+
+def _constraint(model: LanguageModel, job: RolloutJob) -> Constraint | None:
+    """The job's grammar, where it has one, after the job's prefix."""
+    if job.sampling.grammar is None:
+        return None
+    constraint = model.constraint(job.sampling.grammar)
+    if constraint.take(job.prefix_ids) < len(job.prefix_ids):
+        text = model.tokenizer.decode(job.prefix_ids)
+        raise GrammarError(f"A completion cannot go on from {text!r}: its grammar does not have that beginning.")
+    return constraint
+
+
+def _masks(rows: Sequence[_Row], guesses: Sequence[tuple[int, ...]]) -> dict[tuple[int, int], Mask]:
+    """What each row's grammar has at each (row, further token) place, as far as its guess keeps to it."""
+    constrained = ((i, row.constraint) for i, row in enumerate(rows) if row.constraint is not None)
+    return {
+        (i, j): mask
+        for i, constraint in constrained
+        for j, mask in enumerate(constraint.masks(guesses[i], rows[i].job.max_tokens - len(rows[i].ids)))
+    }
 
 
 def _still_open(rows: Sequence[_Row], active: list[int], context: Context, tensor: Tensor) -> tuple[list[int], Tensor]:
@@ -192,11 +220,13 @@ def _still_open(rows: Sequence[_Row], active: list[int], context: Context, tenso
 
 
 def _close_if_finished(model: LanguageModel, row: _Row) -> None:
-    """A terminal token, a stop string or the length ends a row, in this order."""
+    """A terminal token, a stop string, the end of its grammar or the length ends a row, in this order."""
     if row.ids[-1] in model.eos_ids:
         row.finish = FinishReason.STOP
     elif row.job.sampling.stop and (text := _before_stop(model, row)) is not None:
         row.finish, row.text = FinishReason.STOP, text
+    elif row.constraint is not None and row.constraint.complete:
+        row.finish = FinishReason.STOP
     elif len(row.ids) >= row.job.max_tokens:
         row.finish = FinishReason.LENGTH
 

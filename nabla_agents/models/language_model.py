@@ -14,9 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from nabla_agents import tiny
+from nabla_agents.conversation import folded, with_tools_in_text
 from nabla_agents.errors import ContextOverflowError, ModelLoadError, PromptError
 from nabla_agents.functional import HEAD_CHUNK, token_log_probs
+from nabla_agents.grammar import Grammar
 from nabla_agents.models.carriers import LikelihoodCarrier
+from nabla_agents.models.constraint import Compiler, Constraint
 from nabla_agents.models.decoding import RolloutJob, rollout
 from nabla_agents.models.loading import Loading, load
 from nabla_agents.models.tokenizer import Tokenizer
@@ -72,6 +75,9 @@ class LanguageModel:
     ) -> Prompt:
         """Renders a conversation by the chat template; a plain string is one user turn.
 
+        For a template without tools, they and their calls are written into the text; for one that refuses the system
+        role or neighbours of one role, turns are joined.
+
         `formatted=True` takes a string verbatim, for completion models or already rendered prompts; a token that
         begins every text of the tokenizer is added where it is missing.
 
@@ -89,7 +95,7 @@ class LanguageModel:
             messages = (Message("user", conversation),) if isinstance(conversation, str) else tuple(conversation)
             if not any(m.content.strip() or m.extra for m in messages):
                 raise PromptError("The prompt is empty; expected a question or a conversation with some text.")
-            text = self.tokenizer.render(messages, tools=tools)
+            text = self._rendered(messages, tools)
         ids = self._ids(text)
         if not ids:
             raise PromptError("The prompt is empty; expected text that gives at least one token.")
@@ -100,6 +106,17 @@ class LanguageModel:
             )
         return Prompt(messages, text, ids)
 
+    def _rendered(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> str:
+        """The conversation by the chat template: tools in text where it has none, fewer roles where it refuses some."""
+        if not self.tokenizer.knows_tools:
+            messages, tools = with_tools_in_text(messages, tools), None
+        try:
+            return self.tokenizer.render(messages, tools=tools)
+        except PromptError:
+            if (fewer := folded(messages)) == list(messages):
+                raise
+            return self.tokenizer.render(fewer, tools=tools)
+
     def _ids(self, text: str) -> tuple[int, ...]:
         try:
             return tuple(self.tokenizer.encode(text))
@@ -108,6 +125,19 @@ class LanguageModel:
                 f"The tokenizer of {self.name} cannot read the prompt ({e}); expected text of whole characters that "
                 "are in its vocabulary."
             ) from e
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """The grammar compiled for this model's tokens, at the beginning of a completion.
+
+        Raises:
+            GrammarError: it does not compile.
+            ConfigurationError: llguidance is not installed, or does not know the tokenizer.
+        """
+        return self._compiler.start(grammar)
+
+    @cached_property
+    def _compiler(self) -> Compiler:
+        return Compiler(self.tokenizer, vocab_size=self.vocab_size, eos_ids=sorted(self.eos_ids))
 
     # ── sampling ──────────────────────────────────────────────────────────────────────────────────────────────────
 

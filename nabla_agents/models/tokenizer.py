@@ -39,6 +39,11 @@ class Tokenizer:
         """Text of the end-of-sequence token; empty where there is none."""
         return str(self.hf.eos_token or "")
 
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the chat template writes tools and their calls."""
+        return "tools" in str(self.hf.chat_template)
+
     @cached_property
     def adds_bos(self) -> bool:
         """Whether the tokenizer itself begins every text with its beginning-of-sequence token."""

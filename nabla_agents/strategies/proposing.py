@@ -63,7 +63,8 @@ class Proposing(Settings):
     def _proposals(self, search: Search, incumbent: Scored, start: int) -> Iterator[Proposal]:
         """The tokens worth a rollout, from left to right; the gradient is taken once."""
         ids = incumbent.rollout.completion_ids
-        if start >= len(ids) or search.exhausted():
+        free = search.free(incumbent.rollout)
+        if not any(p in free for p in range(start, len(ids))) or search.exhausted():
             return
         gradient: ObjectiveGradient | None = None
         if self.direction == "none":
@@ -78,10 +79,13 @@ class Proposing(Settings):
             chunk = range(first, min(first + HEAD_CHUNK, len(ids)))
             logits = rows.logits(chunk)
             passed = self.refinable.select(logits).tolist()
-            chosen = [i for i, p in enumerate(chunk) if passed[i] or p in located]
+            chosen = [i for i, p in enumerate(chunk) if p in free and (passed[i] or p in located)]
             if chosen:
                 positions = [chunk[i] for i in chosen]
-                yield from self._refined(search, logits[chosen], gradient, positions, [ids[p] for p in positions])
+                permitted = search.permitted(incumbent.rollout, positions)
+                yield from self._refined(
+                    search, logits[chosen], gradient, positions, [ids[p] for p in positions], permitted
+                )
 
     def _refined(
         self,
@@ -90,6 +94,7 @@ class Proposing(Settings):
         gradient: ObjectiveGradient | None,
         positions: Sequence[int],
         ids: Sequence[int],
+        permitted: Bool[Tensor, "n vocab"] | None,
     ) -> list[Proposal]:
         tokens = torch.tensor(ids, device=logits.device)
         allowed = plausible(logits, tokens, self.plausibility_floor)
@@ -97,6 +102,8 @@ class Proposing(Settings):
             for i, position in enumerate(positions):
                 credit = gradient.credit.get(position, {})
                 allowed[i, [v for v, nats in credit.items() if nats > 0 and v != ids[i]]] = True
+        if permitted is not None:
+            allowed &= permitted.to(allowed.device)
         g = torch.zeros_like(logits) if gradient is None else gradient.rows(positions)
         if self.direction == "random":
             g = _random_direction(search, g, allowed.scatter(-1, tokens[:, None], True))

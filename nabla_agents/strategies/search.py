@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from nabla_agents.config import Sampling
@@ -84,10 +85,12 @@ class Search:
         budget: Budget,
         seed: int,
         rule: AcceptanceRule = "objective",
+        draft: tuple[int, ...] = (),
     ) -> None:
         self.objective, self.worker, self.prompt = objective, worker, prompt
         self.sampling, self.budget, self.seed = sampling, budget, seed
         self.pool = Pool(rule)
+        self._draft = draft
         self.generator = torch.Generator().manual_seed(seed)
         self.ended: tuple[FinishReason, str] | None = None
         self._usage = Usage()
@@ -133,6 +136,8 @@ class Search:
         """
         if self.exhausted():
             return []
+        if self._draft and not self.pool and not prefixes[0]:
+            prefixes = [self._draft, *prefixes[1:]]  # the first completion is known already: it is only judged
         wanted, prefixes = len(prefixes), prefixes[: self._room(len(prefixes))]
         sampling = (
             self.sampling if self.sampling.temperature is not None else self.sampling.replace(temperature=temperature)
@@ -175,6 +180,27 @@ class Search:
         self._usage = self._usage + states.usage
         return states.carrier
 
+    def free(self, rollout: Rollout) -> Container[int]:
+        """The places of a completion that the request's grammar leaves to the search; all of them without one."""
+        grammar, ids = self.sampling.grammar, rollout.completion_ids
+        if grammar is None or grammar.refine:
+            return range(len(ids))
+        spans = grammar.free(rollout.text)
+        located = self.model.tokenizer.token_offsets(ids)
+        return {i for i, (a, b) in enumerate(located) if any(start <= a < b <= end for start, end in spans)}
+
+    def permitted(self, rollout: Rollout, positions: Sequence[int]) -> Bool[Tensor, "n vocab"] | None:
+        """What the request's grammar has at ascending places of a completion; None without a grammar."""
+        if self.sampling.grammar is None:
+            return None
+        constraint, at = self.model.constraint(self.sampling.grammar), 0
+        masks: list[Tensor] = []
+        for position in positions:
+            constraint.take(rollout.completion_ids[at:position])
+            masks.append(torch.from_numpy(constraint.mask()))
+            at = position
+        return torch.stack(masks)
+
     def uniforms(self, count: int) -> Tensor:
         """The request's next random numbers in [0, 1)."""
         return torch.rand(count, generator=self.generator)
@@ -214,6 +240,7 @@ class Search:
         if self.budget.generated_tokens is not None:
             share = (self.budget.generated_tokens - self._usage.generated_tokens) // batch
             room = min(room, len(prefix) + share)
+        room = max(room, len(prefix))  # a draft from elsewhere may be longer than the request's own answers
         return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache(), draft)
 
     def _prompt_cache(self) -> PrefixCache:

@@ -20,19 +20,20 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import Field, ValidationError
 
 import nabla_agents
-from llama_index.llms.nabla import NablaLLM, engines, nabla_options
-from llama_index.llms.nabla.prompts import conversation, folded
-from llama_index.llms.nabla.responses import CommittedText
+from llama_index.llms.nabla import NablaLLM, nabla_options
+from llama_index.llms.nabla.prompts import conversation
 from nabla_agents import (
     BestOfN,
     Budget,
+    CommittedText,
     ConfigurationError,
     ContextOverflowError,
     Engine,
-    Message,
+    ModelLoadError,
     NablaError,
     PromptError,
     Step,
+    shared,
 )
 
 QUESTIONS = [
@@ -402,7 +403,6 @@ def test_a_template_that_refuses_system_or_equal_neighbours_gets_the_conversatio
     assert backend.prompts == ["<user>S\n\na\n\nb<assistant>c<user>d"]
     with pytest.raises(PromptError, match="roles must alternate"):
         llm.chat([ChatMessage(role="assistant", content="first")])
-    assert folded([Message("system", "only")]) == [Message("user", "only")]
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(engine: Engine) -> None:
@@ -427,7 +427,7 @@ def test_equal_settings_load_once_and_only_when_used(
         made.append(options)
         return engine
 
-    monkeypatch.setattr(engines, "_loaded", {})
+    monkeypatch.setattr(shared, "_loaded", {})
     monkeypatch.setattr(nabla_agents.Engine, "tiny", tiny)
     llms = [NablaLLM(max_tokens=1, seed=i) for i in range(10)]
     llms[0].to_payload(), llms[0].to_dict(), llms[0].with_options(seed=1), copy.deepcopy(llms[0])
@@ -448,8 +448,8 @@ def test_copies_and_pickles_share_the_engine(engine: Engine, monkeypatch: pytest
     pickled = pickle.dumps(llm)
     assert len(pickled) < 5000
     assert pickle.loads(pickle.dumps(NablaLLM(seed=4))).seed == 4
-    monkeypatch.setattr(engines, "_shared", {})
-    with pytest.raises(RuntimeError, match="model name instead"):
+    monkeypatch.setattr(shared, "_shared", {})
+    with pytest.raises(ModelLoadError, match="model name instead"):
         pickle.loads(pickled)
 
 

@@ -23,18 +23,16 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
 
-from llama_index.llms.nabla.engines import SharedEngine, loaded
 from llama_index.llms.nabla.options import NO_TOOLS, SAMPLING, check_known, merged
 from llama_index.llms.nabla.prompts import chat_prompt, fitting, has_template, text_prompt
 from llama_index.llms.nabla.responses import (
-    CommittedText,
     chat_event,
     chat_response,
     completed,
     completion_event,
     completion_response,
 )
-from nabla_agents import Budget, ConfigurationError, Result, Sampling
+from nabla_agents import Budget, CommittedText, ConfigurationError, Result, Sampling, SharedEngine, loaded
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool

@@ -39,23 +39,14 @@ def chat_prompt(
     *,
     messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None,
 ) -> Prompt:
-    """The conversation by the chat template, folded where the template refuses its roles; or as the given function
-    writes it.
+    """The conversation by the chat template, or as the given function writes it.
 
     Raises:
         PromptError: a block that is not text, or a conversation that the template refuses in any form.
     """
     if messages_to_prompt is not None:
         return engine.prompt(messages_to_prompt(messages), formatted=True)
-    turns = conversation(messages)
-    try:
-        return engine.prompt(turns)
-    except ContextOverflowError:
-        raise
-    except PromptError:
-        if (fewer := folded(turns)) == turns:
-            raise
-        return engine.prompt(fewer)
+    return engine.prompt(conversation(messages))
 
 
 def fitting(prompt: Prompt, context_window: int | None) -> Prompt:
@@ -79,25 +70,6 @@ def conversation(messages: Sequence[ChatMessage]) -> list[Message]:
         PromptError: a block that is neither text, thought nor tool call.
     """
     return [_message(message) for message in messages]
-
-
-def folded(messages: Sequence[Message]) -> list[Message]:
-    """For templates that know no system role or want alternating ones: system text opens the next turn, and
-    neighbours of one role become one turn.
-    """
-    turns: list[Message] = []
-    system: list[str] = []
-    for message in messages:
-        if message.role == "system":
-            system.append(message.content)
-            continue
-        content = "\n\n".join([*system, message.content])
-        system = []
-        if turns and turns[-1].role == message.role and not (turns[-1].extra or message.extra):
-            turns[-1] = Message(message.role, f"{turns[-1].content}\n\n{content}")
-        else:
-            turns.append(Message(message.role, content, message.extra))
-    return [*turns, Message("user", "\n\n".join(system))] if system else turns
 
 
 def _message(message: ChatMessage) -> Message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, Completi
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM
 
-from nabla_agents import FinishReason, NablaError, Result, Step
+from nabla_agents import FinishReason, Result
 
 
 def chat_response(text: str, *, delta: str | None = None, result: Result | None = None) -> ChatResponse:
@@ -34,38 +33,12 @@ def completion_event(llm: LLM, prompt: str, response: CompletionResponse) -> Com
 
 def raw(result: Result) -> dict[str, Any]:
     """Usage of prompt and returned completion, and the search in a few numbers; native JSON types only."""
-    score = result.score
     prompt, completion = result.prompt_tokens, len(result.token_ids)
     return {
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
         "finish_reason": "length" if result.truncated else "stop",
-        "nabla": {
-            "finish_reason": str(result.finish_reason),
-            "detail": result.detail,
-            "score": None if score is None else _finite(score.value),
-            "verified": None if score is None or score.verified is None else bool(score.verified),
-            "explanation": "" if score is None else score.explanation,
-            "log_likelihood": _finite(result.log_likelihood),
-            "seed": result.seed,
-            "steps": len(result.trace),
-            "revisions": sum(step.kind == "refine" and step.accepted for step in result.trace),
-            "usage": result.usage.as_dict(),
-        },
+        "nabla": result.summary(),
     }
-
-
-class CommittedText:
-    """The text handed out so far, and what each step adds to it."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def added_by(self, step: Step) -> str:
-        text = step.committed_text
-        if not text.startswith(self.text):
-            raise NablaError(f"The strategy took back committed text: {self.text!r} became {text!r}.")
-        added, self.text = text[len(self.text) :], text
-        return added
 
 
 def completed(result: Result) -> Result:
@@ -77,7 +50,3 @@ def completed(result: Result) -> Result:
     if result.finish_reason is FinishReason.INTERRUPTED:
         raise KeyboardInterrupt
     return result
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -20,17 +20,19 @@ from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
 
 import nabla_agents
-from langchain_nabla import NablaLLM, _engine
-from langchain_nabla._convert import CommittedText, best_first
+from langchain_nabla import NablaLLM
+from langchain_nabla._convert import best_first
 from langchain_nabla._identity import described
 from nabla_agents import (
     ArithmeticSteps,
     BestOfN,
     Budget,
+    CommittedText,
     ContextOverflowError,
     Engine,
     FinishReason,
     Greedy,
+    ModelLoadError,
     NablaError,
     PromptError,
     Result,
@@ -39,6 +41,7 @@ from nabla_agents import (
     Score,
     Step,
     Usage,
+    shared,
 )
 
 QUESTIONS = [
@@ -462,7 +465,7 @@ def loads_made(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[dict[str
         made.append(options)
         return engine
 
-    monkeypatch.setattr(_engine, "_loaded", {})
+    monkeypatch.setattr(shared, "_loaded", {})
     monkeypatch.setattr(nabla_agents.Engine, "tiny", tiny)
     return made
 
@@ -500,8 +503,8 @@ def test_copies_and_pickles_share_the_engine(engine: Engine, monkeypatch: pytest
     assert pickle.loads(pickled) == llm
     assert pickle.loads(pickled).engine is engine
     assert pickle.loads(pickle.dumps(NablaLLM(seed=4))).seed == 4
-    monkeypatch.setattr(_engine, "_shared", {})
-    with pytest.raises(RuntimeError, match="model name instead"):
+    monkeypatch.setattr(shared, "_shared", {})
+    with pytest.raises(ModelLoadError, match="model name instead"):
         pickle.loads(pickled)
 
 

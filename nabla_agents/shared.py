@@ -1,4 +1,4 @@
-"""Engines behind the models: loaded once per process and settings, shared by copies and pickles."""
+"""Engines that a process shares: loaded once for equal settings, and named, not copied, in a pickle."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from nabla_agents.errors import ModelLoadError
+
 if TYPE_CHECKING:
-    from nabla_agents import Engine
+    from nabla_agents.engine import Engine
 
 _lock = threading.RLock()
 _loaded: dict[tuple[tuple[str, Any], ...], Engine] = {}
@@ -17,20 +19,27 @@ _shared: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 
 
 def loaded(model: str, **loading: Any) -> Engine:
-    """The engine of these settings, loaded by the first call of the process and kept to its end."""
+    """The engine of these settings, loaded by the first call of the process and kept to its end.
+
+    `tiny` has its process reward; options are those of `Loading`: dtype, device_map, revision, ...
+    """
     key = (("model", model), *sorted(loading.items()))
     if key in _loaded:
         return _loaded[key]
     with _lock:
         if key not in _loaded:
-            from nabla_agents import Engine
+            from nabla_agents.engine import Engine  # loads torch, which a model that is only constructed does not need
 
             _loaded[key] = Engine.tiny(**loading) if model == "tiny" else Engine(model=model, **loading)
         return _loaded[key]
 
 
 class SharedEngine:
-    """Stands for an engine in a pickle, which holds no weights: unpickled in the same process, it is that engine."""
+    """Stands for an engine in a pickle, which holds no weights: unpickled in the same process, it is that engine.
+
+    Raises:
+        ModelLoadError: on unpickling in another process, or when the engine is gone.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -45,7 +54,7 @@ class SharedEngine:
 def _engine_of(token: str) -> Engine:
     engine = _shared.get(token)
     if engine is None:
-        raise RuntimeError(
+        raise ModelLoadError(
             "This model was given an engine object, which stays in its process; the pickle was read in another one (or "
             "the engine is gone). Build the model there, or give it a model name instead: that is loaded where needed."
         )

@@ -1,0 +1,52 @@
+"""Progress of a search as custom events, for whoever watches the chain or graph that it runs in."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any, Final
+
+from langchain_core.callbacks import dispatch_custom_event
+from langchain_core.runnables.config import var_child_runnable_config
+
+from nabla_agents import Step
+
+EVENT: Final = "nabla_step"
+
+
+def report(step: Step) -> None:
+    """Sends one step to `astream_events` and callback handlers as a custom event, and to LangGraph's stream mode
+    `custom`; nowhere outside of a run.
+    """
+    config = var_child_runnable_config.get()
+    if config is None:
+        return
+    data = described(step)
+    with contextlib.suppress(RuntimeError):  # a config, but no run above this one
+        dispatch_custom_event(EVENT, data, config=config)
+    _write(data)
+
+
+def _write(data: dict[str, Any]) -> None:
+    if "langgraph" not in sys.modules:  # nobody can be watching
+        return
+    from langgraph.config import get_stream_writer
+
+    with contextlib.suppress(RuntimeError, KeyError):  # in a run, but not in a graph
+        get_stream_writer()({EVENT: data})
+
+
+def described(step: Step) -> dict[str, Any]:
+    """A step in native JSON types."""
+    value = None if step.score is None or not step.score.judged else float(step.score.value)
+    return {
+        "kind": step.kind,
+        "accepted": step.accepted,
+        "position": step.position,
+        "old_token": step.old_token,
+        "new_token": step.new_token,
+        "score": value,
+        "text": step.text,
+        "rollouts": step.usage.rollouts,
+        "done": step.done,
+    }

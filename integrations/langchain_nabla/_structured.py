@@ -1,0 +1,55 @@
+"""Structured output: a schema of any kind becomes a bound model and the parser of what it says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.runnables import Runnable
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+from nabla_agents import ConfigurationError
+
+if TYPE_CHECKING:
+    from langchain_nabla.chat_models import ChatNabla
+
+_METHODS = ("json_schema", "function_calling", "json_mode")
+
+
+def bound(
+    llm: ChatNabla, schema: Any, *, method: str, strict: bool | None, **kwargs: Any
+) -> tuple[Runnable[Any, Any], Runnable[Any, Any]]:
+    """The model bound to a schema, and the parser of its messages.
+
+    Raises:
+        ConfigurationError: an unknown method.
+    """
+    if method not in _METHODS:
+        raise ConfigurationError(f"method is {method!r}; expected one of {', '.join(_METHODS)}.")
+    traced = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
+    is_pydantic = isinstance(schema, type) and is_basemodel_subclass(schema)
+    if method == "function_calling":
+        name = convert_to_openai_tool(schema)["function"]["name"]
+        calling = llm.bind_tools(
+            [schema],
+            tool_choice=name,
+            strict=strict,
+            parallel_tool_calls=False,
+            ls_structured_output_format=traced,
+            **kwargs,
+        )
+        if is_pydantic:
+            return calling, PydanticToolsParser(tools=[schema], first_tool_only=True)
+        return calling, JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+    as_json = convert_to_json_schema(schema, strict=strict)
+    if method == "json_mode":
+        response_format: dict[str, Any] = {"type": "json_object", "schema": as_json}
+    else:
+        response_format = {
+            "type": "json_schema",
+            "json_schema": {"name": as_json.get("title", "answer"), "schema": as_json},
+        }
+    answering = llm.bind(response_format=response_format, ls_structured_output_format=traced, **kwargs)
+    return answering, PydanticOutputParser(pydantic_object=schema) if is_pydantic else JsonOutputParser()

@@ -1,0 +1,85 @@
+"""NablaRefineMiddleware: an agent's final answers, judged and refined before anybody reads them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, NotRequired
+
+from langchain.agents.middleware import AgentMiddleware, AgentState, ExtendedModelResponse, ModelRequest, ModelResponse
+from langchain_core.messages import AIMessage
+from langgraph.types import Command
+
+from langchain_nabla._messages import text_of
+from langchain_nabla.chat_models import ChatNabla
+
+
+class NablaState(AgentState[Any]):
+    """The agent's state, with one entry for every answer that was refined: score, verdict, cost, ..."""
+
+    nabla: NotRequired[Annotated[list[dict[str, Any]], operator.add]]
+
+
+class NablaRefineMiddleware(AgentMiddleware[NablaState, Any, Any]):
+    """Lets the agent's model answer, and refines the answer on the engine of `refiner`.
+
+    Turns that call tools, and answers in a response format, are left as they are. So are answers that the engine's
+    reward gives `threshold` or more; with None every answer is refined, and one that a tool verifies costs its check
+    only. What each refinement found and cost is in the state under `nabla`, and in the message's metadata.
+
+    The model's own draft carries the tag `nostream`, so that LangGraph's stream mode `messages` shows final text only.
+    """
+
+    state_schema = NablaState
+
+    def __init__(self, refiner: ChatNabla, *, threshold: float | None = None) -> None:
+        super().__init__()
+        self.refiner, self.threshold = refiner, threshold
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> Any:
+        response = handler(_unstreamed(request))
+        draft = _draft(request, response)
+        if draft is None:
+            return response
+        refined = self.refiner.invoke(_asked(request), draft=draft, enough=self.threshold)
+        return _replaced(response, refined)
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> Any:
+        response = await handler(_unstreamed(request))
+        draft = _draft(request, response)
+        if draft is None:
+            return response
+        refined = await self.refiner.ainvoke(_asked(request), draft=draft, enough=self.threshold)
+        return _replaced(response, refined)
+
+
+def _unstreamed(request: ModelRequest[Any]) -> ModelRequest[Any]:
+    """The request with a model whose tokens LangGraph does not show."""
+    tags = [*(request.model.tags or []), "nostream"]
+    return request.override(model=request.model.model_copy(update={"tags": tags}))
+
+
+def _asked(request: ModelRequest[Any]) -> list[Any]:
+    return [*([] if request.system_message is None else [request.system_message]), *request.messages]
+
+
+def _draft(request: ModelRequest[Any], response: ModelResponse[Any]) -> str | None:
+    """The text to refine; None where the answer is a tool call, structured, or empty."""
+    last = response.result[-1] if response.result else None
+    structured = request.response_format is not None or response.structured_response is not None
+    if structured or not isinstance(last, AIMessage) or last.tool_calls or last.invalid_tool_calls:
+        return None
+    return text_of(last).strip() or None
+
+
+def _replaced(response: ModelResponse[Any], refined: AIMessage) -> ExtendedModelResponse[Any]:
+    """The refined message in the draft's place, under the draft's name; what it cost goes into the state."""
+    draft = response.result[-1]
+    message = refined.model_copy(update={"name": draft.name})
+    answered = ModelResponse(result=[*response.result[:-1], message], structured_response=response.structured_response)
+    update = {"nabla": [refined.response_metadata["nabla"]]}
+    return ExtendedModelResponse(model_response=answered, command=Command(update=update))

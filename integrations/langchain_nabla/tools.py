@@ -1,0 +1,85 @@
+"""NablaSolve: the hard, checkable step of an agent whose main model is elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any, ClassVar, Literal
+
+from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel, Field
+
+from langchain_nabla import _convert
+from langchain_nabla._engine import asteps, on_worker, steps
+from langchain_nabla._progress import described, report
+from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
+from nabla_agents import NablaError, Result
+
+
+class Problem(BaseModel):
+    """What the tool is asked."""
+
+    problem: str = Field(description="The whole problem in plain words, with every number and condition it needs.")
+
+
+class NablaSolve(EngineSettings, BaseTool):
+    """A tool that solves one problem with a language model refined by gradients and checked by rewards.
+
+    The agent reads the answer and the verdict on it; the artifact of the tool message has both, and the search step by
+    step. A problem that cannot be solved is an answer that says why, so that the agent goes on. Progress goes to
+    `astream_events` as the custom event `nabla_step`, and to LangGraph's stream mode `custom`.
+    """
+
+    model_config = CONFIG
+    per_call: ClassVar[tuple[str, ...]] = tuple(name for name in PER_CALL if name != "n")
+
+    name: str = "nabla_solve"
+    description: str = (
+        "Solves a self-contained problem that can be checked, such as a calculation, by searching for an answer and "
+        "verifying it. Returns the worked answer and whether it was verified."
+    )
+    args_schema: Any = Problem
+    response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
+
+    def _run(self, problem: str, run_manager: CallbackManagerForToolRun | None = None) -> tuple[str, dict[str, Any]]:
+        try:
+            engine = self.load()
+            run = engine.steps(problem, seed=self.seed, **self._engine_options(engine))
+            for step in steps(engine, run):
+                report(step)
+        except NablaError as e:
+            return _failed(e)
+        return _solved(_convert.check_not_interrupted(run.result))
+
+    async def _arun(
+        self, problem: str, run_manager: AsyncCallbackManagerForToolRun | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        try:
+            engine = await asyncio.to_thread(self.load)
+            options = self._engine_options(engine)
+            run = await on_worker(engine, lambda: engine.steps(problem, seed=self.seed, **options))
+            async with aclosing(asteps(engine, run, report)) as computed:
+                async for _ in computed:
+                    pass
+        except NablaError as e:
+            return _failed(e)
+        return _solved(run.result)
+
+
+def _solved(result: Result) -> tuple[str, dict[str, Any]]:
+    summary = result.summary()
+    artifact = {"answer": result.text, "nabla": summary, "trace": [described(step) for step in result.trace]}
+    return f"{result.text}\n\n({_verdict(summary)})", artifact
+
+
+def _verdict(summary: dict[str, Any]) -> str:
+    """What is known of the answer, for a reader that did not see the search."""
+    said = {True: "Verified", False: "Refuted", None: "Not verified"}[summary["verified"]]
+    if summary["score"] is None and summary["explanation"]:
+        said = "Could not be judged"
+    return f"{said}: {summary['explanation']}" if summary["explanation"] else f"{said}."
+
+
+def _failed(error: NablaError) -> tuple[str, dict[str, Any]]:
+    return f"This problem could not be solved: {error}", {"answer": None, "error": str(error), "trace": []}

@@ -1,0 +1,194 @@
+"""Constraint: a grammar compiled for one tokenizer, followed token by token."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nabla_agents.errors import ConfigurationError, GrammarError
+from nabla_agents.grammar import Grammar
+from nabla_agents.markers import REASONING_END
+from nabla_agents.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_LONGEST = 1024  # tokens of the shortest answer to a schema, as far as it is looked at
+_SLACK = 24  # tokens that one more token can cost to close: an item or a property that it opens
+_CLOSERS = (rb'"[}\]]*', rb'".*', rb"[}\]]+", rb"[}\]].*", rb",.*")  # a string first: all else in it is text
+_KEPT = 64  # compiled grammars of a model; an agent has a few
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, eq=False)
+class Closing:
+    """How a completion ends in time: which tokens to prefer, best first, once `within` or fewer are left."""
+
+    preferred: tuple[Mask, ...]
+    ends: Mask
+    within: int
+
+
+class Constraint:
+    """Where one completion is in its grammar. Used by one thread."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int, closing: Closing) -> None:
+        self._matcher, self._vocab_size, self._closing = matcher, vocab_size, closing
+
+    def take(self, ids: Sequence[int]) -> int:
+        """Follows tokens; how many of them the grammar has."""
+        taken = self._matcher.try_consume_tokens(list(ids))
+        if self._matcher.is_error():
+            raise GrammarError(f"The grammar is too large to follow: {self._matcher.get_error().splitlines()[0]}")
+        return taken
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more can be written."""
+        return self._matcher.is_stopped()
+
+    def mask(self) -> Mask:
+        """[vocab]: the tokens that may come next, those that end the completion included."""
+        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+
+        bits = allocate_token_bitmask(1, self._vocab_size)
+        fill_next_token_bitmask(self._matcher, bits)
+        return np.unpackbits(bits.view(np.uint8), bitorder="little")[: self._vocab_size].astype(bool)
+
+    def masks(self, guess: Sequence[int], room: int) -> list[Mask]:
+        """What may come next, and after each token of a guess as far as the grammar has it; stays where it was. With
+        hardly enough `room` left, in tokens, only what closes what is open.
+        """
+        masks, taken = [self._mask_within(room)], 0
+        for token in guess:
+            if not masks[-1][token] or self.take([token]) == 0:
+                break
+            taken += 1
+            if self.complete:
+                break
+            masks.append(self._mask_within(room - taken))
+        if taken:
+            self._matcher.rollback(taken)
+        return masks
+
+    def tokens_to_close(self, limit: int) -> int:
+        """How many tokens close everything that is open; `limit` if it takes as many."""
+        ahead = Constraint(self._matcher.deep_copy(), self._vocab_size, self._closing)
+        count = 0
+        while count < limit and not (ahead.complete or ahead._matcher.is_accepting()):
+            ahead.take([int(ahead._closers_of(ahead.mask()).argmax())])
+            count += 1
+        return count
+
+    def _mask_within(self, room: int) -> Mask:
+        mask = self.mask()
+        if room > self._closing.within or (mask & self._closing.ends).any():
+            return mask
+        return self._closers_of(mask) if room <= self.tokens_to_close(room) + _SLACK else mask
+
+    def _closers_of(self, mask: Mask) -> Mask:
+        return next((both for wanted in self._closing.preferred if (both := mask & wanted).any()), mask)
+
+
+class Compiler:
+    """Compiles grammars for one tokenizer and keeps what it compiled. Threads may share it.
+
+    Raises:
+        ConfigurationError: llguidance is not installed, or the tokenizer is not one that it reads.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._ll = _ll_tokenizer(tokenizer, vocab_size, eos_ids)
+        self._ends = np.isin(np.arange(vocab_size), sorted(eos_ids))
+        self._lock = threading.Lock()
+        self._compiled: dict[Grammar, tuple[LLMatcher, Closing]] = {}
+
+    def start(self, grammar: Grammar) -> Constraint:
+        """The grammar at the beginning of a completion.
+
+        Raises:
+            GrammarError: it does not compile.
+        """
+        with self._lock:
+            matcher, closing = self._compiled.pop(grammar, None) or (self._compile(grammar), self._closing(grammar))
+            self._compiled[grammar] = matcher, closing  # the newest is last
+            if len(self._compiled) > _KEPT:
+                del self._compiled[next(iter(self._compiled))]
+            return Constraint(matcher.deep_copy(), self._vocab_size, closing)
+
+    def _compile(self, grammar: Grammar) -> LLMatcher:
+        from llguidance import LLMatcher
+
+        source = grammar.lark(self._own_token)
+        matcher = LLMatcher(self._ll, source, log_level=0)
+        if matcher.is_error():
+            reason = re.split(r"\n +\d+ \|", re.sub(r"^at \d+\(\d+\): ", "", matcher.get_error()))[0].strip()
+            raise GrammarError(f"The grammar does not compile: {reason}. Its rule is {_short(grammar.body)}")
+        return matcher
+
+    def _closing(self, grammar: Grammar) -> Closing:
+        """What ends a string, what ends a value, what goes on to the next one: in this order."""
+        if "%json" not in grammar.body:
+            return Closing((), self._ends, 0)
+        thought_ends = np.zeros(self._vocab_size, dtype=bool)
+        if grammar.reasoning and (token := self._own_token(REASONING_END)) is not None:
+            thought_ends[token] = True
+        elif grammar.reasoning:
+            return Closing((), self._ends, 0)
+        preferred = (thought_ends, *self._closers)
+        whole = self._compile(replace(grammar, required=True, reasoning=False))
+        shortest = Constraint(whole, self._vocab_size, Closing(preferred, self._ends, 0)).tokens_to_close(_LONGEST)
+        return Closing(preferred, self._ends, shortest + 2 * _SLACK)
+
+    @cached_property
+    def _closers(self) -> list[Mask]:
+        """[vocab] each: the tokens whose whole text matches; markers have none."""
+        texts = [b"" if self._ll.is_special_token(i) else self._ll.decode_bytes([i]) for i in range(self._vocab_size)]
+        return [np.array([re.fullmatch(p, text, re.DOTALL) is not None for text in texts]) for p in _CLOSERS]
+
+    def _own_token(self, marker: str) -> int | None:
+        """The id of a marker that the tokenizer added as one token: llguidance sees no text in such."""
+        ids = self._tokenizer.encode(marker)
+        return ids[0] if len(ids) == 1 and self._ll.is_special_token(ids[0]) else None
+
+
+def masked(logits: Float[Tensor, "batch vocab"], masks: Sequence[Mask | None]) -> Float[Tensor, "batch vocab"]:
+    """Logits with what a row's grammar does not have at -inf; a row without a mask stays as it is."""
+    if all(mask is None for mask in masks):
+        return logits
+    everything = np.ones(logits.shape[-1], dtype=bool)
+    allowed = torch.from_numpy(np.stack([everything if mask is None else mask for mask in masks]))
+    return torch.where(allowed.to(logits.device), logits, -torch.inf)
+
+
+def _ll_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_ids: Sequence[int]) -> LLTokenizer:
+    try:
+        from llguidance.hf import from_tokenizer
+    except ImportError as e:
+        raise ConfigurationError(
+            'A grammar needs llguidance, which is not installed: pip install "nabla-agents[grammar]".'
+        ) from e
+    if not eos_ids:
+        raise ConfigurationError(f"{tokenizer.name} has no end-of-sequence token, with which a grammar could end.")
+    try:
+        return from_tokenizer(tokenizer.hf, n_vocab=vocab_size, eos_token=sorted(eos_ids))  # pyright: ignore[reportArgumentType]
+    except Exception as e:  # llguidance raises anything for a tokenizer that it does not know
+        raise ConfigurationError(
+            f"The tokenizer of {tokenizer.name} cannot be constrained by a grammar ({e}); expected a fast byte-level "
+            "or byte-fallback one."
+        ) from e
+
+
+def _short(text: str, length: int = 300) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."

@@ -1,0 +1,154 @@
+"""LangChain's own test suites (`langchain_tests`), in two runs that the documentation keeps apart.
+
+scripted: a model that follows a script, under the real engine: templates, grammars, parsing, streaming and ledger are
+real. embedded: the embedded model, for everything that needs no understanding.
+"""
+
+import importlib
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.tools import BaseTool
+from langchain_tests.integration_tests import ChatModelIntegrationTests, ToolsIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests, ToolsUnitTests
+
+from langchain_nabla import ChatNabla, NablaSolve
+from nabla_agents import ArithmeticSteps, Budget, Engine
+from nabla_agents.scripted import scripted_model
+
+from .conftest import assistant
+
+table: Any = importlib.import_module("langchain_core.load.load")  # the name stands for a function too
+ENGINE: dict[str, Engine] = {}
+
+
+def scripted_engine() -> Engine:
+    if "scripted" not in ENGINE:
+        model = scripted_model(assistant)
+        ENGINE["scripted"] = Engine(model=model, reward=ArithmeticSteps(), budget=Budget(rollouts=2))
+    return ENGINE["scripted"]
+
+
+def embedded_engine() -> Engine:
+    if "embedded" not in ENGINE:
+        ENGINE["embedded"] = Engine.tiny(reward=ArithmeticSteps(), budget=Budget(rollouts=2))
+    return ENGINE["embedded"]
+
+
+class Chat:
+    """What the suites ask about the class."""
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatNabla
+
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        """Without a key and without retries: nothing is asked of a server."""
+        return {"temperature": 0, "max_tokens": 100, "timeout": 60, "stop": []}
+
+
+class TestUnit(Chat, ChatModelUnitTests):
+    @pytest.fixture(autouse=True)
+    def _known_to_load(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`load(allowed_objects="all")` means the classes in a table of LangChain's own; ours is put into it."""
+        path = tuple(ChatNabla.lc_id())
+        monkeypatch.setitem(table.ALL_SERIALIZABLE_MAPPINGS, path, path)
+        monkeypatch.setattr(table, "_default_class_paths_cache", {})
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"model": "tiny"}
+
+    @property
+    def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        """There is no setting that could come from the environment; a model is made without any."""
+        return {"NABLA_IS_LOCAL": "1"}, {"model": "tiny"}, {"model": "tiny"}
+
+
+class TestScripted(Chat, ChatModelIntegrationTests):
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"engine": scripted_engine()}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
+    @property
+    def model_override_value(self) -> str:
+        return "tiny"
+
+    @property
+    def supported_usage_metadata_details(self) -> Any:
+        return {"invoke": ["reasoning_output"], "stream": ["reasoning_output"]}
+
+    def invoke_with_reasoning_output(self, *, stream: bool = False) -> AIMessage:
+        llm = ChatNabla(engine=scripted_engine())
+        if not stream:
+            return llm.invoke("Think, then greet.")
+        full: AIMessageChunk | None = None
+        for chunk in llm.stream("Think, then greet."):
+            full = chunk if full is None else full + chunk
+        assert full is not None
+        return full
+
+
+class TestEmbedded(Chat, ChatModelIntegrationTests):
+    """Tools are offered in `test_agents.py`: the suite's own tests of them ask for what only a larger model knows."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"engine": embedded_engine(), "max_tokens": 100}
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return False
+
+    @property
+    def has_structured_output(self) -> bool:
+        return True
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def model_override_value(self) -> str:
+        return "tiny"
+
+
+class Tool:
+    """What the suites ask about the tool."""
+
+    @property
+    def tool_constructor(self) -> type[BaseTool]:
+        return NablaSolve
+
+    @property
+    def tool_constructor_params(self) -> dict[str, Any]:
+        return {"engine": scripted_engine()}
+
+    @property
+    def tool_invoke_params_example(self) -> dict[str, Any]:
+        return {"problem": "What is 2 + 3?"}
+
+
+class TestToolUnit(Tool, ToolsUnitTests):
+    pass
+
+
+class TestTool(Tool, ToolsIntegrationTests):
+    pass
+
+
+class TestToolEmbedded(Tool, ToolsIntegrationTests):
+    @property
+    def tool_constructor_params(self) -> dict[str, Any]:
+        return {"engine": embedded_engine(), "max_tokens": 40}

@@ -1,0 +1,253 @@
+"""Decoding under a grammar: against json, jsonschema and re; never against what the compiler says of itself."""
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from nabla_agents import (
+    BestOfN,
+    Budget,
+    ConfigurationError,
+    Engine,
+    Grammar,
+    GrammarError,
+    Greedy,
+    LanguageModel,
+    Nabla,
+    NablaParallel,
+    Reply,
+    Sampling,
+)
+from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.testing import FixedReward, random_model
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "count": {"type": "integer"},
+        "kind": {"enum": ["pen", "é"]},
+        "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+        "note": {"type": "string", "maxLength": 4},
+        "inner": {"$ref": "#/$defs/inner"},
+    },
+    "required": ["count", "kind", "inner"],
+    "$defs": {"inner": {"type": "object", "properties": {"x": {"type": "integer", "minimum": 2, "maximum": 5}}}},
+}
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "store", "description": "", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "ping", "description": ""}},
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    """Bytes, with random weights: it knows no JSON, so all order is the grammar's."""
+    return random_model(scale=4.0)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LanguageModel:
+    """Byte-level BPE whose markers are tokens of their own."""
+    return LanguageModel.from_pretrained("tiny")
+
+
+def jobs(model: LanguageModel, grammar: Grammar | None, count: int = 6, **job: Any) -> list[RolloutJob]:
+    prompt = model.prompt("x", formatted=True)
+    sampling = Sampling(temperature=1.0, grammar=grammar)
+    rows = [torch.rand(200, generator=torch.Generator().manual_seed(seed)) for seed in range(count)]
+    return [RolloutJob(prompt, (), sampling, 200, uniforms, **job) for uniforms in rows]
+
+
+@pytest.mark.parametrize("name", ["model", "tiny"])
+def test_json_under_a_schema_is_valid_json(name: str, request: pytest.FixtureRequest) -> None:
+    model: LanguageModel = request.getfixturevalue(name)
+    rollouts = model.rollout(jobs(model, Grammar.json(SCHEMA)))
+    assert len({r.text for r in rollouts}) > 3, "a grammar that leaves no choice tests nothing"
+    for rollout in rollouts:
+        value = json.loads(rollout.text)
+        jsonschema.validate(value, SCHEMA)
+        assert set(value) <= set(SCHEMA["properties"])
+
+
+@pytest.mark.parametrize("name", ["model", "tiny"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_required_calls_are_calls_of_the_tools(name: str, parallel: bool, request: pytest.FixtureRequest) -> None:
+    model: LanguageModel = request.getfixturevalue(name)
+    grammar = Grammar.tools(TOOLS, required=True, parallel=parallel)
+    names: set[str] = set()
+    for rollout in model.rollout(jobs(model, grammar)):
+        reply = Reply.read(rollout.text, tools=True)
+        assert reply.content == ""
+        assert len(reply.tool_calls) == 1 or (parallel and reply.tool_calls)
+        for call in reply.tool_calls[: None if rollout.finish_reason == "stop" else -1]:
+            assert call.error is None
+            jsonschema.validate(dict(call.arguments), SCHEMA if call.name == "store" else {"maxProperties": 0})
+            names.add(call.name)
+    assert names <= {"store", "ping"}
+
+
+@pytest.mark.parametrize("name", ["model", "tiny"])
+def test_optional_calls_follow_text_and_are_constrained_once_begun(name: str, request: pytest.FixtureRequest) -> None:
+    model: LanguageModel = request.getfixturevalue(name)
+    grammar = Grammar.tools(TOOLS)
+    constraint = model.constraint(grammar)
+    begun = model.tokenizer.encode('Well: <tool_call>\n{"name": "')
+    assert constraint.take(begun) == len(begun)
+    following = constraint.mask()
+    first = {model.tokenizer.token_text(int(i))[:1] for i in following.nonzero()[0]}
+    assert first == {"s", "p"}
+    text = model.constraint(grammar)
+    assert text.take(model.tokenizer.encode("no call at all")) > 0
+    assert all(text.mask()[i] for i in model.eos_ids)
+
+
+@pytest.mark.parametrize("name", ["model", "tiny"])
+@pytest.mark.parametrize("max_tokens", [110, 150])
+def test_json_is_closed_before_the_tokens_run_out(name: str, max_tokens: int, request: pytest.FixtureRequest) -> None:
+    """Random bytes hardly ever end a string, a list or a number by themselves."""
+    model: LanguageModel = request.getfixturevalue(name)
+    strings = {"type": "array", "items": {"type": "string"}}
+    properties = {"said": {"type": "string"}, "list": strings, "size": {"type": "number"}, "free": {"type": "object"}}
+    schema = {"type": "object", "properties": properties, "required": ["said", "list", "size"]}
+    for grammar in (Grammar.json(schema), Grammar.json(schema, reasoning=True)):
+        made = [replace(job, max_tokens=max_tokens) for job in jobs(model, grammar)]
+        for rollout in model.rollout(made):
+            if not grammar.reasoning or "</think>" in rollout.text:
+                jsonschema.validate(json.loads(rollout.text.rpartition("</think>")[2]), schema)
+    tool = {"type": "function", "function": {"name": "store", "parameters": schema}}
+    made = [replace(job, max_tokens=max_tokens) for job in jobs(model, Grammar.tools([tool], required=True))]
+    assert not any(Reply.read(r.text, tools=True).tool_calls[0].error for r in model.rollout(made))
+
+
+def test_patterns_and_choices(model: LanguageModel) -> None:
+    for rollout in model.rollout(jobs(model, Grammar.regex(r"[a-c]{3}/[0-9]{2}"))):
+        assert re.fullmatch(r"[a-c]{3}/[0-9]{2}", rollout.text)
+    options = ['say "a"', "b\n"]
+    assert {r.text for r in model.rollout(jobs(model, Grammar.choice(options)))} <= set(options)
+    for option in options:
+        assert model.constraint(Grammar.choice(options)).take(ids := model.tokenizer.encode(option)) == len(ids)
+
+
+def test_reasoning_is_free_and_the_answer_is_not(tiny: LanguageModel) -> None:
+    constraint = tiny.constraint(Grammar.choice(["yes", "no"], reasoning=True))
+    thought = tiny.tokenizer.encode("<think>3 + 4, {hm}\n</think>\n\n")
+    assert constraint.take(thought) == len(thought)
+    assert not constraint.take(tiny.tokenizer.encode("maybe"))
+    assert constraint.take(answer := tiny.tokenizer.encode("yes")) == len(answer)
+    assert constraint.complete or all(constraint.mask()[i] for i in tiny.eos_ids)
+
+
+def test_rows_with_and_without_a_grammar_share_a_batch(model: LanguageModel) -> None:
+    alone = [*model.rollout(jobs(model, None, 2)), *model.rollout(jobs(model, Grammar.choice(["ab", "cd"]), 2))]
+    together = model.rollout([*jobs(model, None, 2), *jobs(model, Grammar.choice(["ab", "cd"]), 2)])
+    assert [r.completion_ids for r in together] == [r.completion_ids for r in alone]
+
+
+def test_log_probs_are_the_models_own(model: LanguageModel) -> None:
+    [rollout] = model.rollout(jobs(model, Grammar.json(SCHEMA), 1))
+    [(expected, _)] = model.token_log_probs([rollout])
+    assert rollout.log_probs is not None
+    torch.testing.assert_close(rollout.log_probs, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_draft_changes_the_cost_and_never_the_text(model: LanguageModel) -> None:
+    grammar = Grammar.json(SCHEMA)
+    plain = model.rollout(jobs(model, grammar))
+    wrong = (*plain[0].completion_ids[:20], 5, 6, 7)
+    for draft in (plain[0].completion_ids, wrong):
+        drafted = model.rollout(jobs(model, grammar, draft=draft))
+        assert [r.completion_ids for r in drafted] == [r.completion_ids for r in plain]
+    assert drafted[0].usage.accepted_draft_tokens > 0
+
+
+# ── searches ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def lengthy(model: LanguageModel) -> Engine:
+    """Longer is better, so that a search has always something to change."""
+    return Engine(model=model, reward=FixedReward(lambda r: float(len(r.text))), budget=Budget(rollouts=6))
+
+
+@pytest.mark.parametrize("strategy", [Greedy(), BestOfN(n=3), Nabla(), NablaParallel()])
+def test_every_strategy_keeps_to_the_grammar(model: LanguageModel, strategy: Any) -> None:
+    sampling = Sampling(temperature=1.0, grammar=Grammar.json(SCHEMA))
+    result = lengthy(model).generate("x", sampling=sampling, strategy=strategy)
+    jsonschema.validate(json.loads(result.text), SCHEMA)
+
+
+@pytest.mark.parametrize("strategy", [Nabla(min_promise=-50), NablaParallel(min_promise=-50)])
+def test_constrained_spans_are_refined_only_when_asked(model: LanguageModel, strategy: Any) -> None:
+    engine = lengthy(model)
+    left = engine.generate("x", sampling=Sampling(grammar=Grammar.json(SCHEMA)), strategy=strategy)
+    assert (left.usage.rollouts, left.usage.gradient_passes) == (1, 0)
+    asked = Sampling(grammar=Grammar.json(SCHEMA, refine=True))
+    refined = engine.generate("x", sampling=asked, strategy=strategy.replace(plausibility_floor=None))
+    assert refined.usage.gradient_passes > 0
+    assert refined.usage.rollouts == 6
+    for step in refined.trace:
+        jsonschema.validate(json.loads(step.text), SCHEMA)
+
+
+def test_text_before_a_call_is_refined_and_the_call_is_not(model: LanguageModel) -> None:
+    grammar = Grammar.tools(TOOLS)
+    text = 'Well.\n<tool_call>\n{"name": "ping", "arguments": {}}\n</tool_call>'
+    assert [text[a:b] for a, b in grammar.free(text)] == ["Well.\n"]
+    assert grammar.free(text[:-5]) == grammar.free(text)
+    assert Grammar.json(SCHEMA).free("{}") == []
+    assert Grammar.json(SCHEMA, reasoning=True).free("<think>a</think>{}") == [(0, 8)]
+
+
+# ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        (Grammar.json({"type": "nope"}), "nope"),
+        (Grammar.json({"type": "array", "uniqueItems": True}), "uniqueItems"),
+        (Grammar.json({"$ref": "#/none"}), "none"),
+        (Grammar.regex("("), "unclosed group"),
+    ],
+)
+def test_what_does_not_compile_is_refused_before_any_pass(model: LanguageModel, grammar: Grammar, message: str) -> None:
+    engine = Engine(model=model)
+    for call in (engine.generate, lambda p, **k: engine.generate_batch([p], **k)):
+        with pytest.raises(GrammarError, match=message):
+            call("x", sampling=Sampling(grammar=grammar))
+
+
+def test_what_the_compiler_does_not_know_passes_when_asked(model: LanguageModel) -> None:
+    schema = {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2, "uniqueItems": True}
+    for rollout in model.rollout(jobs(model, Grammar.json(schema, lenient=True))):
+        jsonschema.validate(json.loads(rollout.text), {**schema, "uniqueItems": False})
+
+
+@pytest.mark.untyped
+def test_what_is_no_grammar_is_refused_at_once() -> None:
+    with pytest.raises(GrammarError, match="at least one"):
+        Grammar.tools([])
+    with pytest.raises(GrammarError, match="expected a name"):
+        Grammar.tools([{"type": "function"}])
+    with pytest.raises(GrammarError, match="mapping"):
+        Grammar.json("{}")  # type: ignore[arg-type]
+    with pytest.raises(GrammarError, match="list of texts"):
+        Grammar.choice([])
+    with pytest.raises(GrammarError, match="cannot be written as JSON"):
+        Grammar.json({"const": object()})
+
+
+def test_a_prefix_outside_the_grammar_is_an_error(model: LanguageModel) -> None:
+    [job] = jobs(model, Grammar.choice(["ab"]), 1)
+    with pytest.raises(GrammarError, match="does not have that beginning"):
+        model.rollout([RolloutJob(job.prompt, (1,), job.sampling, 9, job.uniforms)])
+
+
+def test_a_tokenizer_that_cannot_be_constrained_says_so() -> None:
+    model = random_model(vocabulary=["ab", "c"])
+    with pytest.raises(ConfigurationError, match="cannot be constrained"):
+        Engine(model=model).generate("ab", sampling=Sampling(grammar=Grammar.choice(["c"])))

@@ -1,0 +1,81 @@
+"""What is read from a completion's text, whole and as it grows."""
+
+import pytest
+
+from nabla_agents import Reply, ToolCall
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": "é </x>"}}\n</tool_call>'
+TEXTS = [
+    "plain text  \n",
+    "",
+    "  <b>no marker</b> < tool_call >",
+    CALL,
+    f"I add.\n{CALL}\n{CALL}",
+    f"<think>\na < b, so\n</think>\n\nI add.\n{CALL}",
+    "<think>never closed <tool_ca",
+    "<think></think>x",
+    f"{CALL} and then more",
+    "<tool_call>\n{broken\n</tool_call>",
+    "I add.\n<tool_call>",
+    "half a marker at the end: <tool_c",
+]
+
+
+def test_reasoning_content_and_calls_are_told_apart() -> None:
+    reply = Reply.read(f"<think>\nhm\n</think>\n\nI add.\n{CALL}\n{CALL}", tools=True)
+    assert (reply.reasoning, reply.content) == ("hm", "I add.")
+    assert [(c.name, dict(c.arguments), c.error) for c in reply.tool_calls] == [
+        ("add", {"a": 3, "b": "é </x>"}, None)
+    ] * 2
+
+
+def test_plain_text_is_left_as_it_is() -> None:
+    assert Reply.read(" a \n") == Reply(" a \n")
+    assert Reply.read(CALL) == Reply(CALL), "without tools, a marker is text"
+
+
+def test_a_prompt_may_have_opened_the_reasoning() -> None:
+    assert Reply.opens_thinking("<|im_start|>assistant\n<think>\n")
+    assert not Reply.opens_thinking("<think>x</think>\n")
+    assert Reply.read("hm\n</think>\n\nyes", thinking=True) == Reply("yes", "hm")
+    assert Reply.read("hm", thinking=True) == Reply("", "hm")
+
+
+@pytest.mark.parametrize(
+    ("raw", "name", "error"),
+    [
+        ("{broken", "", "No JSON"),
+        ("[1]", "", "Expected an object"),
+        ('{"name": 3}', "", "Expected an object"),
+        ('{"name": "f", "arguments": [1]}', "f", "no JSON object"),
+        ('{"name": "f", "arguments": "{"}', "f", "are no JSON"),
+    ],
+)
+def test_what_is_no_call_says_why(raw: str, name: str, error: str) -> None:
+    call = ToolCall.read(f"\n{raw}\n")
+    assert (call.name, call.raw, call.arguments) == (name, raw, {})
+    assert error in (call.error or "")
+
+
+def test_calls_of_other_spellings_are_read_and_written_back() -> None:
+    assert ToolCall.read('{"name": "f", "parameters": {"x": 1}}').arguments == {"x": 1}
+    assert ToolCall.read('{"name": "f", "arguments": "{\\"x\\": 1}"}').arguments == {"x": 1}
+    assert ToolCall.read('{"name": "f"}').arguments == {}
+    assert ToolCall("add", {"a": 3, "b": "é </x>"}, "").text == CALL
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("tools", [False, True])
+def test_a_growing_text_only_adds_to_its_reply(text: str, thinking: bool, tools: bool) -> None:
+    whole = Reply.read(text, tools=tools, thinking=thinking)
+    before = Reply("")
+    for end in range(len(text) + 1):
+        now = Reply.read(text[:end], tools=tools, thinking=thinking, partial=True)
+        assert now.reasoning.startswith(before.reasoning)
+        assert now.content.startswith(before.content)
+        assert now.tool_calls[: len(before.tool_calls)] == before.tool_calls
+        assert whole.content.startswith(now.content)
+        assert whole.reasoning.startswith(now.reasoning)
+        assert whole.tool_calls[: len(now.tool_calls)] == now.tool_calls
+        before = now
