@@ -15,7 +15,7 @@ from llama_index.core.base.llms.types import ImageBlock, TextBlock, ThinkingBloc
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.llms import ChatMessage, MessageRole
+from llama_index.core.llms import ChatMessage, CustomLLM, MessageRole
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import Field, ValidationError
 
@@ -125,10 +125,12 @@ async def test_every_call_has_one_start_and_one_end_and_its_usage_is_counted(
     assert all(piece.raw is None for piece in pieces)
 
 
-def test_it_is_a_function_calling_llm_by_class_and_honestly_none_by_metadata(engine: Engine) -> None:
+def test_it_is_a_function_calling_llm_by_class_and_by_metadata_unless_told_otherwise(engine: Engine) -> None:
     assert issubclass(NablaLLM, FunctionCallingLLM)
+    assert not issubclass(NablaLLM, CustomLLM)
     assert NablaLLM.class_name() == "NablaLLM"
-    assert not NablaLLM(engine=engine).metadata.is_function_calling_model
+    assert NablaLLM(engine=engine).metadata.is_function_calling_model
+    assert not NablaLLM(engine=engine, is_function_calling=False).metadata.is_function_calling_model
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if "stream" in m])
@@ -286,12 +288,10 @@ def test_a_copy_with_options_shares_the_engine_and_leaves_the_original(engine: E
 
 
 @pytest.mark.parametrize("method", [*METHODS, "complete_batch", "chat_batch"])
-async def test_unknown_options_and_tools_are_errors(engine: Engine, method: str) -> None:
+async def test_unknown_options_are_errors(engine: Engine, method: str) -> None:
     llm = NablaLLM(engine=engine, max_tokens=1, rollouts=1)
     with pytest.raises(TypeError, match=r"typo.*Known: temperature"):
         await responses(llm, method, "x", typo=1)
-    with pytest.raises(NotImplementedError, match="ReActAgent"):
-        await responses(llm, method, "x", tools=[{"type": "function"}])
     if "batch" not in method:
         await responses(llm, method, "x", tools=[], tool_choice=None)
 
@@ -307,14 +307,6 @@ def test_wrong_values_are_refused_everywhere(engine: Engine) -> None:
     for refused in (llm.with_options, nabla_options):
         with pytest.raises(TypeError, match="model"), refused(model="another"):
             pass
-
-
-def test_a_chat_with_tools_is_refused_clearly(engine: Engine) -> None:
-    llm = NablaLLM(engine=engine)
-    with pytest.raises(NotImplementedError, match="does not call tools"):
-        llm.chat_with_tools([], user_msg="x")
-    with pytest.raises(NotImplementedError, match="does not call tools"):
-        llm.get_tool_calls_from_response(llm.chat(turn("x"), max_tokens=1, rollouts=1))
 
 
 # ── metadata ──────────────────────────────────────────────────────────────────────────────────────────────────────

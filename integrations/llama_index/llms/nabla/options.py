@@ -8,7 +8,11 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop")
-PER_CALL: Final = (*SAMPLING, "seed", "rollouts", "budget", "strategy")
+PER_CALL: Final = (
+    *(*SAMPLING, "seed", "rollouts", "budget", "strategy", "logprobs"),
+    *("refine_policy", "trace_budget", "final"),
+)
+REQUEST: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "draft")
 
 _scope: ContextVar[Mapping[str, Any]] = ContextVar("nabla_options", default={})  # noqa: B039 (never mutated)
 
@@ -30,19 +34,24 @@ def nabla_options(**options: Any) -> Iterator[None]:
         _scope.reset(token)
 
 
-def merged(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's options on top of the scope's. `tools` and `tool_choice` are taken where they ask for nothing.
+def merged(call: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A call's settings on top of the scope's, and what it asks for besides: tools, a format, a draft.
+
+    `nabla={...}` holds options too, for callers that pass on only what they do not know; `max_new_tokens` and
+    `json_schema` are other names of `max_tokens` and `response_format`.
 
     Raises:
         TypeError: an unknown option.
-        NotImplementedError: tools, which this model does not call.
     """
     call = dict(call)
-    if call.pop("tools", None) or call.pop("tool_choice", None):
-        raise NotImplementedError(NO_TOOLS)
-    call.pop("tool_choice", None)
+    call = {**call.pop("nabla", {}), **call}
+    if "max_new_tokens" in call:
+        call["max_tokens"] = call.pop("max_new_tokens")
+    if (schema := call.pop("json_schema", None)) is not None:
+        call["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
+    asked = {name: call.pop(name) for name in REQUEST if name in call}
     check_known(call)
-    return {**_scope.get(), **call}
+    return {**_scope.get(), **call}, asked
 
 
 def check_known(options: Mapping[str, Any]) -> None:
@@ -51,9 +60,3 @@ def check_known(options: Mapping[str, Any]) -> None:
             f"NablaLLM got unknown options: {', '.join(unknown)}. Known: {', '.join(PER_CALL)}; other settings go to "
             "the constructor."
         )
-
-
-NO_TOOLS: Final = (
-    "NablaLLM does not call tools by itself (metadata.is_function_calling_model is False). Use ReActAgent, which asks "
-    "for tools in plain text, or another model for the tool calls."
-)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ThinkingBlock, ToolCallBlock
 
+from llama_index.llms.nabla.asked import Asked, told
 from nabla_agents import ContextOverflowError, Message, PromptError
 
 if TYPE_CHECKING:
@@ -25,17 +27,19 @@ _ROLES: Final = {
 
 
 def text_prompt(
-    engine: Engine, text: str, *, formatted: bool, completion_to_prompt: Callable[[str], str] | None
+    engine: Engine, text: str, asked: Asked, *, formatted: bool, completion_to_prompt: Callable[[str], str] | None
 ) -> Prompt:
     """One user turn; verbatim if formatted, without a chat template, or as the given function writes it."""
-    if formatted or completion_to_prompt is None:
-        return engine.prompt(text, formatted=formatted or not has_template(engine))
-    return engine.prompt(completion_to_prompt(text), formatted=True)
+    if formatted or completion_to_prompt is not None or not has_template(engine):
+        text = text if formatted or completion_to_prompt is None else completion_to_prompt(text)
+        return engine.prompt(text, formatted=True)
+    return engine.prompt(told([Message("user", text)], asked.schema), tools=asked.tools)
 
 
 def chat_prompt(
     engine: Engine,
     messages: Sequence[ChatMessage],
+    asked: Asked,
     *,
     messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None,
 ) -> Prompt:
@@ -46,7 +50,7 @@ def chat_prompt(
     """
     if messages_to_prompt is not None:
         return engine.prompt(messages_to_prompt(messages), formatted=True)
-    return engine.prompt(conversation(messages))
+    return engine.prompt(told(conversation(messages), asked.schema), tools=asked.tools)
 
 
 def fitting(prompt: Prompt, context_window: int | None) -> Prompt:
@@ -79,10 +83,20 @@ def _message(message: ChatMessage) -> Message:
         if isinstance(block, TextBlock):
             texts.append(block.text)
         elif isinstance(block, ToolCallBlock):
-            function = {"name": block.tool_name, "arguments": block.tool_kwargs}
+            function = {"name": block.tool_name, "arguments": _arguments(block.tool_kwargs)}
             calls.append({"id": block.tool_call_id, "type": "function", "function": function})
         elif not isinstance(block, ThinkingBlock):
             raise PromptError(
                 f"A {message.role.value} message has a {type(block).__name__}; this model reads text only."
             )
     return Message(_ROLES[message.role], "\n".join(texts), {"tool_calls": calls} if calls else {})
+
+
+def _arguments(given: dict[str, Any] | str) -> Any:
+    """A call's arguments as an object where they are one; else the text that the model wrote."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except ValueError:
+        return {"unreadable": given}

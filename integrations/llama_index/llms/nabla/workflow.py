@@ -1,0 +1,105 @@
+"""Refinement as a step of a LlamaIndex workflow, with its progress on the workflow's stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse
+from llama_index.core.llms.llm import LLM
+from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Workflow, step
+
+from llama_index.llms.nabla.evaluation import judged
+from llama_index.llms.nabla.events import described
+from llama_index.llms.nabla.progress import watching
+
+if TYPE_CHECKING:
+    from llama_index.llms.nabla.base import NablaLLM
+    from nabla_agents import Step
+
+
+class NablaProgress(Event):
+    """One round of a search: kind, accepted, position, old_token, new_token, score, text, rollouts."""
+
+    kind: str
+    accepted: bool
+    position: int | None = None
+    old_token: str | None = None
+    new_token: str | None = None
+    score: float | None = None
+    text: str = ""
+    rollouts: int = 0
+
+
+class Drafted(Event):
+    """An answer that is to be verified."""
+
+    question: str
+    draft: str
+
+
+class Doubtful(Event):
+    """An answer that no tool vouches for."""
+
+    question: str
+    draft: str
+
+
+async def refine(
+    ctx: Context, llm: NablaLLM, question: str | Sequence[ChatMessage], *, draft: str | None = None, **options: Any
+) -> ChatResponse:
+    """The refined answer, for use in a step of any workflow; each round is a `NablaProgress` on its stream.
+
+    `draft` is an answer of another model to start from; `options` are those of a call. A step that is cancelled or
+    timed out stops the search before its next operation.
+    """
+    loop = asyncio.get_running_loop()
+
+    def report(one: Step) -> None:
+        loop.call_soon_threadsafe(ctx.write_event_to_stream, NablaProgress(**described(one)))
+
+    messages = [ChatMessage(role="user", content=question)] if isinstance(question, str) else question
+    given = {"refine_policy": "always", **({} if draft is None else {"draft": draft}), **options}
+    with watching(report):
+        return await llm.achat(messages, **given)
+
+
+class RefineWorkflow(Workflow):
+    """Draft, verify, refine: `await RefineWorkflow(llm, drafter=other).run(question="...")`.
+
+    Any model drafts (the refining one without refinement, if none is given). A draft that a tool vouches for is the
+    answer; any other is refined. The result is a dict: answer, draft, verified, refined, explanation.
+    """
+
+    def __init__(self, llm: NablaLLM, *, drafter: LLM | None = None, **workflow_options: Any) -> None:
+        super().__init__(**{"timeout": None, **workflow_options})
+        self._llm = llm
+        self._drafter: LLM = llm.with_options(refine_policy="never") if drafter is None else drafter
+
+    @step
+    async def draft(self, ev: StartEvent) -> Drafted:
+        response = await self._drafter.achat([ChatMessage(role="user", content=ev.question)])
+        return Drafted(question=ev.question, draft=response.message.content or "")
+
+    @step
+    async def verify(self, ev: Drafted) -> Doubtful | StopEvent:
+        engine = await asyncio.to_thread(self._llm.load)
+        reward = engine.objective.reward
+        if reward is not None:
+            score = await asyncio.to_thread(judged, reward, ev.question, ev.draft)
+            if score.verified:
+                return StopEvent(result=_result(ev.draft, ev.draft, True, False, score.explanation))
+        return Doubtful(question=ev.question, draft=ev.draft)
+
+    @step
+    async def improve(self, ctx: Context, ev: Doubtful) -> StopEvent:
+        response = await refine(ctx, self._llm, ev.question, draft=ev.draft)
+        raw: Any = response.raw
+        found = raw["nabla"]
+        answer = response.message.content or ""
+        return StopEvent(result=_result(answer, ev.draft, found["verified"], True, found["explanation"]))
+
+
+def _result(answer: str, draft: str, verified: bool | None, refined: bool, explanation: str) -> dict[str, Any]:
+    return {"answer": answer, "draft": draft, "verified": verified, "refined": refined, "explanation": explanation}
