@@ -55,13 +55,14 @@ def test_a_rollout_is_paid_for_better_prefixes_alone(
 
 
 def test_what_the_reward_cannot_judge_unfinished_is_rolled_out(
-    toy: Callable[..., Any], table: Callable[..., Any]
+    toy: Callable[..., Any], value: Callable[..., float]
 ) -> None:
     for seed in range(3):
         made, rolled = toy(seed), []
+        reward = FixedReward(lambda r, seed=seed: value(r.completion_ids, seed))
         for confirm in (None, 5.0):
             strategy = Nabla(min_promise=-6.0, confirm=confirm)
-            engine, backend = made.watched(table(seed), strategy=strategy)
+            engine, backend = made.watched(reward, strategy=strategy)
             made.solve(engine, sampling=FOUR)
             rolled.append(backend.prefixes)
         assert rolled[0] == rolled[1]

@@ -14,7 +14,6 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.base_selector import BaseSelector
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine
 from llama_index.core.indices.query.query_transform.base import BaseQueryTransform
-from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span import BaseSpan, active_span_id
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -23,6 +22,7 @@ from llama_index.core.question_gen.types import BaseQuestionGenerator
 from llama_index.core.response_synthesizers import Accumulate, Refine, TreeSummarize
 from llama_index.core.response_synthesizers.base import BaseSynthesizer
 from llama_index.core.schema import TransformComponent
+from llama_index_instrumentation import get_dispatcher
 
 _HELPERS: Final = (
     BaseNodePostprocessor,

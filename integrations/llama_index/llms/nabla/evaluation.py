@@ -30,7 +30,7 @@ class NablaEvaluator(BaseEvaluator):
     def _get_prompts(self) -> PromptDictType:
         return {}
 
-    def _update_prompts(self, prompts: PromptDictType) -> None: ...
+    def _update_prompts(self, prompts_dict: PromptDictType) -> None: ...
 
     async def aevaluate(
         self,

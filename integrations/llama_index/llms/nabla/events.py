@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index_instrumentation import get_dispatcher
 
 from nabla_agents import Result, Step
 

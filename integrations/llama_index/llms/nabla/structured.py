@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any, Generic, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
-from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictEndEvent,
     LLMStructuredPredictInProgressEvent,
@@ -15,6 +14,7 @@ from llama_index.core.instrumentation.events.llm import (
 from llama_index.core.program.streaming_utils import process_streaming_content_incremental
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import PydanticProgramMode
+from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, ValidationError
 
 from llama_index.llms.nabla.options import merged
