@@ -18,7 +18,7 @@ help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/' | expand -t 16
 
 demo: $(VENV)/.installed-core ## watch the embedded model's answer being refined
-	@$(BIN)/nabla solve --sample 9
+	@$(BIN)/nabla solve --sample 28
 
 test: $(VENV)/.installed-test ## run the tests (the blocks of README.md among them)
 	@$(BIN)/python -m pytest -q

@@ -20,8 +20,8 @@ from nabla_agents.cli import STRATEGIES, app
 from nabla_agents.testing import random_model, random_process_reward
 
 Nabla = Callable[..., Invoked]
-SAMPLE = ("solve", "--sample", "9")  # its first answer is wrong, and two changes put it right
-[*_, PROBLEM] = tiny.problems(9, seed=0, split="test")
+SAMPLE = ("solve", "--sample", "28")  # its first answer is wrong, and two changes put it right
+[*_, PROBLEM] = tiny.problems(28, seed=0, split="test")
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_rewards_add_and_scale(nabla: Nabla) -> None:
     process, tool, both = score("tiny"), score("arithmetic"), score(" 0.5 * tiny+2*arithmetic ")
     assert process["verdict"] is None
     assert tool["verdict"] == tool["value"]
-    assert [span["expected"] for span in tool["spans"] if span["value"] < 0] == ["801"]
+    assert [span["expected"] for span in tool["spans"] if span["value"] < 0] == ["3"]
     assert both["value"] == pytest.approx(0.5 * process["value"] + 2 * tool["value"])
     assert both["verdict"] == 2 * tool["value"]
 

@@ -32,7 +32,7 @@ def test_the_readme_shows_something() -> None:
 
 
 def test_python_blocks_run_in_order_and_their_questions_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
-    """12 · 3 - 17 by the engine; 89 · 9 - 22, refined on the way; 34 + 27 - 12 by both adapters."""
+    """12 · 3 - 17 by the engine; 49 · 7 + 104 + 42, refined on the way; 34 + 27 - 12 by both adapters."""
     namespace: dict[str, Any] = {"__name__": "readme"}
     shown: list[str] = []
     for block in code_blocks("python"):

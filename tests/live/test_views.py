@@ -18,7 +18,7 @@ from nabla_agents.live import JsonView, LiveView, PlainView, View, watch
 from nabla_agents.run import Run
 from nabla_agents.tiny import problems
 
-[*_, PROBLEM] = problems(9, seed=0, split="test")
+[*_, PROBLEM] = problems(28, seed=0, split="test")
 HIDE, SHOW, ERASE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
 CODES = re.compile(r"\x1b\[[?\d;]*[a-zA-Z]")
 
@@ -211,7 +211,7 @@ def test_a_pipe_gets_every_line_when_it_happens_and_no_codes(search: Search) -> 
         end = os.read(reader, 1 << 16).decode()
     os.close(reader)
     assert "\x1b" not in end
-    assert "draft:\n  89 * 9 = " in end
+    assert "draft:\n  59 - 42 = 17\n" in end
     assert f"answer:\n  {search.result.text.splitlines()[0]}\n" in end
     assert end.endswith(f"expected: {PROBLEM.answer} · answer correct · draft wrong\n")
 
