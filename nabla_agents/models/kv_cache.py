@@ -59,7 +59,7 @@ class GrowingLayer(DynamicLayer):
         """New tensors with room beyond `after` places, of which the first `before` are those held."""
         room = after + max(_ROOM, after // 4)
         keys, values = (new.new_empty(*new.shape[:2], room, new.shape[3]) for new in (key_states, value_states))
-        if before:
+        if before and self.keys is not None and self.values is not None:
             keys[:, :, :before], values[:, :, :before] = self.keys, self.values
         return keys, values
 
