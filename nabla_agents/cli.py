@@ -183,7 +183,7 @@ def solve(
         view = PlainView(console, asked, problem)
     result = watch(run, view)
     if report is not None:
-        _write_report(result, asked, report)
+        _write_report(result, report)
     if result.finish_reason is na.FinishReason.INTERRUPTED:
         raise typer.Exit(INTERRUPTED)
 
@@ -255,11 +255,9 @@ def doctor(
         raise typer.Exit(NO_SANDBOX)
 
 
-def _write_report(result: na.Result, question: str, file: Path) -> None:
-    from nabla_agents.report import page
-
+def _write_report(result: na.Result, file: Path) -> None:
     try:
-        file.write_text(page(result.trace, title="nabla solve", question=question), encoding="utf-8")
+        file.write_text(result.trace.to_html(title="nabla solve"), encoding="utf-8")
     except OSError as e:
         raise ConfigurationError(f"--report {file} cannot be written ({e}).") from e
 
