@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from nabla_agents.rewards.answer import same
+from nabla_agents.rewards.tools.answer import same
 
 EQUAL = [
     ("18", "18"),

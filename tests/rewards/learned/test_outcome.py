@@ -37,7 +37,7 @@ from nabla_agents import (
     Rollout,
     StepFormat,
 )
-from nabla_agents.rewards.formats import BOXED
+from nabla_agents.rewards.learned.formats import BOXED
 from nabla_agents.testing import byte_tokenizer, random_model, random_outcome_reward, random_process_reward
 
 QUESTION, ANSWERS = "2+3?", ("It is 5.", "7", "Let me see.\nFive, I think.")

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from nabla_agents import ConfigurationError, Execution, Executor, MathAnswer, Rollout, Score, Status
-from nabla_agents.rewards import executors
+from nabla_agents.rewards.tools import executors
 from nabla_agents.sandbox import Capabilities, Limits, Program
 
 PAIRS = [
     json.loads(line)
-    for line in (Path(__file__).parents[1] / "data" / "sandbox" / "math_pairs.jsonl").read_text().splitlines()
+    for line in (Path(__file__).parents[2] / "data" / "sandbox" / "math_pairs.jsonl").read_text().splitlines()
 ]
 
 

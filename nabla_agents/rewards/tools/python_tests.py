@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nabla_agents.errors import ConfigurationError, SandboxError
-from nabla_agents.rewards import executors
 from nabla_agents.rewards.base import Reward
-from nabla_agents.rewards.code import line_span, python_code
-from nabla_agents.rewards.text import not_text
-from nabla_agents.rewards.trial import Trial, Tried, run
-from nabla_agents.rewards.unit_tests import Assertions, Calls, unit_tests
+from nabla_agents.rewards.tools import executors
+from nabla_agents.rewards.tools.code import line_span, python_code
+from nabla_agents.rewards.tools.text import not_text
+from nabla_agents.rewards.tools.trial import Trial, Tried, run
+from nabla_agents.rewards.tools.unit_tests import Assertions, Calls, unit_tests
 from nabla_agents.sandbox import Executor, Limits
 from nabla_agents.types import Rollout, Score, Span, Usage
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from nabla_agents.rewards import exact
-from nabla_agents.rewards.exact import CONVERSIONS, MINUS
-from nabla_agents.rewards.terms import SIDE, SPACE, SYMBOLS, Side, Term, side
+from nabla_agents.rewards.tools import exact
+from nabla_agents.rewards.tools.exact import CONVERSIONS, MINUS
+from nabla_agents.rewards.tools.terms import SIDE, SPACE, SYMBOLS, Side, Term, side
 
 _EQUALS = re.compile(rf"{SPACE}&?=&?\s*(?:\*\*)?")
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")  # a calculator's note: `3 * 4 = <<3*4=12>>12`

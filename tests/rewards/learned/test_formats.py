@@ -34,7 +34,7 @@ from nabla_agents import (
 )
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.rewards.base import judged
-from nabla_agents.rewards.formats import BOXED, step_tokens
+from nabla_agents.rewards.learned.formats import BOXED, step_tokens
 from nabla_agents.testing import byte_tokenizer, random_model, random_process_reward
 
 QUESTION = "How much is 2+3?"

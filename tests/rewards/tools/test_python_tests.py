@@ -19,8 +19,8 @@ from nabla_agents import (
     Score,
     Status,
 )
-from nabla_agents.rewards import executors
-from nabla_agents.rewards.unit_tests import Assertions, Calls, equal, unit_tests
+from nabla_agents.rewards.tools import executors
+from nabla_agents.rewards.tools.unit_tests import Assertions, Calls, equal, unit_tests
 from nabla_agents.sandbox import Capabilities
 
 PAIRS: list[tuple[Any, Any]] = [((1, 2), 3), ((0, 0), 0), ((5, -5), 0), ((2, 2), 4)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from nabla_agents.errors import ProgramError, SandboxError
-from nabla_agents.rewards import executors
+from nabla_agents.rewards.tools import executors
 from nabla_agents.sandbox import Executor, Limits, Program, Status
 
 LIMITS = Limits(cpu_seconds=2, wall_seconds=6.0, memory_bytes=384 << 20)

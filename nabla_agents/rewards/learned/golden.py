@@ -15,7 +15,7 @@ import torch
 from nabla_agents.errors import ConfigurationError, RewardError
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.models.transformer import Transformer
-from nabla_agents.rewards.reading import Reading
+from nabla_agents.rewards.learned.reading import Reading
 from nabla_agents.types import Message, Rollout, Score
 
 _TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from nabla_agents.rewards import exact
+from nabla_agents.rewards.tools import exact
 
 MAX_DIGITS, MAX_TERMS = 30, 40  # beyond, it is no schoolbook arithmetic, and costs time
 PLUS, TIMES, OVER = "+", "*×·⋅∙∗✕xX", "/÷∕⁄"

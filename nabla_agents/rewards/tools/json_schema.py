@@ -19,8 +19,8 @@ from referencing import Registry
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.rewards.background import Background
-from nabla_agents.rewards.fences import fenced_blocks
-from nabla_agents.rewards.text import TextReward
+from nabla_agents.rewards.tools.fences import fenced_blocks
+from nabla_agents.rewards.tools.text import TextReward
 from nabla_agents.types import Score, Span, Usage
 
 _MAX_DEPTH = 64  # brackets within brackets; a parser that recurses must not meet thousands

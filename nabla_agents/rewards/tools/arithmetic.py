@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from nabla_agents.answers import stated_answer
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.rewards.answer import same
-from nabla_agents.rewards.equations import Equation, equations
-from nabla_agents.rewards.text import TextReward
+from nabla_agents.rewards.tools.answer import same
+from nabla_agents.rewards.tools.equations import Equation, equations
+from nabla_agents.rewards.tools.text import TextReward
 from nabla_agents.types import Score, Span, Usage
 
 _STATES_AN_ANSWER = re.compile(r"####|\\boxed|(?i:\banswer\b)")

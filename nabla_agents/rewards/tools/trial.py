@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nabla_agents.rewards.fences import Fenced
-from nabla_agents.rewards.unit_tests import Assertions, Calls, equal
+from nabla_agents.rewards.tools.fences import Fenced
+from nabla_agents.rewards.tools.unit_tests import Assertions, Calls, equal
 from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status
 
 SIDE_BY_SIDE = 4  # runs of one program at a time, after a first one has shown that it ends

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.tokenizer import Tokenizer
-from nabla_agents.rewards.aggregation import Aggregation
+from nabla_agents.rewards.learned.aggregation import Aggregation
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 

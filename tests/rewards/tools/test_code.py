@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from nabla_agents.rewards.code import line_span, python_code
-from nabla_agents.rewards.fences import fenced_blocks
+from nabla_agents.rewards.tools.code import line_span, python_code
+from nabla_agents.rewards.tools.fences import fenced_blocks
 
 
 @pytest.mark.parametrize(

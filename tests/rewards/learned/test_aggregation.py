@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nabla_agents import ConfigurationError, Rollout, SoftMin, StepFormat
 from nabla_agents.errors import RewardError
-from nabla_agents.rewards.aggregation import AGGREGATIONS, aggregation
+from nabla_agents.rewards.learned.aggregation import AGGREGATIONS, aggregation
 from nabla_agents.testing import byte_tokenizer, random_process_reward
 
 STEPS = [0.9, 0.4, 0.8]

@@ -21,7 +21,7 @@ from nabla_agents import (
     ProcessReward,
     Rollout,
 )
-from nabla_agents.rewards.learned import HeadReward
+from nabla_agents.rewards.learned.head_reward import HeadReward
 from nabla_agents.testing import (
     byte_tokenizer,
     random_model,

@@ -7,10 +7,10 @@ from numbers import Real
 
 from nabla_agents.answers import stated_answer
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.rewards.answer import MAX_CHARACTERS, normal, numbers, same
 from nabla_agents.rewards.base import Reward
-from nabla_agents.rewards.math_check import same_by_math_verify
-from nabla_agents.rewards.text import not_text
+from nabla_agents.rewards.tools.answer import MAX_CHARACTERS, normal, numbers, same
+from nabla_agents.rewards.tools.math_check import same_by_math_verify
+from nabla_agents.rewards.tools.text import not_text
 from nabla_agents.sandbox import Executor
 from nabla_agents.types import Rollout, Score, Usage
 

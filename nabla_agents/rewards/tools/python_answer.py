@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nabla_agents.answers import stated_answer
 from nabla_agents.errors import ConfigurationError, SandboxError
-from nabla_agents.rewards import executors
-from nabla_agents.rewards.answer import same
 from nabla_agents.rewards.base import Reward
-from nabla_agents.rewards.code import line_span, python_code
-from nabla_agents.rewards.fences import Fenced
-from nabla_agents.rewards.math_answer import Gold, golds, verdict
+from nabla_agents.rewards.tools import executors
+from nabla_agents.rewards.tools.answer import same
+from nabla_agents.rewards.tools.code import line_span, python_code
+from nabla_agents.rewards.tools.fences import Fenced
+from nabla_agents.rewards.tools.math_answer import Gold, golds, verdict
 from nabla_agents.sandbox import Execution, Executor, Limits, Program
 from nabla_agents.types import Rollout, Score, Span, Usage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from nabla_agents.rewards.fences import Fenced, fenced_blocks
+from nabla_agents.rewards.tools.fences import Fenced, fenced_blocks
 
 _PYTHON = ("python", "py", "python3", "")
 # What begins a program that stands in prose without a fence; it is not parsed, which could crash the host.

@@ -8,7 +8,7 @@ from typing import Literal
 import regex
 
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.rewards.text import TextReward
+from nabla_agents.rewards.tools.text import TextReward
 from nabla_agents.types import Score, Span, Usage
 
 

@@ -13,11 +13,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from nabla_agents.errors import ConfigurationError, ModelLoadError, NablaError
 from nabla_agents.functional import wide
-from nabla_agents.rewards.formats import SEQUENCE_CLASSIFICATION, OutcomeFormat
-from nabla_agents.rewards.heads import HeadedModel, check_head, found_head, width_of
-from nabla_agents.rewards.learned import HeadReward, Script
-from nabla_agents.rewards.passes import Pass
-from nabla_agents.rewards.reading import Part, Reading, framed
+from nabla_agents.rewards.learned.formats import SEQUENCE_CLASSIFICATION, OutcomeFormat
+from nabla_agents.rewards.learned.head_reward import HeadReward, Script
+from nabla_agents.rewards.learned.heads import HeadedModel, check_head, found_head, width_of
+from nabla_agents.rewards.learned.passes import Pass
+from nabla_agents.rewards.learned.reading import Part, Reading, framed
 from nabla_agents.types import Prompt, Rollout, Score
 
 

@@ -26,7 +26,7 @@ from nabla_agents import (
     StepFormat,
 )
 from nabla_agents.models.tokenizer import Tokenizer
-from nabla_agents.rewards.alignment import Alignment, token_contents
+from nabla_agents.rewards.learned.alignment import Alignment, token_contents
 from nabla_agents.testing import (
     byte_tokenizer,
     permuted_tokenizer,

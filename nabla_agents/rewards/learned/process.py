@@ -16,12 +16,12 @@ from transformers import (
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.tokenizer import Tokenizer
-from nabla_agents.rewards.aggregation import AGGREGATIONS, Aggregation
-from nabla_agents.rewards.aggregation import aggregation as aggregation_of
-from nabla_agents.rewards.formats import TRL_PRM, StepFormat, StepTokens, step_tokens
-from nabla_agents.rewards.heads import HeadedModel, VocabularyHead, check_head, found_head, width_of
-from nabla_agents.rewards.learned import HeadReward, Script
-from nabla_agents.rewards.reading import (
+from nabla_agents.rewards.learned.aggregation import AGGREGATIONS, Aggregation
+from nabla_agents.rewards.learned.aggregation import aggregation as aggregation_of
+from nabla_agents.rewards.learned.formats import TRL_PRM, StepFormat, StepTokens, step_tokens
+from nabla_agents.rewards.learned.head_reward import HeadReward, Script
+from nabla_agents.rewards.learned.heads import HeadedModel, VocabularyHead, check_head, found_head, width_of
+from nabla_agents.rewards.learned.reading import (
     Part,
     Range,
     Reading,

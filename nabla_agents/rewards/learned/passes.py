@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.models.transformer import PrefixCache, Transformer
-from nabla_agents.rewards.reading import Reading
+from nabla_agents.rewards.learned.reading import Reading
 
 
 @dataclass(frozen=True, eq=False)

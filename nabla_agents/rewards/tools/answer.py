@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from nabla_agents.rewards import exact
-from nabla_agents.rewards.exact import CONVERSIONS
+from nabla_agents.rewards.tools import exact
+from nabla_agents.rewards.tools.exact import CONVERSIONS
 
 MAX_CHARACTERS = 2000
 _REMOVED = re.compile(

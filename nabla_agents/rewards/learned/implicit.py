@@ -16,8 +16,8 @@ from nabla_agents.models.carriers import Carrier, WeightedCarrier
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.loading import Loading, load
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
-from nabla_agents.rewards.golden import SelfTested
-from nabla_agents.rewards.reading import Reading
+from nabla_agents.rewards.learned.golden import SelfTested
+from nabla_agents.rewards.learned.reading import Reading
 from nabla_agents.types import FinishReason, Rollout, Score, Usage
 
 

@@ -21,12 +21,12 @@ from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.loading import TINY, Loading, load
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.models.transformer import Transformer
-from nabla_agents.rewards.alignment import Alignment
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
-from nabla_agents.rewards.golden import SelfTested
-from nabla_agents.rewards.heads import applied
-from nabla_agents.rewards.passes import Pass, read_states
-from nabla_agents.rewards.reading import Part, Range, Reading, encode
+from nabla_agents.rewards.learned.alignment import Alignment
+from nabla_agents.rewards.learned.golden import SelfTested
+from nabla_agents.rewards.learned.heads import applied
+from nabla_agents.rewards.learned.passes import Pass, read_states
+from nabla_agents.rewards.learned.reading import Part, Range, Reading, encode
 from nabla_agents.types import Coverage, FinishReason, Prompt, Rollout, Score, Usage
 
 
