@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from typing import TYPE_CHECKING, Any
 
 from nabla_agents.types import Step
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 
 class Trace(tuple[Step, ...]):
@@ -27,6 +28,8 @@ class Trace(tuple[Step, ...]):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """In JSON a trace is the list of its steps."""
+        from pydantic_core import core_schema
+
         return core_schema.no_info_after_validator_function(cls, handler.generate_schema(tuple[Step, ...]))
 
     def to_html(self, *, title: str = "Trace") -> str:
