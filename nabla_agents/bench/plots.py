@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#222222")  # Okabe and Ito
-_MARKERS = "osD^vP*X"
-_STYLE: dict[Any, Any] = {
+_MARKERS = "osD^vP*X<>hpd8"
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,7 +37,7 @@ def draw(results: Mapping[str, Any], folder: Path, *, curves: Sequence[str] = ("
     """
     arms = [arm for arm in results["arms"] if arm["problems"]]
     made: dict[str, Figure] = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         if arms:
             made["accuracy"] = accuracy(arms)
             made["cost"] = cost([arm for arm in arms if not arm["oracle"]])
