@@ -414,6 +414,11 @@ def test_what_are_no_tests_is_refused(tests: Any, entry: Any) -> None:
         PythonTests(tests, entry=entry)
 
 
+def test_tests_longer_than_a_source_may_be_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"source_bytes is 262144; raise it"):
+        PythonTests("assert f(1) == 1\n" * 20_000)
+
+
 @pytest.mark.untyped
 def test_bytes_are_not_judged(programs: Executor) -> None:
     [score] = PythonTests(PAIRS, entry="add").score([Rollout.from_text("?", b"def add(a, b): ...")])  # type: ignore[arg-type]
@@ -499,7 +504,8 @@ RAISED = Execution(Status.ERROR, error_type="ValueError")
         (PAIRS * 10, [RAISED, LATE], 2),  # and the first call that it left
         (PAIRS * 10, [RAISED, RAISED, LATE], 6),  # then four at a time
         (ASSERTIONS, [LATE], 1),
-        (ASSERTIONS, [RAISED, LATE], 2),
+        (ASSERTIONS, [RAISED], 1),  # before any test
+        (ASSERTIONS, [Execution(Status.OUTPUT_LIMIT), LATE], 2),
     ],
 )
 def test_a_program_that_never_ends_is_not_run_for_every_test(tests: Any, ends: list[Execution], runs: int) -> None:
