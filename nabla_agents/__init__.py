@@ -24,14 +24,15 @@ from nabla_agents.errors import (
 )
 from nabla_agents.grammar import Grammar
 from nabla_agents.reply import Reply
+from nabla_agents.result import Result
 from nabla_agents.tool_calls import ToolCall
+from nabla_agents.trace import Trace
 from nabla_agents.types import (
     Budget,
     Coverage,
     FinishReason,
     Message,
     Prompt,
-    Result,
     Rollout,
     Score,
     Span,
@@ -198,6 +199,7 @@ __all__ = [
     "StepFormat",
     "Strategy",
     "ToolCall",
+    "Trace",
     "Usage",
     "VocabularyMismatchError",
     "__version__",

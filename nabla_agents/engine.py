@@ -15,13 +15,14 @@ from nabla_agents.models.decoding import RolloutBackend
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.loading import Loading
 from nabla_agents.objective import Objective, check_parts
+from nabla_agents.result import Result
 from nabla_agents.rewards.base import Reward
-from nabla_agents.rewards.implicit import ImplicitReward
+from nabla_agents.rewards.learned.implicit import ImplicitReward
 from nabla_agents.run import Run
 from nabla_agents.strategies.base import Strategy
 from nabla_agents.strategies.nabla import Nabla
 from nabla_agents.strategies.search import LocalWorker, Search, Worker
-from nabla_agents.types import Budget, Message, Prompt, Result
+from nabla_agents.types import Budget, Message, Prompt
 
 PromptLike = str | Prompt | Sequence[Message] | Sequence[Mapping[str, Any]]
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from nabla_agents.reply import Reply
+from nabla_agents.result import Result
 from nabla_agents.serve.service import Searching
 from nabla_agents.tool_calls import ToolCall
-from nabla_agents.types import Result, Usage
+from nabla_agents.types import Usage
 
 
 class Envelope:

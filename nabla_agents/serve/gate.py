@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nabla_agents.result import Result
 from nabla_agents.serve.errors import Refusal, refusal_of
 from nabla_agents.serve.keys import ApiKey, find
 from nabla_agents.serve.logs import failure, log
@@ -23,7 +24,7 @@ from nabla_agents.serve.service import Ask
 from nabla_agents.serve.settings import ServeSettings, is_loopback
 from nabla_agents.serve.streaming import ClientGone
 from nabla_agents.serve.tracing import Tracing
-from nabla_agents.types import Result, Usage
+from nabla_agents.types import Usage
 
 _OPEN: Final = ("/health", "/ready")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from nabla_agents.config import Sampling
 from nabla_agents.grammar import Grammar
+from nabla_agents.result import Result
 from nabla_agents.serve.errors import Refusal
 from nabla_agents.serve.gate import Caller
 from nabla_agents.serve.protocol import NativeMessage, PromptRequest, StepsRequest, TokensRequest
@@ -16,7 +17,7 @@ from nabla_agents.serve.requests import checked, encoded, within
 from nabla_agents.serve.routes import REFUSALS, service_of
 from nabla_agents.serve.service import Ask
 from nabla_agents.serve.streaming import events
-from nabla_agents.types import Message, Prompt, Result, Step
+from nabla_agents.types import Message, Prompt, Step
 from nabla_agents.wire import PROMPT, STEPS, TOKENS, SentResult, SentStep
 
 router = APIRouter(tags=["nabla"])
@@ -86,8 +87,7 @@ async def steps(request: Request, body: StepsRequest) -> Response:
         if isinstance(item, Step):
             return [SentStep(step=item).model_dump(mode="json")]
         texts = [model.tokenizer.token_text(token) for token in item.token_ids]
-        bare = Result(**{**vars(item), "trace": ()})
-        return [SentResult(result=bare, token_texts=texts).model_dump(mode="json")]
+        return [{"result": SentResult.of(item, texts).model_dump(mode="json")}]
 
     def last(found: list[Result]) -> list[dict[str, Any]]:
         caller.note_results(request, found)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from nabla_agents.committed import CommittedText
+from nabla_agents.result import Result
 from nabla_agents.serve.answers import ChatChoice, Envelope, ledger, text_choice, usage
 from nabla_agents.serve.errors import Refusal
 from nabla_agents.serve.gate import Caller
@@ -15,7 +16,7 @@ from nabla_agents.serve.protocol import ChatRequest, CompletionRequest, ErrorBod
 from nabla_agents.serve.requests import chat_asks, completion_asks
 from nabla_agents.serve.service import Served, Service
 from nabla_agents.serve.streaming import events, results
-from nabla_agents.types import Result, Step
+from nabla_agents.types import Step
 
 REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorBody, "description": text}

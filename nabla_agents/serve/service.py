@@ -14,6 +14,7 @@ from nabla_agents.batching import OpenBatch
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.engine import Engine, PromptLike
 from nabla_agents.errors import ConfigurationError
+from nabla_agents.result import Result
 from nabla_agents.rewards import Reward
 from nabla_agents.run import Run
 from nabla_agents.serve.admission import Admission, Ticket
@@ -22,7 +23,7 @@ from nabla_agents.serve.keys import ApiKey
 from nabla_agents.serve.metrics import Metrics
 from nabla_agents.serve.settings import ServeSettings
 from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
-from nabla_agents.types import Budget, FinishReason, Prompt, Result, Rollout, Step, Usage
+from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Step, Usage
 
 ResultT = TypeVar("ResultT")
 

@@ -11,9 +11,10 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
+from nabla_agents.result import Result
 from nabla_agents.serve.errors import refusal_of
 from nabla_agents.serve.service import Searching
-from nabla_agents.types import Result, Step
+from nabla_agents.types import Step
 
 DONE: Final = "data: [DONE]\n\n"
 ALIVE: Final = ": searching\n\n"  # a comment, which clients skip
