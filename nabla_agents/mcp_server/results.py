@@ -7,7 +7,8 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from nabla_agents.types import Result, Score, Step
+from nabla_agents.result import Result
+from nabla_agents.types import Score, Step
 
 _CHANGES: Final = 64  # accepted changes that are told
 

@@ -19,10 +19,11 @@ from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError, NablaError
 from nabla_agents.mcp_server.arguments import SolveArguments, VerifyArguments, messages_of, schema_of
 from nabla_agents.mcp_server.results import Solution, Verification, solution, told, verification
+from nabla_agents.result import Result
 from nabla_agents.rewards import Reward
 from nabla_agents.run import Run
 from nabla_agents.strategies import Greedy, Strategy
-from nabla_agents.types import Budget, Result, Step
+from nabla_agents.types import Budget, Step
 
 _log = logging.getLogger(__name__)
 
