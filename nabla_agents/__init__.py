@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nabla_agents.committed import CommittedText
+from nabla_agents.asked import Asked
 from nabla_agents.errors import (
     ConfigurationError,
     ContextOverflowError,
@@ -40,6 +40,7 @@ from nabla_agents.types import (
 )
 
 if TYPE_CHECKING:
+    from nabla_agents.committed import CommittedReply, CommittedText
     from nabla_agents.config import Sampling
     from nabla_agents.dto import AdamDTO, MirrorDTO
     from nabla_agents.engine import Engine
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     )
     from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
+    from nabla_agents.search_job import SearchJob
     from nabla_agents.shared import SharedEngine, loaded
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
@@ -92,6 +94,8 @@ _LAZY = {
     "AdamDTO": "dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "strategies",
+    "CommittedReply": "committed",
+    "CommittedText": "committed",
     "DifferentiableReward": "rewards",
     "Engine": "engine",
     "Execution": "sandbox",
@@ -118,6 +122,7 @@ _LAZY = {
     "Reward": "rewards",
     "Run": "run",
     "Sampling": "config",
+    "SearchJob": "search_job",
     "SelfConsistency": "strategies",
     "SharedEngine": "shared",
     "SoftMin": "rewards",
@@ -141,8 +146,10 @@ __all__ = [
     "TRL_PRM",
     "AdamDTO",
     "ArithmeticSteps",
+    "Asked",
     "BestOfN",
     "Budget",
+    "CommittedReply",
     "CommittedText",
     "ConfigurationError",
     "ContextOverflowError",
@@ -189,6 +196,7 @@ __all__ = [
     "Sampling",
     "SandboxError",
     "Score",
+    "SearchJob",
     "SelfConsistency",
     "SharedEngine",
     "SoftMin",

@@ -275,6 +275,20 @@ class Step:
     done: bool = False
     gains: tuple[TokenGain, ...] = ()
 
+    def summary(self) -> dict[str, Any]:
+        """The step in a few values, as JSON has them: for progress events."""
+        return {
+            "kind": self.kind,
+            "accepted": bool(self.accepted),
+            "position": self.position,
+            "old_token": self.old_token,
+            "new_token": self.new_token,
+            "score": None if self.score is None else _finite(self.score.value),
+            "text": self.text,
+            "rollouts": self.usage.rollouts,
+            "done": self.done,
+        }
+
 
 @dataclass(frozen=True)
 class Result:
