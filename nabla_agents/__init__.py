@@ -14,6 +14,7 @@ from nabla_agents.errors import (
     ContextOverflowError,
     GrammarError,
     ModelLoadError,
+    ModelMismatchError,
     NablaError,
     ProgramError,
     PromptError,
@@ -24,14 +25,15 @@ from nabla_agents.errors import (
 )
 from nabla_agents.grammar import Grammar
 from nabla_agents.reply import Reply
+from nabla_agents.result import Result
 from nabla_agents.tool_calls import ToolCall
+from nabla_agents.trace import Trace
 from nabla_agents.types import (
     Budget,
     Coverage,
     FinishReason,
     Message,
     Prompt,
-    Result,
     Rollout,
     Score,
     Span,
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
         prompt_assertions,
         reward,
     )
+    from nabla_agents.rollouts import SGLANG, VLLM, ServerFormat, ServerRollouts
     from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
     from nabla_agents.search_job import SearchJob
@@ -88,9 +91,11 @@ _LAZY = {
     "QWEN_MATH_PRM": "rewards",
     "QWEN_MATH_RM": "rewards",
     "RLHFLOW_PRM": "rewards",
+    "SGLANG": "rollouts",
     "SKYWORK_O1_PRM": "rewards",
     "SKYWORK_REWARD_V2": "rewards",
     "TRL_PRM": "rewards",
+    "VLLM": "rollouts",
     "AdamDTO": "dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "strategies",
@@ -124,6 +129,8 @@ _LAZY = {
     "Sampling": "config",
     "SearchJob": "search_job",
     "SelfConsistency": "strategies",
+    "ServerFormat": "rollouts",
+    "ServerRollouts": "rollouts",
     "SharedEngine": "shared",
     "SoftMin": "rewards",
     "StepFormat": "rewards",
@@ -141,9 +148,11 @@ __all__ = [
     "QWEN_MATH_PRM",
     "QWEN_MATH_RM",
     "RLHFLOW_PRM",
+    "SGLANG",
     "SKYWORK_O1_PRM",
     "SKYWORK_REWARD_V2",
     "TRL_PRM",
+    "VLLM",
     "AdamDTO",
     "ArithmeticSteps",
     "Asked",
@@ -171,6 +180,7 @@ __all__ = [
     "Message",
     "MirrorDTO",
     "ModelLoadError",
+    "ModelMismatchError",
     "Nabla",
     "NablaError",
     "NablaParallel",
@@ -198,6 +208,8 @@ __all__ = [
     "Score",
     "SearchJob",
     "SelfConsistency",
+    "ServerFormat",
+    "ServerRollouts",
     "SharedEngine",
     "SoftMin",
     "Span",
@@ -206,6 +218,7 @@ __all__ = [
     "StepFormat",
     "Strategy",
     "ToolCall",
+    "Trace",
     "Usage",
     "VocabularyMismatchError",
     "__version__",

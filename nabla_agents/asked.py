@@ -1,4 +1,4 @@
-"""Asked: what a request asks of its answer, in OpenAI's words: tools, a choice among them, a response format."""
+"""Asked: what a request in OpenAI's form asks of an answer, tools and structure, as the engine's grammars."""
 
 from __future__ import annotations
 
@@ -17,11 +17,7 @@ _ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 
 @dataclass(frozen=True)
 class Asked:
-    """The tools that the prompt offers, the grammar that the answer keeps to, and the schema that the model is told of.
-
-    `tools` go into `Engine.prompt(messages, tools=...)`, `grammar` into `Sampling(grammar=...)`; `told` puts the schema
-    into the messages.
-    """
+    """The tools a request offers, the grammar that its answer keeps to, and the schema that the model is told of."""
 
     tools: list[dict[str, Any]] | None = None
     grammar: Grammar | None = None
@@ -29,42 +25,36 @@ class Asked:
 
     @staticmethod
     def read(
-        *,
         tools: Sequence[dict[str, Any]] | None = None,
+        *,
         tool_choice: Any = None,
         parallel_tool_calls: bool | None = None,
         response_format: Any = None,
         reasoning: bool = False,
     ) -> Asked:
-        """What these options ask for. With tools and a format, the model either calls tools or answers in the format.
-
-        Args:
-            tools: functions in OpenAI's form.
-            tool_choice: auto, none, any, required, a tool's name, OpenAI's mapping or a bool; it is enforced.
-            parallel_tool_calls: whether one answer may have several calls; None where no tool is chosen by name.
-            response_format: of type text, json_object (may have a schema that the model is not told of) or json_schema.
-            reasoning: whether the model may think before it answers.
+        """What these options of OpenAI's API ask for. With tools and a response format, the model either calls tools or
+        answers in the format. `reasoning` lets it think first.
 
         Raises:
             ConfigurationError: a choice among no tools, of an unknown tool, or in a form that is none of the known.
             GrammarError: a tool without a name, or a schema that is no object.
         """
         tools = list(tools or [])
-        chosen = _chosen(tool_choice, tools)
-        schema, told = _schemas(response_format)
+        chosen = chosen_tool(tool_choice, tools)
+        schema, told_of = _schema(response_format)
         if not tools or chosen == "none":
             grammar = None if schema is None else Grammar.json(schema, lenient=True, reasoning=reasoning)
-            return Asked(None, grammar, told)
+            return Asked(None, grammar, told_of)
         several = chosen in ("auto", "any")
         grammar = Grammar.tools(
-            tools if several else [tool for tool in tools if _name(tool) == chosen],
+            tools if several else [tool for tool in tools if function(tool).get("name") == chosen],
             required=chosen != "auto",
             parallel=several if parallel_tool_calls is None else bool(parallel_tool_calls),
             lenient=True,
             reasoning=reasoning or (chosen == "auto" and schema is None),
             instead=None if schema is None else Grammar.json(schema, lenient=True),
         )
-        return Asked(tools, grammar, told)
+        return Asked(tools, grammar, told_of)
 
     def told(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation with the schema that the answer has to fit, in its system turn."""
@@ -77,37 +67,37 @@ class Asked:
         return [Message("system", text), *messages]
 
 
-def _chosen(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
-    """`auto`, `none`, `any`, or the name of a tool."""
-    given = choice
+def chosen_tool(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
+    """`auto`, `none`, `any`, or the name of a tool.
+
+    Raises:
+        ConfigurationError: a choice among no tools, of an unknown tool, or in a form that is none of the known.
+    """
     if isinstance(choice, Mapping):
-        choice = function(cast(Mapping[str, Any], choice)).get("name") or choice.get("type")
-    if choice is None or isinstance(choice, bool):
-        choice = {None: "auto", True: "any", False: "none"}[choice]
-    choice = "any" if choice == "required" else choice
-    names = [_name(tool) for tool in tools]
+        mapping = cast(Mapping[str, Any], choice)
+        inner = mapping.get("function", mapping)
+        choice = (inner.get("name") if isinstance(inner, Mapping) else None) or mapping.get("type")
+    known = {None: "auto", True: "any", False: "none", "required": "any"}
+    choice = known.get(choice, choice) if isinstance(choice, str | bool | None) else choice
+    names = [function(tool).get("name") for tool in tools]
     if choice in ("auto", "none") or (choice == "any" and tools) or choice in names:
         return str(choice)
     raise ConfigurationError(
-        f"tool_choice is {given!r}; expected auto, none, any, required, a bool, or one of the tools: {names}."
+        f"tool_choice is {choice!r}; expected auto, none, any, required, a bool, or one of the tools: {names}."
     )
 
 
-def _name(tool: Mapping[str, Any]) -> Any:
-    return function(tool).get("name")
-
-
-def _schemas(response_format: Any) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+def _schema(response_format: Any) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
     """The JSON schema of a response format, and the one that the model is told of."""
     if response_format is None:
         return None, None
     if isinstance(response_format, Mapping):
-        asked = cast(Mapping[str, Any], response_format)
-        kind, inner = asked.get("type"), asked.get("json_schema")
+        given = cast(Mapping[str, Any], response_format)
+        kind, inner = given.get("type"), given.get("json_schema")
         if kind == "text":
             return None, None
         if kind == "json_object":
-            return asked.get("schema") or _ANY_OBJECT, None
+            return given.get("schema") or _ANY_OBJECT, None
         if kind == "json_schema" and isinstance(inner, Mapping) and isinstance(inner.get("schema"), Mapping):
             return inner["schema"], inner["schema"]
     raise ConfigurationError(

@@ -8,11 +8,14 @@ import errno
 import functools
 import math
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,7 +84,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*args: Any, **options: Any) -> None:
         try:
-            with _own_warnings_only():
+            with _own_warnings_only(), _lasting_interrupt():
                 function(*args, **options)
         except (NablaError, OSError) as e:
             if isinstance(e, OSError) and e.errno == errno.EPIPE:
@@ -94,6 +97,31 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(INTERRUPTED) from None
 
     return command
+
+
+@contextmanager
+def _lasting_interrupt() -> Iterator[None]:
+    """Ctrl-C stays an interrupt where a library, half imported by then, makes some other error of it."""
+    pressed = False
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.default_int_handler(signum, frame)
+
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # nobody else has set one
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as e:
+        if pressed:
+            raise KeyboardInterrupt from e
+        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @app.callback(invoke_without_command=True)
@@ -183,7 +211,7 @@ def solve(
         view = PlainView(console, asked, problem)
     result = watch(run, view)
     if report is not None:
-        _write_report(result, asked, report)
+        _write_report(result, report)
     if result.finish_reason is na.FinishReason.INTERRUPTED:
         raise typer.Exit(INTERRUPTED)
 
@@ -255,11 +283,9 @@ def doctor(
         raise typer.Exit(NO_SANDBOX)
 
 
-def _write_report(result: na.Result, question: str, file: Path) -> None:
-    from nabla_agents.report import page
-
+def _write_report(result: na.Result, file: Path) -> None:
     try:
-        file.write_text(page(result.trace, title="nabla solve", question=question), encoding="utf-8")
+        file.write_text(result.trace.to_html(title="nabla solve"), encoding="utf-8")
     except OSError as e:
         raise ConfigurationError(f"--report {file} cannot be written ({e}).") from e
 

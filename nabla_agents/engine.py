@@ -15,13 +15,14 @@ from nabla_agents.models.decoding import RolloutBackend
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.loading import Loading
 from nabla_agents.objective import Objective, check_parts
+from nabla_agents.result import Result
 from nabla_agents.rewards.base import Reward
-from nabla_agents.rewards.implicit import ImplicitReward
+from nabla_agents.rewards.learned.implicit import ImplicitReward
 from nabla_agents.run import Run
 from nabla_agents.strategies.base import Strategy
 from nabla_agents.strategies.nabla import Nabla
 from nabla_agents.strategies.search import LocalWorker, Search, Worker
-from nabla_agents.types import Budget, Message, Prompt, Result
+from nabla_agents.types import Budget, Message, Prompt
 
 PromptLike = str | Prompt | Sequence[Message] | Sequence[Mapping[str, Any]]
 
@@ -70,7 +71,8 @@ class Engine:
         self.objective = Objective(
             self.model, reward, likelihood_weight=likelihood_weight, embedding_terms=embedding_terms
         )
-        self._worker: Worker = LocalWorker(self.objective, rollouts or self.model)
+        self._rollouts: RolloutBackend = rollouts or self.model
+        self.worker: Worker = LocalWorker(self.objective, self._rollouts)
 
     @classmethod
     def tiny(cls, **options: Any) -> Engine:
@@ -80,6 +82,22 @@ class Engine:
             _check_parts(**options)  # before the reward's weights are read
             options["reward"] = ImplicitReward.from_pretrained("tiny")
         return cls(**options)
+
+    def with_reward(self, reward: Reward | None) -> Engine:
+        """An engine that judges by another reward; the model, its rollouts and all settings are shared with this one.
+
+        Raises:
+            ConfigurationError, VocabularyMismatchError: the reward does not fit the model.
+        """
+        return Engine(
+            model=self.model,
+            reward=reward,
+            strategy=self.strategy,
+            budget=self.budget,
+            likelihood_weight=self.objective.likelihood_weight,
+            embedding_terms=self.objective.embedding_terms,
+            rollouts=self._rollouts,
+        )
 
     def generate(self, prompt: PromptLike, **options: Any) -> Result:
         """The best completion found within the budget; options as in `steps`. Ctrl-C returns the best so far."""
@@ -102,17 +120,20 @@ class Engine:
         tools: Sequence[dict[str, Any]] | None = None,
         formatted: bool = False,
         draft: str | None = None,
+        worker: Worker | None = None,
     ) -> Run:
         """An iterator over the search's steps, whose `result` is the best so far at any time.
 
         `formatted=True` takes a string verbatim instead of as a user turn. `draft` is an answer from elsewhere, which
-        the search starts from in place of its own first completion: it is judged, and what follows is to be better. The
-        same seed gives the same text, in any order and on any thread.
+        the search starts from in place of its own first completion: it is judged, and what follows is to be better.
+        `worker` runs the search's operations in place of the engine's own; an `OpenBatch` on that joins them with those
+        of other threads. The same seed gives the same text, in any order and on any thread.
 
         Raises:
             PromptError, ContextOverflowError, GrammarError, ConfigurationError: before anything is computed.
         """
-        return self._start(self._worker, prompt, budget, seed, sampling, strategy, tools, formatted, draft)
+        worker = self.worker if worker is None else worker
+        return self._start(worker, prompt, budget, seed, sampling, strategy, tools, formatted, draft)
 
     def generate_batch(
         self,
@@ -131,7 +152,7 @@ class Engine:
         0, 1, 2, ... `usage.seconds` is the batch's wall-clock shared out by FLOPs.
         """
         seeds = _seeds(prompts, seeds, max_batch)
-        coalescer = Coalescer(self._worker, max_batch=max_batch)
+        coalescer = Coalescer(self.worker, max_batch=max_batch)
         runs = [
             self._start(coalescer, prompt, budget, seed, sampling, strategy, tools, formatted)
             for prompt, seed in zip(prompts, seeds, strict=True)

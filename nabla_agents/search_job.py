@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from nabla_agents.result import Result
 from nabla_agents.turns import on_worker, turn
-from nabla_agents.types import Budget, FinishReason, Prompt, Result, Step
+from nabla_agents.types import Budget, FinishReason, Prompt, Step
 from nabla_agents.watched import Watched
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Searches as adapters run them: in turns, joined, stopped, interrupted; and what reads requests for them."""
+"""Searches as adapters run them: in turns, joined, stopped, interrupted."""
 
 import asyncio
 import contextvars
@@ -9,25 +9,17 @@ import pytest
 
 from nabla_agents import (
     ArithmeticSteps,
-    Asked,
     BestOfN,
     Budget,
-    CommittedReply,
-    ConfigurationError,
     Engine,
     FinishReason,
-    Grammar,
     Greedy,
-    Message,
     Sampling,
     SearchJob,
     SelfConsistency,
     Step,
 )
 from nabla_agents.scripted import scripted_model
-
-TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("a", "b")]
-SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
 
 
 class Counted:
@@ -57,7 +49,7 @@ def engine(model: Any) -> Engine:
 
 
 def backend(engine: Engine) -> Any:
-    return engine._worker._backend  # type: ignore[attr-defined]
+    return engine.worker._backend  # type: ignore[attr-defined]
 
 
 def job(engine: Engine, question: str = "2 + 2?", **options: Any) -> SearchJob:
@@ -146,78 +138,3 @@ async def test_an_error_reaches_all_who_wait_and_an_interrupt_ends_the_caller(en
 def test_a_settled_draft_ends_the_search(engine: Engine, strategy: Any) -> None:
     assert job(engine, strategy=strategy, settled=lambda step: True).drain().usage.rollouts == 1
     assert job(engine, strategy=strategy, settled=lambda step: False).drain().usage.rollouts == 2
-
-
-@pytest.mark.parametrize(
-    ("choice", "required", "names"),
-    [
-        (None, False, "ab"),
-        ("auto", False, "ab"),
-        ("any", True, "ab"),
-        ("required", True, "ab"),
-        (True, True, "ab"),
-        ("b", True, "b"),
-        ({"type": "function", "function": {"name": "a"}}, True, "a"),
-        ({"type": "tool", "name": "a"}, True, "a"),
-        ({"type": "any"}, True, "ab"),
-        (False, None, ""),
-        ("none", None, ""),
-    ],
-)
-def test_a_choice_of_tools_becomes_a_grammar(choice: Any, required: bool | None, names: str) -> None:
-    asked = Asked.read(tools=TOOLS, tool_choice=choice)
-    if asked.grammar is None:
-        assert (required, asked.tools) == (None, None)
-        return
-    assert asked.tools == TOOLS, "the prompt offers all of them, so that it stays the same"
-    assert asked.grammar.required is required
-    assert asked.grammar.body == Grammar.tools(TOOLS["ab".index(names[0]) :][: len(names)], lenient=True).body
-    assert asked.grammar.parallel is (len(names) == 2)
-
-
-def test_a_format_becomes_a_grammar_and_the_model_is_told_of_its_schema() -> None:
-    told = Asked.read(response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}})
-    untold = Asked.read(response_format={"type": "json_object", "schema": SCHEMA})
-    assert told.grammar is not None
-    assert told.grammar == untold.grammar
-    messages = [Message("system", "Be brief."), Message("user", "x?")]
-    assert untold.told(messages) == messages
-    first, second = told.told(messages)
-    assert first.content.startswith("Be brief.\n\nAnswer with a JSON value")
-    assert second == messages[1]
-    assert [m.role for m in told.told(messages[1:])] == ["system", "user"]
-    assert Asked.read(response_format={"type": "text"}) == Asked()
-    both = Asked.read(tools=TOOLS, response_format={"type": "json_object"})
-    assert both.grammar is not None
-    assert both.grammar.instead is not None
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"tool_choice": "any"},
-        {"tools": TOOLS, "tool_choice": "c"},
-        {"tools": TOOLS, "tool_choice": 3},
-        {"response_format": {"type": "yaml"}},
-        {"response_format": "json"},
-        {"response_format": {"type": "json_schema", "json_schema": {}}},
-    ],
-)
-def test_what_cannot_be_asked_is_refused(options: Any) -> None:
-    with pytest.raises(ConfigurationError, match="expected"):
-        Asked.read(**options)
-
-
-def test_parts_of_a_growing_reply_add_up_and_calls_keep_their_names(engine: Engine) -> None:
-    text = '<think>hm</think>\nWell.\n<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>'
-    replies = CommittedReply(engine.prompt("x"), 0, tools=True)
-    parts = [replies.grown(text[:n]) for n in range(len(text))] + [replies.ended(text)]
-    whole = replies.read(text)
-    assert "".join(p.content for p in parts) == whole.content == "Well."
-    assert "".join(p.reasoning for p in parts) == whole.reasoning == "hm"
-    assert tuple(c for p in parts for c in p.tool_calls) == whole.tool_calls
-    assert replies.reply == whole
-    assert not replies.ended(text)
-    ids = [replies.call_id(0), replies.call_id(1), CommittedReply(engine.prompt("y"), 0, tools=True).call_id(0)]
-    assert len(set(ids)) == 3
-    assert ids[0] == CommittedReply(engine.prompt("x"), 0, tools=True).call_id(0)
