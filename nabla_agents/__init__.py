@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nabla_agents.committed import CommittedText
+from nabla_agents.asked import Asked
 from nabla_agents.errors import (
     ConfigurationError,
     ContextOverflowError,
@@ -42,6 +42,7 @@ from nabla_agents.types import (
 )
 
 if TYPE_CHECKING:
+    from nabla_agents.committed import CommittedReply, CommittedText
     from nabla_agents.config import Sampling
     from nabla_agents.dto import AdamDTO, MirrorDTO
     from nabla_agents.engine import Engine
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from nabla_agents.rollouts import SGLANG, VLLM, ServerFormat, ServerRollouts
     from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
+    from nabla_agents.search_job import SearchJob
     from nabla_agents.shared import SharedEngine, loaded
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
@@ -97,6 +99,8 @@ _LAZY = {
     "AdamDTO": "dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "strategies",
+    "CommittedReply": "committed",
+    "CommittedText": "committed",
     "DifferentiableReward": "rewards",
     "Engine": "engine",
     "Execution": "sandbox",
@@ -123,6 +127,7 @@ _LAZY = {
     "Reward": "rewards",
     "Run": "run",
     "Sampling": "config",
+    "SearchJob": "search_job",
     "SelfConsistency": "strategies",
     "ServerFormat": "rollouts",
     "ServerRollouts": "rollouts",
@@ -150,8 +155,10 @@ __all__ = [
     "VLLM",
     "AdamDTO",
     "ArithmeticSteps",
+    "Asked",
     "BestOfN",
     "Budget",
+    "CommittedReply",
     "CommittedText",
     "ConfigurationError",
     "ContextOverflowError",
@@ -199,6 +206,7 @@ __all__ = [
     "Sampling",
     "SandboxError",
     "Score",
+    "SearchJob",
     "SelfConsistency",
     "ServerFormat",
     "ServerRollouts",
