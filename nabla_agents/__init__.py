@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nabla_agents.committed import CommittedText
+from nabla_agents.asked import Asked
 from nabla_agents.errors import (
     ConfigurationError,
     ContextOverflowError,
     GrammarError,
     ModelLoadError,
+    ModelMismatchError,
     NablaError,
     ProgramError,
     PromptError,
@@ -41,6 +42,7 @@ from nabla_agents.types import (
 )
 
 if TYPE_CHECKING:
+    from nabla_agents.committed import CommittedReply, CommittedText
     from nabla_agents.config import Sampling
     from nabla_agents.dto import AdamDTO, MirrorDTO
     from nabla_agents.engine import Engine
@@ -74,8 +76,10 @@ if TYPE_CHECKING:
         prompt_assertions,
         reward,
     )
+    from nabla_agents.rollouts import SGLANG, VLLM, ServerFormat, ServerRollouts
     from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
+    from nabla_agents.search_job import SearchJob
     from nabla_agents.shared import SharedEngine, loaded
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
@@ -87,12 +91,16 @@ _LAZY = {
     "QWEN_MATH_PRM": "rewards",
     "QWEN_MATH_RM": "rewards",
     "RLHFLOW_PRM": "rewards",
+    "SGLANG": "rollouts",
     "SKYWORK_O1_PRM": "rewards",
     "SKYWORK_REWARD_V2": "rewards",
     "TRL_PRM": "rewards",
+    "VLLM": "rollouts",
     "AdamDTO": "dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "strategies",
+    "CommittedReply": "committed",
+    "CommittedText": "committed",
     "DifferentiableReward": "rewards",
     "Engine": "engine",
     "Execution": "sandbox",
@@ -119,7 +127,10 @@ _LAZY = {
     "Reward": "rewards",
     "Run": "run",
     "Sampling": "config",
+    "SearchJob": "search_job",
     "SelfConsistency": "strategies",
+    "ServerFormat": "rollouts",
+    "ServerRollouts": "rollouts",
     "SharedEngine": "shared",
     "SoftMin": "rewards",
     "StepFormat": "rewards",
@@ -137,13 +148,17 @@ __all__ = [
     "QWEN_MATH_PRM",
     "QWEN_MATH_RM",
     "RLHFLOW_PRM",
+    "SGLANG",
     "SKYWORK_O1_PRM",
     "SKYWORK_REWARD_V2",
     "TRL_PRM",
+    "VLLM",
     "AdamDTO",
     "ArithmeticSteps",
+    "Asked",
     "BestOfN",
     "Budget",
+    "CommittedReply",
     "CommittedText",
     "ConfigurationError",
     "ContextOverflowError",
@@ -165,6 +180,7 @@ __all__ = [
     "Message",
     "MirrorDTO",
     "ModelLoadError",
+    "ModelMismatchError",
     "Nabla",
     "NablaError",
     "NablaParallel",
@@ -190,7 +206,10 @@ __all__ = [
     "Sampling",
     "SandboxError",
     "Score",
+    "SearchJob",
     "SelfConsistency",
+    "ServerFormat",
+    "ServerRollouts",
     "SharedEngine",
     "SoftMin",
     "Span",

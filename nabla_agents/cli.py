@@ -264,6 +264,63 @@ def bench(
 
 @app.command()
 @_command
+def mcp(
+    transport: Annotated[str, typer.Option(help="`stdio`, for one client, or `http`, for many, at /mcp.")] = "stdio",
+    host: Annotated[
+        str, typer.Option(help="Of `http`. Elsewhere than on loopback NABLA_MCP_KEY is needed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of `http`.")] = 8001,
+    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder or a hub id.")] = "tiny",
+    reward: Annotated[str | None, typer.Option(help="What judges, as in `nabla solve`.", show_default=False)] = None,
+    offer: Annotated[
+        str, typer.Option(help="Comma list of rewards that a call may choose instead, for example `arithmetic`.")
+    ] = "arithmetic",
+    strategy: Annotated[str, typer.Option(help=f"Unless a call chooses: one of {', '.join(STRATEGIES)}.")] = "nabla",
+    rollouts: Annotated[int, typer.Option(help="Completions per call, unless it asks for another number.")] = 8,
+    max_rollouts: Annotated[int, typer.Option(min=1, help="The most that a call may ask for.")] = 64,
+    concurrent: Annotated[int, typer.Option(min=1, help="Calls that run at the same time.")] = 8,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code of the model's own.")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="For example bfloat16.", show_default=False)] = None,
+    device_map: Annotated[str | None, typer.Option(help="Needs accelerate.", show_default=False)] = None,
+) -> None:
+    """Offer `solve` and `verify` as tools to any MCP client."""
+    _known({"stdio": None, "http": None}, transport, "transport")
+    make_strategy = _known(STRATEGIES, strategy, "strategy")
+    terms = _terms(reward if reward is not None else "tiny" if model == "tiny" else "none")
+    offered = {name.strip(): _terms(name) for name in offer.split(",") if name.strip()}
+    budget = na.Budget(rollouts=rollouts)
+    loading = {"trust_remote_code": trust_remote_code, "dtype": dtype, "device_map": device_map}
+    loading = {name: value for name, value in loading.items() if value}
+    with _loading(f"Loading {model}"):
+        from nabla_agents import mcp_server
+
+        keys = [key] if (key := os.environ.get("NABLA_MCP_KEY")) else []
+        if transport == "http":
+            mcp_server.check_keys(host, keys)
+        engine = na.Engine(
+            strategy=make_strategy(rollouts),
+            model=na.LanguageModel.from_pretrained(model, **loading),
+            reward=_reward(terms, loading),
+            budget=budget,
+        )
+        tools = mcp_server.NablaTools(
+            engine,
+            rewards={name: made for name, each in offered.items() if (made := _reward(each, loading)) is not None},
+            strategies={name: make(rollouts) for name, make in STRATEGIES.items()},
+            max_rollouts=max_rollouts,
+            concurrent=concurrent,
+        )
+    if transport == "stdio":
+        mcp_server.run_stdio(tools)
+    else:
+        _console(stderr=True).print(f"MCP at http://{host}:{port}/mcp", highlight=False)
+        mcp_server.run_http(tools, host=host, port=port, keys=keys)
+
+
+@app.command()
+@_command
 def serve(
     model: Annotated[
         list[str] | None, typer.Option(help="`tiny` (embedded), a folder or a hub id; may be repeated.")

@@ -153,12 +153,13 @@ class Engine:
         """
         seeds = _seeds(prompts, seeds, max_batch)
         coalescer = Coalescer(self.worker, max_batch=max_batch)
-        runs = [
-            self._start(coalescer, prompt, budget, seed, sampling, strategy, tools, formatted)
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        runs = {
+            i: self._start(coalescer, prompt, budget, seed, sampling, strategy, tools, formatted)
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        }
         started = time.perf_counter()
-        results = coalescer.run([run.drain for run in runs])
+        # A run leaves the table when its turn comes, so that the tensors it needs are freed when it ends.
+        results = coalescer.run([lambda i=i: runs.pop(i).drain() for i in list(runs)])
         seconds, flops = time.perf_counter() - started, sum(r.usage.flops for r in results)
         return [
             r.with_usage(replace(r.usage, seconds=seconds * (r.usage.flops / flops if flops else 1 / len(results))))
@@ -226,7 +227,7 @@ class Engine:
         sampling = Sampling() if sampling is None else _sampling(sampling)
         if sampling.grammar is not None:
             self.model.constraint(sampling.grammar)
-        rendered = self.prompt(prompt, tools=tools, formatted=formatted)
+        rendered = replace(self.prompt(prompt, tools=tools, formatted=formatted))  # its own: models keep what they read
         search = Search(
             objective=self.objective,
             worker=worker,

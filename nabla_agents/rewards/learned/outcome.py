@@ -87,9 +87,9 @@ class OutcomeReward(HeadReward):
 
     # ── a score that the model's own forward pass computes ────────────────────────────────────────────────────────
 
-    def _run(self, readings: Sequence[Reading], starts: Sequence[int] | None) -> Pass:
+    def _run(self, readings: Sequence[Reading], prompts: Sequence[Prompt], starts: Sequence[int] | None) -> Pass:
         if not self._whole:
-            return super()._run(readings, starts)
+            return super()._run(readings, prompts, starts)
         # One text at a time: how a model of this kind treats padding is not known.
         lengths = [len(r.ids) for r in readings]
         ids = [torch.tensor([r.ids], device=self.transformer.device) for r in readings]

@@ -13,7 +13,6 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 
 from llama_index.llms.nabla.options import SAMPLING, check_known
 from llama_index.llms.nabla.policy import RefinePolicy, TraceBudget
-from llama_index.llms.nabla.prompts import has_template
 from nabla_agents import Budget, ConfigurationError, SharedEngine, loaded
 
 if TYPE_CHECKING:
@@ -121,13 +120,17 @@ class NablaSettings(FunctionCallingLLM):
         return LLMMetadata(
             context_window=window,
             num_output=self.max_tokens,
-            is_chat_model=has_template(engine),
+            is_chat_model=engine.model.tokenizer.has_template,
             is_function_calling_model=self._calls_tools(engine),
             model_name=self.model,
         )
 
     def _calls_tools(self, engine: Engine) -> bool:
-        return has_template(engine) and _GRAMMARS if self.is_function_calling is None else self.is_function_calling
+        return (
+            engine.model.tokenizer.has_template and _GRAMMARS
+            if self.is_function_calling is None
+            else self.is_function_calling
+        )
 
     @property
     def tokenizer_fn(self) -> Callable[[str], list[int]]:
