@@ -44,6 +44,9 @@ class Engine:
         ConfigurationError, ModelLoadError, VocabularyMismatchError: before any weight is loaded where possible.
     """
 
+    takes_turns = True
+    """Whether callers wait for each other, operation by operation: one device has one engine."""
+
     def __init__(
         self,
         *,
@@ -82,6 +85,14 @@ class Engine:
             _check_parts(**options)  # before the reward's weights are read
             options["reward"] = ImplicitReward.from_pretrained("tiny")
         return cls(**options)
+
+    def strategy_of(self, strategy: Strategy | None) -> Strategy:
+        """The strategy as this engine runs it; without one, its own.
+
+        Raises:
+            ConfigurationError: it is no strategy.
+        """
+        return self.strategy if strategy is None else _strategy(strategy)
 
     def with_reward(self, reward: Reward | None) -> Engine:
         """An engine that judges by another reward; the model, its rollouts and all settings are shared with this one.
@@ -223,7 +234,7 @@ class Engine:
         formatted: bool,
         draft: str | None = None,
     ) -> Run:
-        strategy = self.strategy if strategy is None else _strategy(strategy)
+        strategy = self.strategy_of(strategy)
         sampling = Sampling() if sampling is None else _sampling(sampling)
         if sampling.grammar is not None:
             self.model.constraint(sampling.grammar)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -51,8 +52,7 @@ class SearchJob:
     ) -> None:
         self.engine, self.prompt, self.seed, self.draft = engine, prompt, seed, draft
         self.sampling, self.budget = sampling, budget
-        chosen = engine.strategy if strategy is None else strategy
-        self._watched = Watched(chosen, report=report, settled=settled)
+        self._watched = Watched(engine.strategy_of(strategy), report=report, settled=settled)
         self._run: Run | None = None
         self._outcome: Result | BaseException | None = None
 
@@ -121,6 +121,8 @@ class SearchJob:
         """As `drain_all`, off the event loop, in one batch with what else waits. A cancelled await stops these."""
         queues = [_queue(job) for job in jobs]
         try:
+            if jobs and not jobs[0].engine.takes_turns:
+                await asyncio.gather(*(on_worker(job.engine, _drain_joined, [job]) for job in jobs))
             for job, queue in zip(jobs, queues, strict=True):
                 if job._outcome is None:  # it may have been joined to another one's batch
                     await on_worker(job.engine, queue.serve, job)

@@ -36,7 +36,7 @@ class Request:
         prompt: Prompt = self._engine.prompt(asked.told(_messages.conversation(messages)), tools=asked.tools)
         options = self.call._engine_options(self._engine, asked.grammar)
         if (enough := kwargs.get("enough")) is not None:
-            options["strategy"] = UntilEnough(options["strategy"] or self._engine.strategy, enough)
+            options["strategy"] = UntilEnough(self._engine.strategy_of(options["strategy"]), enough)
         self.jobs: Final = [
             SearchJob(self._engine, prompt, seed=seed, draft=kwargs.get("draft"), report=report, **options)
             for seed in range(self.call.seed, self.call.seed + self.call.n)
