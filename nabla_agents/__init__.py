@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nabla_agents.committed import CommittedText
+from nabla_agents.asked import Asked
 from nabla_agents.errors import (
     ConfigurationError,
     ContextOverflowError,
@@ -18,6 +18,7 @@ from nabla_agents.errors import (
     NablaError,
     ProgramError,
     PromptError,
+    RemoteError,
     RewardError,
     RolloutError,
     SandboxError,
@@ -42,12 +43,14 @@ from nabla_agents.types import (
 )
 
 if TYPE_CHECKING:
+    from nabla_agents.committed import CommittedReply, CommittedText
     from nabla_agents.config import Sampling
     from nabla_agents.dto import AdamDTO, MirrorDTO
     from nabla_agents.engine import Engine
     from nabla_agents.models.language_model import LanguageModel
     from nabla_agents.objective import Objective
     from nabla_agents.positions import Refinable
+    from nabla_agents.remote import RemoteEngine, RemoteStrategy
     from nabla_agents.rewards import (
         ARMORM,
         MATH_SHEPHERD,
@@ -78,6 +81,7 @@ if TYPE_CHECKING:
     from nabla_agents.rollouts import SGLANG, VLLM, ServerFormat, ServerRollouts
     from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
+    from nabla_agents.search_job import SearchJob
     from nabla_agents.shared import SharedEngine, loaded
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
@@ -97,6 +101,8 @@ _LAZY = {
     "AdamDTO": "dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "strategies",
+    "CommittedReply": "committed",
+    "CommittedText": "committed",
     "DifferentiableReward": "rewards",
     "Engine": "engine",
     "Execution": "sandbox",
@@ -120,9 +126,12 @@ _LAZY = {
     "PythonAnswer": "rewards",
     "PythonTests": "rewards",
     "Refinable": "positions",
+    "RemoteEngine": "remote",
+    "RemoteStrategy": "remote",
     "Reward": "rewards",
     "Run": "run",
     "Sampling": "config",
+    "SearchJob": "search_job",
     "SelfConsistency": "strategies",
     "ServerFormat": "rollouts",
     "ServerRollouts": "rollouts",
@@ -150,8 +159,10 @@ __all__ = [
     "VLLM",
     "AdamDTO",
     "ArithmeticSteps",
+    "Asked",
     "BestOfN",
     "Budget",
+    "CommittedReply",
     "CommittedText",
     "ConfigurationError",
     "ContextOverflowError",
@@ -189,6 +200,9 @@ __all__ = [
     "PythonAnswer",
     "PythonTests",
     "Refinable",
+    "RemoteEngine",
+    "RemoteError",
+    "RemoteStrategy",
     "Reply",
     "Result",
     "Reward",
@@ -199,6 +213,7 @@ __all__ = [
     "Sampling",
     "SandboxError",
     "Score",
+    "SearchJob",
     "SelfConsistency",
     "ServerFormat",
     "ServerRollouts",

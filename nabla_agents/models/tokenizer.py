@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from nabla_agents.errors import ModelLoadError, PromptError
+from nabla_agents.markers import REASONING_END
 from nabla_agents.types import Message
 
 _WINDOW = 32  # tokens that are decoded again to place the next one
@@ -42,6 +43,16 @@ class Tokenizer:
     def eos(self) -> str:
         """Text of the end-of-sequence token; empty where there is none."""
         return str(self.hf.eos_token or "")
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template, so that conversations can be rendered."""
+        return bool(self.hf.chat_template)
+
+    @property
+    def knows_reasoning(self) -> bool:
+        """Whether the chat template knows of reasoning, so that the model may think before it answers."""
+        return REASONING_END in str(self.hf.chat_template)
 
     @property
     def knows_tools(self) -> bool:
