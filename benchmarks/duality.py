@@ -1,11 +1,11 @@
 """Does the search sample from the KL-regularised optimum? Computed exactly, on sequences few enough to list.
 
 The paper's duality: refining logits by the gradient of λ·r + log π samples from q(y) ∝ π(y)·exp(λ·r(y)). Here every
-completion of at most three tokens is listed, with π, the reward and the gradient at it. The left-to-right loop (draw a
-token from the refined row, complete it anew, keep it or not) is then a chain whose distribution is summed up without
-sampling. Reported is its total variation distance to q, with and without the gradient, with and without acceptance.
-Models and rewards are random; a reward has standard deviation 1 under its model. `--check N` also runs the engine's own
-`Nabla` N times and compares.
+completion of at most `--length` tokens is listed, with π, the reward and the gradient at it. The left-to-right loop
+(draw a token from the refined row, complete it anew, keep it or not) is then a chain whose distribution is summed up
+without sampling. Reported is its total variation distance to q, with and without the gradient, with and without
+acceptance. Models and rewards are random; a reward has standard deviation 1 under its model. `--check N` also runs the
+engine's own `Nabla` N times and compares.
 
     python benchmarks/duality.py --out benchmarks/results/duality
 """
@@ -29,7 +29,7 @@ from nabla_agents.rewards.base import Reward
 from nabla_agents.testing import random_model, random_outcome_reward
 from nabla_agents.types import FinishReason
 
-WORDS, LENGTH = "abcd", 3
+WORDS = "abcd"
 LAMBDAS = (0.25, 0.5, 1.0, 2.0, 4.0)
 Ids = tuple[int, ...]
 
@@ -45,6 +45,10 @@ class World:
     likelihood: list[torch.Tensor]  # the same shape: gradient of log π
     gain: list[torch.Tensor]  # the same shape: gradient of the reward
     direct: list[torch.Tensor]  # the same shape: the part of it that needs no backward pass
+
+    @property
+    def length(self) -> int:
+        return max(map(len, self.completions))
 
     def optimum(self, lam: float) -> torch.Tensor:
         """q(y) ∝ π(y)·exp(λ·r(y))."""
@@ -85,12 +89,12 @@ SAMPLERS = (
 )
 
 
-def enumerated(model: LanguageModel, reward: Reward) -> World:
-    """The world of a model and a reward."""
+def enumerated(model: LanguageModel, reward: Reward, length: int) -> World:
+    """The world of a model and a reward, with completions of at most so many tokens."""
     eos = model.tokenizer.eos_id
     tokens = range(model.vocab_size)
     done, open_ = list[Ids](), [()]
-    for _ in range(LENGTH):
+    for _ in range(length):
         grown = [(*ids, t) for ids in open_ for t in tokens]
         done += [ids for ids in grown if ids[-1] == eos]
         open_ = [ids for ids in grown if ids[-1] != eos]
@@ -137,7 +141,7 @@ def reached(world: World, sampler: Sampler, lam: float) -> torch.Tensor:
     p, value = world.log_p.exp(), sampler.better(world, lam)
     rows = [sampler.rows(world, i, lam) for i in range(len(world.completions))]
     state = p.clone()
-    for t in range(LENGTH):
+    for t in range(world.length):
         following = state.clone()
         for members in alike(world.completions, t).values():
             tokens = torch.tensor([world.completions[i][t] for i in members])
@@ -197,7 +201,7 @@ def checked(model: LanguageModel, reward: Reward, world: World, runs: int, lam: 
     engine = Engine(
         model=model, reward=reward, strategy=strategy, budget=Budget(rollouts=64), likelihood_weight=1 / lam
     )
-    results = engine.generate_batch(["a"] * runs, sampling=Sampling(max_tokens=LENGTH), max_batch=64)
+    results = engine.generate_batch(["a"] * runs, sampling=Sampling(max_tokens=world.length), max_batch=64)
     counts = Counter(r.token_ids for r in results)
     found = torch.tensor([counts[ids] / runs for ids in world.completions], dtype=torch.float64)
     with_likelihood = Sampler("", lambda lam: MirrorDTO(beta=lam), "J", likelihood=True)
@@ -210,15 +214,15 @@ def checked(model: LanguageModel, reward: Reward, world: World, runs: int, lam: 
     }
 
 
-def measured(pairs: int, runs: int) -> dict[str, object]:
+def measured(pairs: int, length: int, runs: int) -> dict[str, object]:
     torch.manual_seed(0)
-    found: dict[str, object] = {"words": len(WORDS), "length": LENGTH, "pairs": pairs, "rewards": {}}
+    found: dict[str, object] = {"words": len(WORDS), "length": length, "pairs": pairs, "rewards": {}}
     for kind in ("implicit", "outcome"):
         per: dict[str, dict[str, list[dict[str, float]]]] = {}
         for seed in range(pairs):
             model = random_model(vocabulary=list(WORDS), width=16, layers=2, seed=2 * seed)
-            reward = _reward(kind, model, 2 * seed + 1)
-            world = enumerated(model, reward)
+            reward = _reward(kind, model, length, 2 * seed + 1)
+            world = enumerated(model, reward, length)
             for lam in LAMBDAS:
                 rows = {s.name: reached(world, s, lam) for s in SAMPLERS}
                 rows["best of 8 by r"] = best_of(world, 8)
@@ -234,13 +238,13 @@ def measured(pairs: int, runs: int) -> dict[str, object]:
     return found
 
 
-def _reward(kind: str, model: LanguageModel, seed: int) -> Reward:
+def _reward(kind: str, model: LanguageModel, length: int, seed: int) -> Reward:
     """A random reward whose standard deviation under the model is 1; an empty text counts 0."""
     if kind == "implicit":
         plain: Reward = ImplicitReward(random_model(vocabulary=list(WORDS), width=16, layers=2, seed=seed))
     else:
         plain = random_outcome_reward(model.tokenizer.hf, width=16, layers=2, seed=seed).otherwise(0.0)
-    world = enumerated(model, plain)
+    world = enumerated(model, plain, length)
     p = world.log_p.exp()
     variance = float(p @ world.reward.square() - (p @ world.reward).square())
     return variance**-0.5 * plain
@@ -301,11 +305,12 @@ def draw(found: dict[str, object], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="random pairs of a model and a reward")
+    parser.add_argument("--length", type=int, default=3, help="most tokens of a completion")
     parser.add_argument("--check", type=int, default=0, help="runs of the engine's own search to compare with")
     parser.add_argument("--out", type=Path, help="folder for results.json, table.md and duality.svg")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = measured(options.pairs, options.check)
+    found = measured(options.pairs, options.length, options.check)
     print(table(found))
     print(json.dumps({k: v for k, v in found.items() if k != "rewards"}))
     if options.out is not None:
