@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from nabla_agents.result import Result
 from nabla_agents.turns import on_worker, turn
-from nabla_agents.types import Budget, FinishReason, Prompt, Step
+from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Step
 from nabla_agents.watched import Watched
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class SearchJob:
         draft: an answer from elsewhere to start from.
         report: is told each step on the thread that computes it.
         settled: whether the first completion is good enough to end the search with it.
+        top_logprobs: how many `alternatives` each place of the result gets; one forward pass more where it is not 0.
     """
 
     def __init__(
@@ -49,10 +50,14 @@ class SearchJob:
         draft: str | None = None,
         report: Callable[[Step], object] = lambda step: None,
         settled: Callable[[Step], bool] | None = None,
+        top_logprobs: int = 0,
     ) -> None:
         self.engine, self.prompt, self.seed, self.draft = engine, prompt, seed, draft
         self.sampling, self.budget = sampling, budget
         self._watched = Watched(engine.strategy_of(strategy), report=report, settled=settled)
+        self.alternatives: list[list[tuple[int, float]]] = []
+        """Once the search has ended: at each place of its result, the likeliest tokens with log π in nats."""
+        self._top_logprobs = top_logprobs
         self._run: Run | None = None
         self._outcome: Result | BaseException | None = None
 
@@ -151,14 +156,26 @@ class SearchJob:
         with turn(self.engine):
             step = next(self._begun(), None)
             if step is not None and step.done:
-                self._outcome = self._begun().result
-                self._watched.tell(step)
+                self._end(self._begun().result)
             return step
 
     def _end(self, outcome: Result | BaseException) -> None:
-        self._outcome = outcome
-        if isinstance(outcome, Result) and outcome.trace:
+        if isinstance(outcome, Result):
+            outcome = self._with_alternatives(outcome)
             self._watched.tell(outcome.trace[-1])
+        self._outcome = outcome
+
+    def _with_alternatives(self, result: Result) -> Result:
+        """The result, charged for them."""
+        if not (self._top_logprobs and result.token_ids) or self._watched.cancelled:
+            return result
+        rollout = Rollout(self.prompt, result.token_ids, result.text)
+        [states] = self.engine.worker.states([rollout], [0], [None])
+        rows = states.carrier.logits(range(len(result.token_ids))).float().log_softmax(-1)
+        values, tokens = rows.topk(min(self._top_logprobs, rows.shape[-1]))
+        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+        self.alternatives = [list(zip(ids, found, strict=True)) for ids, found in pairs]
+        return result.with_usage(result.usage + states.usage)
 
     def _check_not_interrupted(self) -> None:
         ended = isinstance(self._outcome, Result) and self._outcome.finish_reason is FinishReason.INTERRUPTED
@@ -221,8 +238,8 @@ def _drain_joined(jobs: Sequence[SearchJob]) -> None:
             strategy=together,
             max_batch=_MOST,
         )
-    for job, result in zip(jobs, results, strict=True):
-        job._end(result)
+        for job, result in zip(jobs, results, strict=True):
+            job._end(result)
 
 
 class _Together:
