@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from nabla_agents.models.decoding import RolloutJob
 from nabla_agents.models.language_model import LikelihoodGradient
-from nabla_agents.models.transformer import PrefixCache
+from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.strategies.search import Cancelled, Worker
 from nabla_agents.types import Prompt, Rollout, Score, Usage
@@ -131,16 +132,25 @@ class Coalescer:
             self._changed.wait_for(lambda: self._running == 0 or len(self._waiting) == self._running)
             if not self._waiting:
                 return self._running > 0
-            kind = min((r.kind for r in self._waiting), key=_KINDS.index)
-            batch = [r for r in self._waiting if r.kind == kind]
+            kind, batch = self._chosen()
+        self._answer(kind, batch)
+        return True
+
+    def _chosen(self) -> tuple[str, list[_Request]]:
+        kind = min((r.kind for r in self._waiting), key=_KINDS.index)
+        return kind, [r for r in self._waiting if r.kind == kind]
+
+    def _answer(self, kind: str, batch: Sequence[_Request]) -> None:
         self._execute(kind, batch)
         for request in batch:  # before they leave the list, where an interrupt finds what still waits
             request.done.set()
         with self._changed:
             self._waiting = [r for r in self._waiting if r not in batch]
-        return True
 
     def _execute(self, kind: str, batch: Sequence[_Request]) -> None:
+        """Gives each request its results. Where a batch fails, each of its requests is run alone, so that an error
+        reaches only the search that causes it.
+        """
         columns = [[x for r in batch for x in r.columns[c]] for c in range(len(batch[0].columns))]
         operation: Callable[..., list[Any]] = getattr(self._worker, kind)
         try:
@@ -148,9 +158,65 @@ class Coalescer:
             for first in range(0, len(columns[0]), self._max_batch):
                 results += operation(*(column[first : first + self._max_batch] for column in columns))
         except Exception as e:
+            if len(batch) == 1:
+                batch[0].error = e
+                return
             for request in batch:
-                request.error = e
+                self._execute(kind, [request])
             return
         for request in batch:
             count = len(request.columns[0])
             request.results, results = results[:count], results[count:]
+
+
+class OpenBatch(Coalescer):
+    """A `Worker` for searches that come and go: each runs on a thread of its own within `joining()`, and one thread,
+    which starts with the first of them, runs what they all wait for. `turn` is held for each joined operation, so that
+    the batches of one device do not compete for it.
+    """
+
+    def __init__(self, worker: Worker, *, max_batch: int, turn: AbstractContextManager[Any] | None = None) -> None:
+        super().__init__(worker, max_batch=max_batch)
+        self._turn: AbstractContextManager[Any] = nullcontext() if turn is None else turn
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """The calling thread's search is one of the batch within; operations wait for it from here on."""
+        with self._changed:
+            self._running += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="nabla-batch", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends the thread after its operation; searches that still run are cancelled, and so is what comes later."""
+        with self._changed:
+            self._cancelled = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._cancelled or (self._waiting and len(self._waiting) == self._running)
+                )
+                if self._cancelled:
+                    break
+                kind, batch = self._chosen()
+            with self._turn:
+                self._answer(kind, batch)
+        with self._changed:
+            for request in self._waiting:
+                request.error = Cancelled()
+                request.done.set()
+            self._waiting.clear()

@@ -44,6 +44,9 @@ class Engine:
         ConfigurationError, ModelLoadError, VocabularyMismatchError: before any weight is loaded where possible.
     """
 
+    takes_turns = True
+    """Whether callers wait for each other, operation by operation: one device has one engine."""
+
     def __init__(
         self,
         *,
@@ -71,7 +74,8 @@ class Engine:
         self.objective = Objective(
             self.model, reward, likelihood_weight=likelihood_weight, embedding_terms=embedding_terms
         )
-        self._worker: Worker = LocalWorker(self.objective, rollouts or self.model)
+        self._rollouts: RolloutBackend = rollouts or self.model
+        self.worker: Worker = LocalWorker(self.objective, self._rollouts)
 
     @classmethod
     def tiny(cls, **options: Any) -> Engine:
@@ -81,6 +85,30 @@ class Engine:
             _check_parts(**options)  # before the reward's weights are read
             options["reward"] = ImplicitReward.from_pretrained("tiny")
         return cls(**options)
+
+    def strategy_of(self, strategy: Strategy | None) -> Strategy:
+        """The strategy as this engine runs it; without one, its own.
+
+        Raises:
+            ConfigurationError: it is no strategy.
+        """
+        return self.strategy if strategy is None else _strategy(strategy)
+
+    def with_reward(self, reward: Reward | None) -> Engine:
+        """An engine that judges by another reward; the model, its rollouts and all settings are shared with this one.
+
+        Raises:
+            ConfigurationError, VocabularyMismatchError: the reward does not fit the model.
+        """
+        return Engine(
+            model=self.model,
+            reward=reward,
+            strategy=self.strategy,
+            budget=self.budget,
+            likelihood_weight=self.objective.likelihood_weight,
+            embedding_terms=self.objective.embedding_terms,
+            rollouts=self._rollouts,
+        )
 
     def generate(self, prompt: PromptLike, **options: Any) -> Result:
         """The best completion found within the budget; options as in `steps`. Ctrl-C returns the best so far."""
@@ -103,17 +131,20 @@ class Engine:
         tools: Sequence[dict[str, Any]] | None = None,
         formatted: bool = False,
         draft: str | None = None,
+        worker: Worker | None = None,
     ) -> Run:
         """An iterator over the search's steps, whose `result` is the best so far at any time.
 
         `formatted=True` takes a string verbatim instead of as a user turn. `draft` is an answer from elsewhere, which
-        the search starts from in place of its own first completion: it is judged, and what follows is to be better. The
-        same seed gives the same text, in any order and on any thread.
+        the search starts from in place of its own first completion: it is judged, and what follows is to be better.
+        `worker` runs the search's operations in place of the engine's own; an `OpenBatch` on that joins them with those
+        of other threads. The same seed gives the same text, in any order and on any thread.
 
         Raises:
             PromptError, ContextOverflowError, GrammarError, ConfigurationError: before anything is computed.
         """
-        return self._start(self._worker, prompt, budget, seed, sampling, strategy, tools, formatted, draft)
+        worker = self.worker if worker is None else worker
+        return self._start(worker, prompt, budget, seed, sampling, strategy, tools, formatted, draft)
 
     def generate_batch(
         self,
@@ -132,13 +163,14 @@ class Engine:
         0, 1, 2, ... `usage.seconds` is the batch's wall-clock shared out by FLOPs.
         """
         seeds = _seeds(prompts, seeds, max_batch)
-        coalescer = Coalescer(self._worker, max_batch=max_batch)
-        runs = [
-            self._start(coalescer, prompt, budget, seed, sampling, strategy, tools, formatted)
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        coalescer = Coalescer(self.worker, max_batch=max_batch)
+        runs = {
+            i: self._start(coalescer, prompt, budget, seed, sampling, strategy, tools, formatted)
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        }
         started = time.perf_counter()
-        results = coalescer.run([run.drain for run in runs])
+        # A run leaves the table when its turn comes, so that the tensors it needs are freed when it ends.
+        results = coalescer.run([lambda i=i: runs.pop(i).drain() for i in list(runs)])
         seconds, flops = time.perf_counter() - started, sum(r.usage.flops for r in results)
         return [
             r.with_usage(replace(r.usage, seconds=seconds * (r.usage.flops / flops if flops else 1 / len(results))))
@@ -202,11 +234,11 @@ class Engine:
         formatted: bool,
         draft: str | None = None,
     ) -> Run:
-        strategy = self.strategy if strategy is None else _strategy(strategy)
+        strategy = self.strategy_of(strategy)
         sampling = Sampling() if sampling is None else _sampling(sampling)
         if sampling.grammar is not None:
             self.model.constraint(sampling.grammar)
-        rendered = self.prompt(prompt, tools=tools, formatted=formatted)
+        rendered = replace(self.prompt(prompt, tools=tools, formatted=formatted))  # its own: models keep what they read
         search = Search(
             objective=self.objective,
             worker=worker,

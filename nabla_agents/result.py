@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nabla_agents.trace import Trace
-from nabla_agents.types import Coverage, FinishReason, Score, Usage
+from nabla_agents.types import Coverage, FinishReason, Score, Usage, finite
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Result:
         return {
             "finish_reason": str(self.finish_reason),
             "detail": self.detail,
-            "score": None if score is None else _finite(score.value),
+            "score": None if score is None else finite(score.value),
             "verified": None if score is None or score.verified is None else bool(score.verified),
             "explanation": "" if score is None else score.explanation,
-            "log_likelihood": _finite(self.log_likelihood),
+            "log_likelihood": finite(self.log_likelihood),
             "seed": self.seed,
             "steps": len(self.trace),
             "revisions": sum(step.kind == "refine" and step.accepted for step in self.trace),
@@ -57,7 +57,3 @@ class Result:
 
     def _repr_html_(self) -> str:
         return self.trace._repr_html_()
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

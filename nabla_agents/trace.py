@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from nabla_agents.types import Step
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 
 class Trace(tuple[Step, ...]):
@@ -19,6 +24,13 @@ class Trace(tuple[Step, ...]):
         trace = super().__new__(cls, steps)
         trace.question = question
         return trace
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """In JSON a trace is the list of its steps."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(cls, handler.generate_schema(tuple[Step, ...]))
 
     def to_html(self, *, title: str = "Trace") -> str:
         """One self-contained page: the answer's tokens coloured by predicted gain, each change with what it promised

@@ -276,3 +276,22 @@ class Step:
     done: bool = False
     gains: tuple[TokenGain, ...] = ()
     kl: float | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """The step in a few values, as JSON has them: for progress events."""
+        return {
+            "kind": self.kind,
+            "accepted": bool(self.accepted),
+            "position": self.position,
+            "old_token": self.old_token,
+            "new_token": self.new_token,
+            "score": None if self.score is None else finite(self.score.value),
+            "text": self.text,
+            "rollouts": self.usage.rollouts,
+            "done": self.done,
+        }
+
+
+def finite(value: float) -> float | None:
+    """The number as JSON has it; None for NaN and infinities."""
+    return float(value) if math.isfinite(value) else None

@@ -9,6 +9,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from pydantic import TypeAdapter
 
 from nabla_agents import Engine, FinishReason, MirrorDTO, Nabla, Result, Score, Span, Step, Trace, Usage, tiny
 from nabla_agents.report import fragment, page
@@ -229,3 +230,10 @@ def test_a_long_answer_is_compared_by_lines_in_reasonable_time() -> None:
     lines[1500] = "line 1500: 1500 * 7 = 0"
     read = Reader(page([Step("rollout", "", True, text=old), Step("refine", "", True, text="\n".join(lines))]))
     assert read.of("ins") == ["line 1500: 1500 * 7 = 0\n"]
+
+
+def test_a_pydantic_model_may_hold_a_trace() -> None:
+    adapter = TypeAdapter(Trace)
+    trace = adapter.validate_python(adapter.dump_python(Trace(refined(), question="What is 7 + 6?")))
+    assert isinstance(trace, Trace)
+    assert [step.text for step in trace] == [step.text for step in refined()]

@@ -2,88 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
-from langchain_nabla import _answers, _convert
-from langchain_nabla._engine import Cancellable, UntilEnough, on_worker, turn
-from langchain_nabla._messages import Replies, conversation
-from langchain_nabla._tools import Constraints, constraints, told
-from nabla_agents import Result
+from langchain_nabla import _answers, _convert, _messages
+from langchain_nabla._progress import report
+from nabla_agents import Asked, CommittedReply, CommittedText, Result, SearchJob, Step
 
 if TYPE_CHECKING:
     from langchain_nabla.chat_models import ChatNabla
-    from nabla_agents import Engine, Prompt, Run
+    from nabla_agents import Engine, Prompt, Strategy
 
 ASKED: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "draft", "enough")
 """Options that a call has and the model has not."""
 
 
 class Request:
-    """One call: its model with the call's options, its prompt, and how its results become messages."""
+    """One call: its model with the call's options, its prompt, its searches, and how their results become messages."""
 
     def __init__(
         self, model: ChatNabla, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
     ) -> None:
         self.call = model._for_call(kwargs, stop)
-        self.engine: Engine = self.call.load()
-        thinks = "</think>" in str(self.engine.model.tokenizer.hf.chat_template)
-        self._asked: Constraints = constraints(
-            kwargs.get("tools"),
-            kwargs.get("tool_choice"),
-            kwargs.get("parallel_tool_calls"),
-            kwargs.get("response_format"),
-            reasoning=thinks,
+        self._engine: Engine = self.call.load()
+        asked = Asked.read(
+            **{name: kwargs[name] for name in ASKED[:4] if name in kwargs},
+            reasoning=self._engine.model.tokenizer.knows_reasoning,
         )
-        told_of = None if (kwargs.get("response_format") or {}).get("type") == "json_object" else self._asked.schema
-        turns = told(conversation(messages), told_of)
-        self.prompt: Prompt = self.engine.prompt(turns, tools=self._asked.tools)
-        self._draft, self._enough = kwargs.get("draft"), kwargs.get("enough")
-        self._replies = Replies(self.prompt.text, self.call.seed, tools=bool(self._asked.tools))
-
-    def run(self) -> Run:
-        options = self.call._engine_options(self.engine, self._asked.grammar)
-        if self._enough is not None:
-            options["strategy"] = UntilEnough(options["strategy"] or self.engine.strategy, self._enough)
-        return self.engine.steps(self.prompt, seed=self.call.seed, draft=self._draft, **options)
-
-    def batch(self, strategy: Any) -> list[Result]:
-        """`n` results, best first, from one batch."""
-        options = self.call._engine_options(self.engine, self._asked.grammar)
-        seeds = [self.call.seed + i for i in range(self.call.n)]
-        with turn(self.engine):
-            results = self.engine.generate_batch(
-                [self.prompt] * self.call.n, seeds=seeds, **{**options, "strategy": strategy}
-            )
-        return _convert.best_first(results)
-
-    async def abatch(self) -> list[Result]:
-        strategy = Cancellable(self.call.strategy or self.engine.strategy)
-        try:
-            return await on_worker(self.engine, self.batch, strategy)
-        finally:
-            strategy.cancel()
-
-    # ── messages ──────────────────────────────────────────────────────────────────────────────────────────────────
+        prompt: Prompt = self._engine.prompt(asked.told(_messages.conversation(messages)), tools=asked.tools)
+        options = self.call._engine_options(self._engine, asked.grammar)
+        if (enough := kwargs.get("enough")) is not None:
+            options["strategy"] = UntilEnough(self._engine.strategy_of(options["strategy"]), enough)
+        self.jobs: Final = [
+            SearchJob(self._engine, prompt, seed=seed, draft=kwargs.get("draft"), report=report, **options)
+            for seed in range(self.call.seed, self.call.seed + self.call.n)
+        ]
+        self._replies = CommittedReply(prompt, self.call.seed, tools=bool(asked.tools))
+        self._text = CommittedText()
 
     def chat_result(self, results: Sequence[Result]) -> ChatResult:
-        generations = [_answers.generation(self._replies.message(r.text), r, self._details(r)) for r in results]
-        return _answers.chat_result(generations, results, self.call.model)
+        """The messages of all answers, best first."""
+        results = _convert.best_first(results)
+        read = self._replies.read
+        messages = [(_messages.message(read(r.text), self._replies), r, self._details(r)) for r in results]
+        return _answers.chat_result([_answers.generation(*one) for one in messages], results, self.call.model)
 
-    def chunk(self, text: str) -> ChatGenerationChunk | None:
-        """What the committed text adds to the message."""
-        added = self._replies.grown(text)
-        return None if added is None else ChatGenerationChunk(message=added)
+    def chunk(self, step: Step) -> ChatGenerationChunk | None:
+        """What a step commits to the message, if anything; the last one completes it."""
+        if step.done:
+            return self.last_chunk(self.jobs[0].result)
+        if not self._text.added_by(step) or not (added := self._replies.grown(self._text.text)):
+            return None
+        return ChatGenerationChunk(message=_messages.chunk(added, self._replies))
 
     def last_chunk(self, result: Result) -> ChatGenerationChunk:
-        return _answers.last_chunk(self._replies.ended(result.text), result, self._details(result))
+        """What is left of the message, with its usage and metadata."""
+        rest = _messages.chunk(self._replies.ended(result.text), self._replies)
+        return _answers.last_chunk(rest, result, self._details(result))
 
     def _details(self, result: Result) -> _answers.Details:
         reply = self._replies.read(result.text)
-        encode = self.engine.model.tokenizer.encode
+        encode = self._engine.model.tokenizer.encode
         return _answers.Details(
             model=self.call.model,
             called=any(call.error is None for call in reply.tool_calls),
@@ -92,6 +75,28 @@ class Request:
         )
 
     def _logprobs(self, result: Result) -> dict[str, Any]:
-        shown = self.engine.model.tokenizer.token_text
+        shown = self._engine.model.tokenizer.token_text
         pairs = zip(result.token_ids, result.log_probs, strict=False)
         return {"content": [{"token": shown(token), "logprob": value} for token, value in pairs]}
+
+
+@dataclass(frozen=True)
+class UntilEnough:
+    """A strategy that ends where its best completion's score is enough."""
+
+    strategy: Strategy
+    enough: float
+
+    @property
+    def rule(self) -> Any:
+        return self.strategy.rule
+
+    def steps(self, search: Any) -> Iterator[Step]:
+        for step in self.strategy.steps(search):
+            yield step
+            best = self.select(search.pool)
+            if best is not None and best.score is not None and best.score.value >= self.enough:
+                return
+
+    def select(self, pool: Any) -> Any:
+        return self.strategy.select(pool)

@@ -14,7 +14,8 @@ from nabla_agents.config import Sampling
 from nabla_agents.errors import GrammarError
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, token_log_probs
 from nabla_agents.models.constraint import Constraint, Mask, masked
-from nabla_agents.models.transformer import Context, PrefixCache
+from nabla_agents.models.prompt_caches import PrefixCache
+from nabla_agents.models.transformer import Context
 from nabla_agents.types import FinishReason, Prompt, Rollout, Usage
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class RolloutJob:
 
     `uniforms` [max_tokens] are the job's own random numbers in [0, 1), the i-th for completion token i, so its text
     does not depend on what shares the batch. `cache` may hold keys and values of the prompt. `draft` guesses the
-    tokens after the prefix, place by place: right guesses save decode steps, wrong ones change nothing.
+    tokens after the prefix, place by place: right guesses save decode steps, wrong ones change nothing. `known` are
+    log π of the first prefix tokens as this backend once gave them, for one that does not read the prefix itself.
     """
 
     prompt: Prompt
@@ -41,6 +43,7 @@ class RolloutJob:
     uniforms: Tensor
     cache: PrefixCache | None = None
     draft: tuple[int, ...] = ()
+    known: Float[Tensor, "time"] | None = None
 
 
 class RolloutBackend(Protocol):
@@ -236,7 +239,7 @@ def _close_if_finished(model: LanguageModel, row: _Row) -> None:
     """A terminal token, a stop string, the end of its grammar or the length ends a row, in this order."""
     if row.ids[-1] in model.eos_ids:
         row.finish = FinishReason.STOP
-    elif row.job.sampling.stop and (text := _before_stop(model, row)) is not None:
+    elif row.job.sampling.stop and (text := before_stop(model, row.job.sampling.stop, row.ids)) is not None:
         row.finish, row.text = FinishReason.STOP, text
     elif row.constraint is not None and row.constraint.complete:
         row.finish = FinishReason.STOP
@@ -244,14 +247,13 @@ def _close_if_finished(model: LanguageModel, row: _Row) -> None:
         row.finish = FinishReason.LENGTH
 
 
-def _before_stop(model: LanguageModel, row: _Row) -> str | None:
-    """The text before the first stop string, or None. Only the newest tokens are decoded until one is found."""
-    stop = row.job.sampling.stop
+def before_stop(model: LanguageModel, stop: Sequence[str], ids: Sequence[int]) -> str | None:
+    """The text before the first stop string, or None if the newest tokens complete none: only they are decoded."""
     window = max(len(s.encode()) for s in stop) + 8  # a token is at least one byte; margin for merged characters
-    recent = model.tokenizer.decode(row.ids[-window:])
+    recent = model.tokenizer.decode(ids[-window:])
     if not any(s in recent for s in stop):
         return None
-    text = model.tokenizer.decode(row.ids)
+    text = model.tokenizer.decode(ids)
     ends = [text.find(s) for s in stop if s in text]
     return text[: min(ends)] if ends else None
 

@@ -18,7 +18,7 @@ from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
 from nabla_agents.models.memory import in_halves
-from nabla_agents.models.transformer import PrefixCache
+from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.objective import Objective, ObjectiveGradient
 from nabla_agents.outcome import outcome_credit
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
@@ -324,7 +324,8 @@ class Search:
             share = (self.budget.generated_tokens - self._usage.generated_tokens) // batch
             room = min(room, len(prefix) + share)
         room = max(room, len(prefix))  # a draft from elsewhere may be longer than the request's own answers
-        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache(), draft)
+        known = self.pool.log_probs(prefix)
+        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache(), draft, known)
 
     def _prompt_cache(self) -> PrefixCache:
         """Keys and values of the prompt, read once per request."""

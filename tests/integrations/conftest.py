@@ -25,12 +25,14 @@ class Watched:
     def reset(self) -> None:
         self.calls, self.inside, self.most_inside = 0, 0, 0
         self.seconds = 0.0
+        self.threads: set[int] = set()
         self.error_at: tuple[int, BaseException] | None = None
         self.prompts: list[str] = []
 
     def rollout(self, jobs: Sequence[Any]) -> list[Rollout]:
         with self.lock:
             self.calls += 1
+            self.threads.add(threading.get_ident())
             self.inside += 1
             self.most_inside = max(self.most_inside, self.inside)
             self.prompts += [job.prompt.text for job in jobs]

@@ -10,9 +10,10 @@ from nabla_agents.errors import ConfigurationError, SandboxError
 from nabla_agents.rewards.base import Reward
 from nabla_agents.rewards.tools import executors
 from nabla_agents.rewards.tools.code import line_span, python_code
+from nabla_agents.rewards.tools.script import Script
 from nabla_agents.rewards.tools.text import not_text
 from nabla_agents.rewards.tools.trial import Trial, Tried, run
-from nabla_agents.rewards.tools.unit_tests import Assertions, Calls, unit_tests
+from nabla_agents.rewards.tools.unit_tests import Calls, unit_tests
 from nabla_agents.sandbox import Executor, Limits
 from nabla_agents.types import Rollout, Score, Span, Usage
 
@@ -23,28 +24,32 @@ class PythonTests(Reward):
     """Value in [0, 1]: the share of tests that the completion's function passes; verified when it passes all, and all
     were compared outside the sandbox.
 
-    tests: pairs (arguments, expected) for calls of `entry`; or Python source with assertions; or a function that gives
-        either for a rollout (None: not known, not judged).
-    entry: the function's name; needed for pairs.
+    tests: pairs (arguments, expected) for calls of `entry`; or Python source with assertions, functions `test_…()` or
+        `check(candidate)`; or a function that gives either for a rollout (None: not known, not judged).
+    entry: the function's name; needed for pairs and for `check(candidate)`.
     executor: the sandbox; by default one that all rewards share, started by the first verdict.
     limits: of one run; a test that exceeds them fails.
     credit: nats in the objective's gradient against the line that raised.
 
     The function is taken from the last fenced block of Python that defines it, or from a bare text. Of pairs, only the
     arguments enter the sandbox, as JSON (tuples arrive as lists): results come back as JSON and are compared here
-    (`unit_tests.equal`: 3 is 3.0, floats within 1e-9, True is not 1, tuples are lists). So are assertions of the form
-    `assert f(1) == 2`, if there are no others, and their arguments are JSON. All other source runs beside the program,
-    which could see and cheat it: an assertion counts as passed only if it comes to a random end marker, and when all
-    pass the answer is not verified (None), because nobody outside has seen a result. One that fails is.
+    (`unit_tests.equal`: 3 is 3.0, floats within 1e-9, True is not 1, tuples are lists).
 
-    One run for all calls, and one more for each from the first on that raises, or does not fit into `value_bytes` or
-    `output_bytes` together with those before it. One run per assertion. After a run that meets the limit of time, and
-    after a run of all calls that meets any other, all later tests fail, untried. All runs of one program together have
+    Source runs behind the program, statement by statement, but what an assertion compares with stays here: of
+    `assert EXPR == LITERAL` only EXPR is evaluated there, and its value comes back as data, tuples, sets and keys
+    included. So it is with `in`, `<` and their like, `is None`, `assert f(1)` and `assert not f(1)`, where the other
+    side is a call of the program's own. All other assertions run beside the program, which could see and cheat them:
+    comparisons of two calls, `isclose`, functions that assert, values that are no data. When all pass and one of
+    these is among them, the answer is not verified (None), because nobody outside has seen a result. One that fails is.
+
+    One run for all tests, and one more for each from the first on that leaves or raises past them, or does not fit into
+    `value_bytes` or `output_bytes` together with those before it. After a run that meets the limit of time, and after
+    a run of all tests that meets any other, all later tests fail, untried. All runs of one program together have
     four times `limits.wall_seconds`: what is not tried then counts as not passed, and makes a program that has passed
     all before NaN. Milliseconds each; no model pass. A sandbox that lacks a module, or is broken, is an explained NaN.
 
     Raises:
-        ConfigurationError: when made: no tests, no identifier, values that are not JSON, or longer than `value_bytes`.
+        ConfigurationError: when made: no tests, no identifier, values that are not JSON, or too long for `limits`.
     """
 
     def __init__(
@@ -87,7 +92,7 @@ class PythonTests(Reward):
             return _not_judged("no tests are known for this prompt")
         if not isinstance(rollout.text, str):
             return not_text(rollout.text)
-        code = python_code(rollout.text, tests.entry if isinstance(tests, Calls) else self.entry)
+        code = python_code(rollout.text, tests.entry if isinstance(tests, Calls) else tests.function)
         if code is None:
             return Score(0.0, 0.0, False, explanation="no Python in the completion", usage=Usage(reward_calls=1))
         return Trial(code, tests)
@@ -98,7 +103,7 @@ class PythonTests(Reward):
             return _not_judged(f"sandbox {unjudged.status}: {unjudged.error_message or unjudged.detail}")
         passed = sum(t.passed for t in trial.results)
         failed = next((t for t in trial.results if not t.passed), None)
-        outside = isinstance(trial.tests, Calls)
+        outside = all(t.outside for t in trial.results) and (isinstance(trial.tests, Calls) or trial.tests.outside)
         said = [f"{passed} of {trial.count} tests passed", failed.said if failed else "", trial.untried]
         if failed is None and trial.untried:
             return _not_judged("; ".join(filter(None, said)))
@@ -115,14 +120,18 @@ class PythonTests(Reward):
         )
 
     def _spans(self, trial: Trial, failed: Tried | None) -> tuple[Span, ...]:
-        place = None if failed is None else line_span(trial.code, failed.execution.line)
+        place = None if failed is None else line_span(trial.code, failed.line)
         if place is None or failed is None:
             return ()
         return (Span(*place, -1.0, explanation=failed.said, credit=self.credit),)
 
 
-def _fitting(tests: Calls | Assertions, limits: Limits) -> Calls | Assertions:
-    """The tests, if a right function's values can come back."""
+def _fitting(tests: Calls | Script, limits: Limits) -> Calls | Script:
+    """The tests, if they can be sent, and a right function's values can come back."""
+    if isinstance(tests, Script) and (size := len(tests.appended("").encode())) > limits.source_bytes:
+        raise ConfigurationError(
+            f"PythonTests got tests of {size} bytes as source, limits.source_bytes is {limits.source_bytes}; raise it."
+        )
     for value in tests.expected if isinstance(tests, Calls) else ():
         if (size := len(json.dumps(value))) > limits.value_bytes:
             raise ConfigurationError(

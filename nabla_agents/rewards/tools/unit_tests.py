@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import keyword
 import math
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nabla_agents.errors import ConfigurationError
+from nabla_agents.rewards.tools.assertions import script
+from nabla_agents.rewards.tools.script import Script
 
 
 @dataclass(frozen=True)
@@ -23,28 +24,20 @@ class Calls:
     arguments: tuple[list[Any], ...]
     expected: tuple[Any, ...]
 
-
-@dataclass(frozen=True)
-class Assertions:
-    """Source that runs after the program, and the checks that follow it, each in a run of its own."""
-
-    setup: str
-    checks: tuple[str, ...]
+    @property
+    def count(self) -> int:
+        return len(self.arguments)
 
 
-def unit_tests(tests: object, entry: str | None) -> Calls | Assertions:
+def unit_tests(tests: object, entry: str | None) -> Calls | Script:
     """Tests from pairs (arguments, expected), or from source with assertions.
-
-    Of source, assertions `assert f(1, 2) == 3`, `is True`, `is None` are turned into calls if all of them are of one
-    function, their arguments are the same in JSON (no tuple, no key but text), and nothing else stands there, so that
-    their answers stay in the host.
 
     Raises:
         ConfigurationError: no tests, no Python, no identifier, or values that are no JSON.
     """
     entry = None if entry is None else _name(entry)
     if isinstance(tests, str):
-        return _from_source(tests, entry)
+        return script(textwrap.dedent(tests), entry)
     if isinstance(tests, bytes) or not isinstance(tests, Sequence) or not tests:
         raise ConfigurationError(f"PythonTests got {tests!r}; expected pairs (arguments, expected), or assertions.")
     if entry is None:
@@ -100,45 +93,6 @@ def _pair(test: object) -> tuple[list[Any], Any]:
     except (TypeError, ValueError, RecursionError) as e:
         raise ConfigurationError(f"A test is not JSON: {e}; let the function return lists, numbers, text.") from e
     return arguments, expected
-
-
-def _from_source(source: str, entry: str | None) -> Calls | Assertions:
-    source = textwrap.dedent(source)
-    try:
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-        raise ConfigurationError(f"PythonTests got tests that are no Python: {e}.") from e
-    if not body:
-        raise ConfigurationError("PythonTests got no tests; expected at least one assertion.")
-    asserts = [s for s in body if isinstance(s, ast.Assert)]
-    calls = [_call(s) for s in asserts]
-    names = {call[0] for call in calls if call is not None} | ({entry} if entry else set())
-    if len(asserts) == len(body) and len(names) == 1 and None not in calls:
-        known = [call for call in calls if call is not None]
-        return Calls(known[0][0], tuple(a for _, a, _ in known), tuple(e for _, _, e in known))
-    setup = "\n".join(ast.unparse(s) for s in body if not isinstance(s, ast.Assert))
-    return Assertions(setup, tuple(ast.unparse(s) for s in asserts) or ("",))
-
-
-def _call(statement: ast.Assert) -> tuple[str, list[Any], Any] | None:
-    """Name, arguments and expected value of `assert f(…) == …`; None for every other assertion."""
-    test = statement.test
-    if not isinstance(test, ast.Compare) or len(test.ops) != 1 or not isinstance(test.ops[0], ast.Eq | ast.Is):
-        return None
-    call, value = test.left, test.comparators[0]
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
-        return None
-    try:
-        literals, literal = [ast.literal_eval(a) for a in call.args], ast.literal_eval(value)
-        arguments, expected = _pair((literals, literal))
-    except (ConfigurationError, ValueError, TypeError, SyntaxError, RecursionError):
-        return None
-    # A tuple is no list, and a key may be a number: what JSON would blur is left to Python.
-    if repr(literals) != repr(arguments):
-        return None
-    plain = literal is None or isinstance(literal, bool)
-    fits = plain if isinstance(test.ops[0], ast.Is) else plain or isinstance(literal, str | int | float | list)
-    return (call.func.id, arguments, expected) if fits else None
 
 
 def _keys_are_text(value: Any) -> bool:

@@ -17,11 +17,12 @@ from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
 from pydantic import BaseModel, ValidationError
 
-from langchain_nabla import ChatNabla, NablaLLM
+from langchain_nabla import ChatNabla, NablaLLM, _messages
 from langchain_nabla._messages import conversation
 from nabla_agents import (
     BestOfN,
     Budget,
+    CommittedReply,
     ConfigurationError,
     Engine,
     GrammarError,
@@ -210,18 +211,11 @@ def test_a_call_cut_short_is_closed_and_a_broken_one_is_invalid(scripted: Any) -
     endless = call("first", '{"x": ' + "1" * 500)
     cut = ChatNabla(engine=scripted(lambda prompt: endless), max_tokens=70).bind_tools(TOOLS, tool_choice="any")
     assert cut.invoke("x").tool_calls
-    free = ChatNabla(engine=scripted(lambda prompt: "<tool_call>\nnothing"), max_tokens=12)
-    replies = _replies(free)
-    message = replies.message("Well. <tool_call>\n{broken\n</tool_call>")
+    replies = CommittedReply(cut.bound.load().prompt("x"), 0, tools=True)  # type: ignore[attr-defined]
+    message = _messages.message(replies.read("Well. <tool_call>\n{broken\n</tool_call>"), replies)
     assert message.tool_calls == []
     assert message.invalid_tool_calls[0]["args"] == "{broken"
     assert "No JSON" in (message.invalid_tool_calls[0]["error"] or "")
-
-
-def _replies(llm: ChatNabla) -> Any:
-    from langchain_nabla._messages import Replies
-
-    return Replies(llm.load().prompt("x").text, 0, tools=True)
 
 
 def test_call_ids_differ_between_turns_and_not_between_paths(scripted: Any) -> None:
@@ -413,15 +407,19 @@ def test_callbacks_hear_every_chunk_once(watched_engine: Engine, question: str) 
 # ── threads, async, cancellation ──────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_eight_callers_take_turns_on_one_thread(watched_engine: Engine, backend: Any, drip: Any) -> None:
+async def test_eight_callers_take_turns_on_one_thread_and_what_waits_is_one_batch(
+    watched_engine: Engine, backend: Any, question: str
+) -> None:
     backend.seconds = 0.003
     llm = ChatNabla(engine=watched_engine, max_tokens=8)
     questions = [f"What is {i} + 4?" for i in range(8)]
     messages = await asyncio.gather(*(llm.ainvoke(q) for q in questions))
     assert backend.most_inside == 1
-    assert len(drip.threads) == 1
-    assert [m.text for m in llm.batch(questions)] == [m.text for m in messages]
-    assert backend.most_inside == 1, "threads of a sync batch take turns too"
+    assert len(backend.threads) == 1
+    together = backend.calls
+    backend.reset()
+    assert [llm.invoke(q).content for q in questions] == [message.content for message in messages]
+    assert together < backend.calls / 2
 
 
 async def test_the_loop_is_free_and_the_callers_context_is_seen(

@@ -83,7 +83,7 @@ async def test_a_batch_is_one_engine_batch_and_equals_single_calls(engine: Engin
     texts = llm.batch(QUESTIONS)
     assert len(calls) == 1
     assert await llm.abatch(QUESTIONS) == texts
-    assert len(calls) == 2
+    assert len(calls) == 2, "the prompts of `abatch` wait together"
     assert texts == [llm.invoke(question) for question in QUESTIONS]
 
 
@@ -308,7 +308,7 @@ def test_ctrl_c_ends_the_chain_and_not_only_the_call(
 async def test_every_option_has_its_own_place_in_the_cache(engine: Engine, question: str, counted: Any) -> None:
     cache = InMemoryCache()
     llm = NablaLLM(engine=engine, cache=cache, max_tokens=3, rollouts=1)
-    calls = counted(engine, "generate_batch")
+    calls = counted(nabla_agents.SearchJob, "drain_all")
     options: list[dict[str, Any]] = [
         {},
         {"max_tokens": 2},

@@ -20,7 +20,8 @@ from nabla_agents import (
     Status,
 )
 from nabla_agents.rewards.tools import executors
-from nabla_agents.rewards.tools.unit_tests import Assertions, Calls, equal, unit_tests
+from nabla_agents.rewards.tools.script import Script
+from nabla_agents.rewards.tools.unit_tests import equal, unit_tests
 from nabla_agents.sandbox import Capabilities
 
 PAIRS: list[tuple[Any, Any]] = [((1, 2), 3), ((0, 0), 0), ((5, -5), 0), ((2, 2), 4)]
@@ -131,32 +132,177 @@ def test_none_is_expected_and_what_is_no_json_is_not_none(programs: Executor) ->
 # ── assertions ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_assertions_are_turned_into_calls_where_that_says_the_same() -> None:
-    source = "assert f(1, [2]) == 3\nassert f(0) is None\nassert f('a') is True\nassert f(-1.5) == -2.5"
-    assert unit_tests(source, None) == Calls("f", ([1, [2]], [0], ["a"], [-1.5]), (3, None, True, -2.5))
+def compared(source: str) -> list[Any]:
+    """What each assertion leaves in the host; None for one that stays whole."""
+    tests = unit_tests(source, None)
+    assert isinstance(tests, Script)
+    assert tests.count == source.count("assert ")
+    return [check.expected if check.expression else None for check in tests.checks]
+
+
+@pytest.mark.parametrize(
+    ("assertion", "expected"),
+    [
+        ("assert f(1, [2]) == 3", 3),
+        ("assert 3 == f(1)", 3),
+        ("assert f(x=-1.5) == -2.5", -2.5),
+        ("assert f(1) == (1, [2])", (1, [2])),
+        ("assert f((1, 2)) == {1, 2}", {1, 2}),
+        ("assert f({1: 2}) == {1: b'x'}", {1: b"x"}),
+        ("assert sorted(f(1))[0].strip() == 'a'", "a"),
+        ("assert f('a') is True", True),
+        ("assert Stack().push(1).empty() == False", False),
+        ("assert f(1) in (1, 2)", (1, 2)),
+        ("assert f(1) < 2", 2),
+        ("assert f(1) != 'x'", "x"),
+    ],
+)
+def test_what_an_assertion_compares_with_stays_in_the_host(assertion: str, expected: Any) -> None:
+    assert compared(assertion) == [expected]
+    [check] = unit_tests(assertion, None).checks  # type: ignore[union-attr]
+    assert assertion not in unit_tests(assertion, None).appended("")  # type: ignore[union-attr]
+    assert check.expression
+
+
+@pytest.mark.parametrize(
+    "assertion",
+    [
+        "assert f(1) == f(2)",
+        "assert isinstance(f(1), int) is True",  # who answers is not the program
+        "assert all(f(i) for i in range(3))",
+        "assert (f(1) == 2) == True",
+        "assert (f(1) == 2 and 'yes') == 'yes'",
+        "assert abs(f(1) - 2) < 1e-9",
+        "assert f(1) is 300",
+        "assert f(1) == g",
+        "assert 1 < f(1) < 3",
+        "assert f(1) == float('inf')",
+    ],
+)
+def test_an_assertion_that_decides_beside_the_program_stays_whole(assertion: str) -> None:
+    assert compared(assertion) == [None]
+
+
+def test_a_helper_that_decides_is_no_evidence(programs: Executor) -> None:
+    """`judge` says "right" of whatever claims to be equal to all."""
+    source = "def judge(x):\n    return 'right' if x == 3 else 'wrong'\nassert judge(add(1, 2)) == 'right'"
+    forger = "class All:\n    __eq__ = lambda *_: True\ndef add(a, b): return All()"
+    for text in (GOOD, forger):
+        score = judge(PythonTests(source), text)
+        assert (score.value, score.verified) == (1.0, None), score.explanation
+    assert judge(PythonTests(source), "def add(a, b): return 0").verified is False
+
+
+@pytest.mark.parametrize(
+    ("source", "good", "bad"),
+    [
+        ("assert f(2) == (1, 2)", "def f(n): return (1, n)", "def f(n): return [1, n]"),
+        ("assert f(2) == {1, 2}", "def f(n): return {n, 1}", "def f(n): return [1, 2]"),
+        ("assert f(2) == {1: 'a', (2, 3): None}", "def f(n): return {(n, 3): None, 1: 'a'}", "def f(n): return {}"),
+        ("assert f(2) == b'ab'", "def f(n): return b'ab'", "def f(n): return 'ab'"),
+        ("assert f(2) == {'a': 2}", "from collections import Counter\ndef f(n): return Counter('a' * n)", "f = str"),
+        ("assert f(2) == (0, 2)", "from typing import NamedTuple\nclass P(NamedTuple):\n    a: int\n    b: int\n"
+         "def f(n): return P(0, n)", "def f(n): return n"),
+        ("assert f(1)", "def f(n): return [n]", "def f(n): return []"),
+        ("assert not f(1)", "def f(n): return ''", "def f(n): return 'x'"),
+        ("assert f(0.1) == 0.3", "def f(x): return x + 0.2", "def f(x): return x + 0.20001"),
+        ("assert f(1) == 1", "def f(x): return True", "def f(x): return '1'"),
+        ("assert f(1) < 2", "def f(x): return x", "def f(x): return 'a'"),
+        ("assert f(1) is None", "def f(x): pass", "def f(x): return 0"),
+        ("assert f(2) == 1" + 40 * "0", "def f(x): return 10 ** 40", "def f(x): return 10 ** 40 + 1"),
+    ],
+)  # fmt: skip
+def test_values_are_compared_as_python_does(programs: Executor, source: str, good: str, bad: str) -> None:
+    for text, verified in ((good, True), (bad, False)):
+        score = judge(PythonTests(source), text)
+        assert score.verified is verified, (text, score.explanation)
+        space: dict[str, Any] = {}
+        exec(text, space)
+        if "0.3" not in source:  # floats are equal within 1e-9
+            assert _passes(source, space) is verified
+
+
+def _passes(source: str, space: dict[str, Any]) -> bool:
+    try:
+        exec(source, space)
+    except (AssertionError, TypeError):
+        return False
+    return True
+
+
+def test_tests_run_in_their_order_and_share_their_state(programs: Executor) -> None:
+    stack = (
+        "class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x)\n"
+        "    def pop(self): return self.items.pop()\n    def size(self): return len(self.items)"
+    )
+    source = (
+        "s = Stack()\ns.push(1)\nassert s.pop() == 1\ns.push(2)\ns.push(3)\nassert s.pop() == 3\nassert s.size() == 1"
+    )
+    score = judge(PythonTests(source), stack)
+    assert (score.value, score.verified) == (1.0, True), score.explanation
+    assert judge(PythonTests(source), stack.replace("items.pop()", "items.pop(0)")).value == pytest.approx(2 / 3)
+
+
+def test_one_that_raises_leaves_the_others(programs: Executor) -> None:
+    source = "assert f(0) == 0\nassert f(1) == 1\nassert f(2) == 2\nassert f(3) == 3"
+    text = "def f(n):\n    if n == 1: raise ValueError('one')\n    if n == 2: raise SystemExit\n    return n"
+    score = judge(PythonTests(source), text)
+    assert (score.value, score.verified) == (0.25, False)  # who leaves, leaves the rest untried
+    assert [text[s.start : s.end] for s in score.spans] == ["if n == 1: raise ValueError('one')"]
+    assert "f(1): error ValueError one" in score.explanation
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "assert f(1) == 2\nassert g(1) == 2",
-        "assert f(1) == 2\nassert f(2)",
-        "assert f(1) == 2\nassert f(x=2) == 3",
-        "assert f(1) == f(2)",
-        "assert f(1) == {1, 2}",
-        "assert f(1) == (1, 2)",  # a list is no tuple
-        "assert f((1, 2)) == 3",
-        "assert f([(1, 2)]) == 3",
-        "assert f({1: 2}) == 3",  # a key of JSON is text
-        "assert f(1) != 2",
-        "assert f(1) is 300",
-        "import math\nassert f(1) == 2",
+        "def test_sum():\n    assert add(1, 2) == 3\ndef test_zero():\n    assert add(0, 0) == 0",
+        "def check(candidate):\n    assert candidate(1, 2) == 3",
+        "def check(candidate):\n    assert candidate(1, 2) == 3\ncheck(add)\nprint('passed')",
+        "import unittest\ndef test_it():\n    assert add(1, 2) == 3\nif __name__ == '__main__':\n    test_it()",
     ],
 )
-def test_other_assertions_stay_as_they_are(source: str) -> None:
-    tests = unit_tests(source, None)
-    assert isinstance(tests, Assertions)
-    assert len(tests.checks) == source.count("assert")
+def test_functions_that_assert_are_called(programs: Executor, source: str) -> None:
+    tests = PythonTests(source, entry="add")
+    assert judge(tests, GOOD).verified is None
+    assert judge(tests, GOOD).value == 1.0
+    assert judge(tests, "def add(a, b): return 9").value == 0.0
+
+
+@pytest.mark.parametrize("source", ["x = 1", "def check(c):\n    assert c(1)", "print(add(1, 2))", "import math"])
+def test_source_that_tests_nothing_is_refused(source: str) -> None:
+    with pytest.raises(ConfigurationError, match="tests nothing"):
+        PythonTests(source)
+
+
+FORGERS = {
+    "equal to all": "class All:\n    __eq__ = lambda *_: True\ndef add(a, b): return All()",
+    "number equal to all": "class All(int):\n    __eq__ = lambda *_: True\ndef add(a, b): return All(7)",
+    "builtins": (
+        "import builtins\nbuiltins.eval = lambda *_: 3\nbuiltins.exec = lambda *_: None\n"
+        "builtins.isinstance = lambda *_: True\ndef add(a, b): return 0"
+    ),
+    "forged report": (
+        "import os\ndef add(a, b):\n"
+        "    os.write(3, b'{\"status\": \"ok\", \"values\": [[\"held\"], [\"held\"], [\"held\"]]}')\n    os._exit(0)"
+    ),
+    "reads its tests": (
+        "import sys\ndef add(a, b):\n    frame = sys._getframe(1)\n    while frame:\n"
+        "        for value in list(frame.f_locals.values()):\n"
+        "            if 'assert' in str(value):\n                return int(str(value).split('==')[1].split()[0])\n"
+        "        frame = frame.f_back\n    return 0"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forger", FORGERS.values(), ids=FORGERS)
+def test_no_forger_is_verified(programs: Executor, forger: str) -> None:
+    source = "assert add(1, 2) == 3\nassert add(5, 6) == 11\nassert add(2, 2) == 4"
+    assert judge(PythonTests(source), GOOD).verified is True
+    score = judge(PythonTests(source), forger)
+    assert score.verified is not True, score.explanation
+    mixed = "import math\n" + source + "\nassert math.isclose(add(1, 1), 2)\nassert add(1, 2) == add(2, 1)"
+    assert judge(PythonTests(mixed), forger).verified is not True
+    assert judge(PythonTests(mixed), GOOD).verified is None
 
 
 def test_arguments_that_are_no_json_reach_the_function_as_they_are(programs: Executor) -> None:
@@ -185,14 +331,15 @@ def test_assertions_run_beside_the_program(programs: Executor) -> None:
 def test_nobody_vouches_for_assertions_that_ran_beside_the_program(programs: Executor) -> None:
     """Such an answer ends no search: the program could have made them pass, as the forger does. A failed one counts."""
     forger = "class All:\n    __eq__ = lambda *_: True\ndef add(a, b): return All()"
-    for source in ("x = 1\nassert add(1, 2) == 3", "assert add(1, 2) == 3\nassert add(2, 2) != 5 or True"):
+    for source in ("assert add(1, 2) == add(2, 1)", "assert add(1, 2) == 3\nassert add(2, 2) != 5 or True"):
         for text in (GOOD, forger):
             score = judge(PythonTests(source), text)
             assert (score.value, score.verified) == (1.0, None)
             assert "beside the program" in score.explanation
-        assert judge(PythonTests(source), "def add(a, b): return 0").verified is False
-    assert judge(PythonTests("assert add(1, 2) == 3"), forger).verified is False  # compared outside
-    assert judge(PythonTests("assert add(1, 2) == 3"), GOOD).verified is True
+        assert judge(PythonTests(source), "def add(a, b): return undefined").verified is False
+    for source in ("assert add(1, 2) == 3", "x = 1\nassert add(x, 2) == 3"):
+        assert judge(PythonTests(source), forger).verified is None  # its value is no data: it was asked beside
+        assert judge(PythonTests(source), GOOD).verified is True  # compared outside
 
 
 def test_a_checking_function_is_one_test(programs: Executor) -> None:
@@ -217,8 +364,38 @@ def test_a_checking_function_is_one_test(programs: Executor) -> None:
 def test_leaving_early_passes_no_test(programs: Executor, cheat: str) -> None:
     """The last one passes assertions, which it can fool, but not pairs, which are compared in the host."""
     assert judge(PythonTests(PAIRS, entry="add"), cheat).verified is False
-    fooled = "__eq__" in cheat
-    assert (judge(PythonTests("x = 1\nassert add(1, 2) == 3"), cheat).value == 1.0) is fooled
+    for source in ("assert add(1, 2) == 3", "import math\nassert math.isclose(add(1, 2), 3)"):
+        fooled = "__eq__" in cheat and "isclose" not in source
+        assert (judge(PythonTests(source), cheat).value == 1.0) is fooled
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "print('x' * 10**9)",
+        "import os; os.fork()",
+        "import ctypes; ctypes.string_at(0)",
+        "add(a, b)",
+        "open('/tmp/forged', 'w').write('x')",
+        "import socket; socket.create_connection(('127.0.0.1', 9))",
+        "bytearray(10**11)",
+        "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
+        "while True: pass",
+        "import subprocess; subprocess.run(['true'])",
+    ],
+)
+@pytest.mark.parametrize("tests", [PAIRS[:2], "assert add(1, 2) == 3\nassert add(0, 0) == 0"], ids=["pairs", "source"])
+def test_a_hostile_function_is_a_low_score_or_says_what_the_sandbox_lacks(
+    programs: Executor, deed: str, tests: Any
+) -> None:
+    """Beside it, a right one of the same batch is verified."""
+    tool = PythonTests(tests, entry="add", limits=Limits(cpu_seconds=1, wall_seconds=4.0, fuel=2 * 10**9))
+    hostile = f"def add(a, b):\n    {deed}\n    return a + b"
+    scores = tool.score([Rollout.from_text("?", text) for text in (hostile, GOOD)])
+    assert scores[0].verified is not True
+    assert scores[0].value == 0.0 or (not scores[0].judged and "unsupported" in scores[0].explanation)
+    assert scores[0].explanation
+    assert scores[1].verified is True
 
 
 # ── per prompt, and what is refused ───────────────────────────────────────────────────────────────────────────────────
@@ -264,6 +441,11 @@ def test_tests_per_prompt(programs: Executor) -> None:
 def test_what_are_no_tests_is_refused(tests: Any, entry: Any) -> None:
     with pytest.raises(ConfigurationError):
         PythonTests(tests, entry=entry)
+
+
+def test_tests_longer_than_a_source_may_be_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"source_bytes is 262144; raise it"):
+        PythonTests("assert f(1) == 1\n" * 20_000)
 
 
 @pytest.mark.untyped
@@ -351,7 +533,8 @@ RAISED = Execution(Status.ERROR, error_type="ValueError")
         (PAIRS * 10, [RAISED, LATE], 2),  # and the first call that it left
         (PAIRS * 10, [RAISED, RAISED, LATE], 6),  # then four at a time
         (ASSERTIONS, [LATE], 1),
-        (ASSERTIONS, [RAISED, LATE], 5),
+        (ASSERTIONS, [RAISED], 1),  # before any test
+        (ASSERTIONS, [Execution(Status.OUTPUT_LIMIT), LATE], 2),
     ],
 )
 def test_a_program_that_never_ends_is_not_run_for_every_test(tests: Any, ends: list[Execution], runs: int) -> None:
@@ -372,7 +555,8 @@ def test_slow_runs_have_a_limit_together_and_what_was_not_tried_is_no_failure() 
     assert len(double.programs) == 1 + 9
     assert not score.judged
     assert score.explanation == "9 of 30 tests passed; 21 tests were not tried, because those before took 27.0 s"
-    failing = judge(PythonTests(ASSERTIONS, executor=Double(slow), limits=limits), GOOD)  # without the end marker
+    double = Double(Execution(Status.OUTPUT_LIMIT), slow)  # a report without values
+    failing = judge(PythonTests(ASSERTIONS, executor=double, limits=limits), GOOD)
     assert (failing.value, failing.verified) == (0.0, False)
     assert "21 tests were not tried" in failing.explanation
 
