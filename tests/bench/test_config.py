@@ -146,11 +146,7 @@ def test_the_files_that_the_guide_shows_are_understood(tmp_path: Path) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
     first, second = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
     names = list(read(tmp_path, first).arms())
-    assert names[:4] == [
-        "greedy",
-        *(f"nabla[min_promise={v}]/{r}" for v in (-4,) for r in ("process", "both")),
-        names[3],
-    ]
+    assert names[:3] == ["greedy", "nabla[min_promise=-4]/process", "nabla[min_promise=-4]/both"]
     assert names[-1] == "no-gradient/noisy"
     (tmp_path / "test.jsonl").write_text('{"question": "6 * 7?", "answer": "#### 42"}', encoding="utf-8")
     assert read(tmp_path, second).the_task().draw(1, 0)[0].text == "6 * 7?\nEnd with: Answer: <number>"
