@@ -22,7 +22,7 @@ from nabla_agents.run import Run
 from nabla_agents.strategies.base import Strategy
 from nabla_agents.strategies.nabla import Nabla
 from nabla_agents.strategies.search import LocalWorker, Search, Worker
-from nabla_agents.types import Budget, Message, Prompt
+from nabla_agents.types import Budget, Message, Prompt, Rollout, Usage
 
 PromptLike = str | Prompt | Sequence[Message] | Sequence[Mapping[str, Any]]
 
@@ -45,6 +45,7 @@ class Engine:
     """
 
     takes_turns = True
+    has_alternatives = True
     """Whether callers wait for each other, operation by operation: one device has one engine."""
 
     def __init__(
@@ -176,6 +177,19 @@ class Engine:
             r.with_usage(replace(r.usage, seconds=seconds * (r.usage.flops / flops if flops else 1 / len(results))))
             for r in results
         ]
+
+    def alternatives(
+        self, prompt: Prompt, result: Result, *, top: int, worker: Worker | None = None
+    ) -> tuple[list[list[tuple[int, float]]], Usage]:
+        """At each place of the result the `top` likeliest tokens with log π in nats, and the cost: one forward pass."""
+        if not (top and result.token_ids):
+            return [], Usage()
+        rollout = Rollout(prompt, result.token_ids, result.text)
+        [states] = (worker or self.worker).states([rollout], [0], [None])
+        rows = states.carrier.logits(range(len(result.token_ids))).float().log_softmax(-1)
+        values, tokens = rows.topk(min(top, rows.shape[-1]))
+        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+        return [list(zip(ids, found, strict=True)) for ids, found in pairs], states.usage
 
     def prompt(
         self, prompt: PromptLike, *, tools: Sequence[dict[str, Any]] | None = None, formatted: bool = False

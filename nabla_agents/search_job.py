@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from nabla_agents.errors import ConfigurationError
 from nabla_agents.result import Result
 from nabla_agents.turns import on_worker, turn
 from nabla_agents.types import Budget, FinishReason, Prompt, Step
@@ -35,6 +36,10 @@ class SearchJob:
         draft: an answer from elsewhere to start from.
         report: is told each step on the thread that computes it.
         settled: whether the first completion is good enough to end the search with it.
+        top_logprobs: how many `alternatives` each place of the result gets; one forward pass more where it is not 0.
+
+    Raises:
+        ConfigurationError: `top_logprobs` of an engine that has none.
     """
 
     def __init__(
@@ -49,10 +54,19 @@ class SearchJob:
         draft: str | None = None,
         report: Callable[[Step], object] = lambda step: None,
         settled: Callable[[Step], bool] | None = None,
+        top_logprobs: int = 0,
     ) -> None:
+        if top_logprobs and not engine.has_alternatives:
+            raise ConfigurationError(
+                f"top_logprobs is {top_logprobs}, which a remote engine has not: set it to 0, or ask the server by an "
+                "OpenAI client."
+            )
         self.engine, self.prompt, self.seed, self.draft = engine, prompt, seed, draft
         self.sampling, self.budget = sampling, budget
         self._watched = Watched(engine.strategy_of(strategy), report=report, settled=settled)
+        self.alternatives: list[list[tuple[int, float]]] = []
+        """Once the search has ended: at each place of its result, the likeliest tokens with log π in nats."""
+        self._top_logprobs = top_logprobs
         self._run: Run | None = None
         self._outcome: Result | BaseException | None = None
 
@@ -151,14 +165,21 @@ class SearchJob:
         with turn(self.engine):
             step = next(self._begun(), None)
             if step is not None and step.done:
-                self._outcome = self._begun().result
-                self._watched.tell(step)
+                self._end(self._begun().result)
             return step
 
     def _end(self, outcome: Result | BaseException) -> None:
-        self._outcome = outcome
-        if isinstance(outcome, Result) and outcome.trace:
+        if isinstance(outcome, Result):
+            outcome = self._with_alternatives(outcome)
             self._watched.tell(outcome.trace[-1])
+        self._outcome = outcome
+
+    def _with_alternatives(self, result: Result) -> Result:
+        """The result, charged for them."""
+        if not self._top_logprobs or self._watched.cancelled:
+            return result
+        self.alternatives, usage = self.engine.alternatives(self.prompt, result, top=self._top_logprobs)
+        return result.with_usage(result.usage + usage)
 
     def _check_not_interrupted(self) -> None:
         ended = isinstance(self._outcome, Result) and self._outcome.finish_reason is FinishReason.INTERRUPTED
@@ -221,8 +242,8 @@ def _drain_joined(jobs: Sequence[SearchJob]) -> None:
             strategy=together,
             max_batch=_MOST,
         )
-    for job, result in zip(jobs, results, strict=True):
-        job._end(result)
+        for job, result in zip(jobs, results, strict=True):
+            job._end(result)
 
 
 class _Together:

@@ -80,10 +80,12 @@ def _call(name: str, arguments: Any, call_id: str | None) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def chunk(added: Reply, replies: CommittedReply) -> AIMessageChunk:
-    """What a growing reply got, as a chunk that adds up with those before it to the whole message."""
+def chunk(added: Reply, replies: CommittedReply, offset: int = 0) -> AIMessageChunk:
+    """What a growing reply got, as a chunk that adds up with those before it to the whole message; calls are counted
+    from `offset` on.
+    """
     first = len(replies.reply.tool_calls) - len(added.tool_calls)
-    calls = [_call_chunk(call, first + i, replies) for i, call in enumerate(added.tool_calls)]
+    calls = [_call_chunk(call, first + i, replies, offset) for i, call in enumerate(added.tool_calls)]
     extra = {"reasoning_content": added.reasoning} if added.reasoning else {}
     return AIMessageChunk(content=added.content, tool_call_chunks=calls, additional_kwargs=extra)
 
@@ -102,7 +104,7 @@ def message(reply: Reply, replies: CommittedReply) -> AIMessage:
     return AIMessage(reply.content, tool_calls=calls, invalid_tool_calls=invalid, additional_kwargs=extra)
 
 
-def _call_chunk(call: ToolCall, index: int, replies: CommittedReply) -> ToolCallChunk:
+def _call_chunk(call: ToolCall, index: int, replies: CommittedReply, offset: int = 0) -> ToolCallChunk:
     """A call in one piece."""
     args = json.dumps(dict(call.arguments), ensure_ascii=False) if call.error is None else call.raw
-    return tool_call_chunk(name=call.name or None, args=args, id=replies.call_id(index), index=index)
+    return tool_call_chunk(name=call.name or None, args=args, id=replies.call_id(index), index=offset + index)

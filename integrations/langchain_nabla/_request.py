@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_nabla import _answers, _convert, _messages
 from langchain_nabla._progress import report
-from nabla_agents import Asked, CommittedReply, CommittedText, Result, SearchJob, Step
+from nabla_agents import Asked, CommittedReply, CommittedText, Reply, Result, SearchJob, Step
 
 if TYPE_CHECKING:
     from langchain_nabla.chat_models import ChatNabla
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ASKED: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "draft", "enough")
 """Options that a call has and the model has not."""
+_AFTER_TEXT: Final = 2
+"""Where calls begin among the blocks of output version v1: reasoning and text are 0 and 1, and core merges by index."""
 
 
 class Request:
@@ -37,8 +39,9 @@ class Request:
         options = self.call._engine_options(self._engine, asked.grammar)
         if (enough := kwargs.get("enough")) is not None:
             options["strategy"] = UntilEnough(self._engine.strategy_of(options["strategy"]), enough)
+        options |= {"draft": kwargs.get("draft"), "top_logprobs": self.call.top_logprobs}
         self.jobs: Final = [
-            SearchJob(self._engine, prompt, seed=seed, draft=kwargs.get("draft"), report=report, **options)
+            SearchJob(self._engine, prompt, seed=seed, report=report, **options)
             for seed in range(self.call.seed, self.call.seed + self.call.n)
         ]
         self._replies = CommittedReply(prompt, self.call.seed, tools=bool(asked.tools))
@@ -51,18 +54,22 @@ class Request:
         messages = [(_messages.message(read(r.text), self._replies), r, self._details(r)) for r in results]
         return _answers.chat_result([_answers.generation(*one) for one in messages], results, self.call.model)
 
-    def chunk(self, step: Step) -> ChatGenerationChunk | None:
+    def chunks(self, step: Step) -> Iterator[ChatGenerationChunk]:
         """What a step commits to the message, if anything; the last one completes it."""
         if step.done:
-            return self.last_chunk(self.jobs[0].result)
-        if not self._text.added_by(step) or not (added := self._replies.grown(self._text.text)):
-            return None
-        return ChatGenerationChunk(message=_messages.chunk(added, self._replies))
+            yield from self.rest(self.jobs[0].result)
+        elif self._text.added_by(step):
+            yield from self._chunks(self._replies.grown(self._text.text))
 
-    def last_chunk(self, result: Result) -> ChatGenerationChunk:
-        """What is left of the message, with its usage and metadata."""
-        rest = _messages.chunk(self._replies.ended(result.text), self._replies)
-        return _answers.last_chunk(rest, result, self._details(result))
+    def rest(self, result: Result) -> Iterator[ChatGenerationChunk]:
+        """What is left of the message, and by itself the chunk that ends it, with usage and metadata."""
+        yield from self._chunks(self._replies.ended(result.text))
+        yield _answers.last_chunk(AIMessageChunk(content=""), result, self._details(result))
+
+    def _chunks(self, added: Reply) -> Iterator[ChatGenerationChunk]:
+        if added:
+            first = _AFTER_TEXT if self.call.output_version == "v1" else 0
+            yield ChatGenerationChunk(message=_messages.chunk(added, self._replies, first))
 
     def _details(self, result: Result) -> _answers.Details:
         reply = self._replies.read(result.text)
@@ -75,9 +82,16 @@ class Request:
         )
 
     def _logprobs(self, result: Result) -> dict[str, Any]:
-        shown = self._engine.model.tokenizer.token_text
-        pairs = zip(result.token_ids, result.log_probs, strict=False)
-        return {"content": [{"token": shown(token), "logprob": value} for token, value in pairs]}
+        """In OpenAI's form."""
+        others = next((job.alternatives for job in self.jobs if job.result is result), [])
+        entries = [self._entry(*pair) for pair in zip(result.token_ids, result.log_probs, strict=False)]
+        for entry, found in zip(entries, others, strict=False):
+            entry["top_logprobs"] = [self._entry(*pair) for pair in found]
+        return {"content": entries}
+
+    def _entry(self, token: int, log_prob: float) -> dict[str, Any]:
+        text = self._engine.model.tokenizer.token_text(token)
+        return {"token": text, "logprob": log_prob, "bytes": list(text.encode())}
 
 
 @dataclass(frozen=True)

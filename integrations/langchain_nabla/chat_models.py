@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from operator import itemgetter
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
@@ -16,7 +16,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from langchain_nabla import _answers, _convert, _structured
 from langchain_nabla._messages import conversation
@@ -42,12 +42,14 @@ class ChatNabla(EngineSettings, BaseChatModel):
     """
 
     model_config = CONFIG
-    per_call: ClassVar[tuple[str, ...]] = (*PER_CALL, "logprobs", "model")
+    per_call: ClassVar[tuple[str, ...]] = (*PER_CALL, "logprobs", "top_logprobs", "model")
 
     streaming: bool = False
     """True makes `invoke` stream too, so that callbacks hear tokens."""
     logprobs: bool = False
     """True puts log π of each token of the answer, in nats, into `response_metadata["logprobs"]`."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    """How many of the likeliest tokens at each place `logprobs` has besides; costs one forward pass per answer."""
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +60,12 @@ class ChatNabla(EngineSettings, BaseChatModel):
         rest = {name: value for name, value in values.items() if name != "llm"}
         shared = {name: getattr(values["llm"], name) for name in EngineSettings.model_fields if name != "name"}
         return {**shared, **rest}
+
+    @model_validator(mode="after")
+    def _alternatives_need_logprobs(self) -> ChatNabla:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError(f"top_logprobs is {self.top_logprobs}; it needs logprobs=True.")
+        return self
 
     # ── generation ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -91,11 +99,10 @@ class ChatNabla(EngineSettings, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         request = Request(self, messages, stop, kwargs)
         if request.call.n > 1:  # only whole answers can be compared
-            yield request.last_chunk(_convert.best_first(SearchJob.drain_all(request.jobs))[0])
+            yield from request.rest(_convert.best_first(SearchJob.drain_all(request.jobs))[0])
             return
         for step in request.jobs[0].steps():
-            if (chunk := request.chunk(step)) is not None:
-                yield chunk
+            yield from request.chunks(step)
 
     async def _astream(
         self,
@@ -108,11 +115,12 @@ class ChatNabla(EngineSettings, BaseChatModel):
         request = await asyncio.to_thread(Request, self, messages, stop, kwargs)
         if request.call.n > 1:
             results = await SearchJob.adrain_all(request.jobs)
-            yield request.last_chunk(_convert.best_first(results)[0])
+            for chunk in request.rest(_convert.best_first(results)[0]):
+                yield chunk
             return
         async with aclosing(request.jobs[0].asteps()) as steps:
             async for step in steps:
-                if (chunk := request.chunk(step)) is not None:
+                for chunk in request.chunks(step):
                     yield chunk
 
     def _for_call(self, kwargs: Mapping[str, Any], stop: list[str] | None) -> ChatNabla:

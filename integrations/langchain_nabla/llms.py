@@ -9,13 +9,16 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import GenerationChunk, LLMResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from typing_extensions import override
 
 from langchain_nabla import _convert
 from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
-from nabla_agents import CommittedText, Result, SearchJob
+from nabla_agents import CommittedText, NablaError, Result, SearchJob
 
 if TYPE_CHECKING:
     from langchain_nabla.chat_models import ChatNabla
@@ -100,6 +103,49 @@ class NablaLLM(EngineSettings, BaseLLM):
             if run_manager:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """One batch of the engine. With `return_exceptions`, a prompt that cannot be answered fails alone."""
+        if not return_exceptions:
+            return super().batch(inputs, config, **kwargs)
+        refused, configs = self._refused(inputs, kwargs), get_config_list(config, len(inputs))
+        good = [i for i in range(len(inputs)) if i not in refused]
+        answers = super().batch([inputs[i] for i in good], [configs[i] for i in good], return_exceptions=True, **kwargs)
+        return _in_place(refused, good, answers)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """As `batch`."""
+        if not return_exceptions:
+            return await super().abatch(inputs, config, **kwargs)
+        refused = await asyncio.to_thread(self._refused, inputs, kwargs)
+        configs, good = get_config_list(config, len(inputs)), [i for i in range(len(inputs)) if i not in refused]
+        chosen = [inputs[i] for i in good], [configs[i] for i in good]
+        return _in_place(refused, good, await super().abatch(*chosen, return_exceptions=True, **kwargs))
+
+    def _refused(self, inputs: Sequence[LanguageModelInput], kwargs: Mapping[str, Any]) -> dict[int, Exception]:
+        """Why prompts cannot be answered, by their place; loads the model."""
+        call = self._with({n: v for n, v in kwargs.items() if n != "stop"}, kwargs.get("stop"))
+        found: dict[int, Exception] = {}
+        for i, given in enumerate(inputs):
+            try:
+                call._jobs([self._convert_input(given).to_string()])
+            except (NablaError, ValueError) as e:
+                found[i] = e
+        return found
 
     def _jobs(self, prompts: Sequence[str]) -> list[SearchJob]:
         """`n` searches per prompt; loads the model."""
@@ -191,3 +237,9 @@ def _chunk(job: SearchJob, step: Step, text: CommittedText) -> GenerationChunk |
     if step.done:
         return _convert.chunk(added, job.result)
     return _convert.chunk(added) if added else None
+
+
+def _in_place(refused: Mapping[int, Exception], good: Sequence[int], answers: Sequence[str]) -> list[str]:
+    """Answers and refusals in the order of the prompts; core types a batch of both as texts."""
+    found: dict[int, Any] = {**refused, **dict(zip(good, answers, strict=True))}
+    return [found[i] for i in sorted(found)]

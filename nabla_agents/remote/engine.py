@@ -44,6 +44,7 @@ class RemoteEngine:
     """
 
     takes_turns = False
+    has_alternatives = False  # the server sends no other tokens than those it chose
 
     def __init__(
         self,

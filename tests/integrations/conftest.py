@@ -91,6 +91,30 @@ class Dripping:
         return next(iter(pool), None)
 
 
+class Spelling:
+    """Commits one rollout's text a few tokens at a time, and asks for nothing more."""
+
+    rule = "objective"
+
+    def __init__(self, tokens: int = 4) -> None:
+        self.tokens = tokens
+
+    def steps(self, search: Any) -> Iterator[Step]:
+        for entry in search.roll([()], temperature=0.0):
+            yield Step(kind="rollout", committed_text="")
+            for n in range(self.tokens, len(entry.rollout.completion_ids), self.tokens):
+                yield Step(kind="refine", committed_text=search.committed_text(entry.rollout, n))
+
+    def select(self, pool: Any) -> Any:
+        return next(iter(pool), None)
+
+
+@pytest.fixture(scope="package")
+def spelling() -> Any:
+    """A strategy that streams what one rollout says."""
+    return Spelling()
+
+
 @pytest.fixture(scope="package")
 def engine() -> Engine:
     """The embedded model with a calculator as its reward, so that answers are refined whatever the weights."""

@@ -71,6 +71,11 @@ def test_langchain_llm_with_a_strategy(there: dict[str, Any], local: dict[str, E
     assert endpoint.batch(["1 + 1", "2 + 2"]) == [endpoint.invoke("1 + 1"), endpoint.invoke("2 + 2")]
 
 
+def test_other_tokens_than_the_chosen_ones_are_refused_before_a_search(there: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="top_logprobs is 2"):
+        ChatNabla(**there, logprobs=True, top_logprobs=2).invoke("How many?")
+
+
 def test_langchain_keeps_the_key_to_itself(there: dict[str, Any]) -> None:
     chat = ChatNabla(**there, api_key="very-secret")
     assert "very-secret" not in repr(chat) + dumps(chat) + str(chat._get_llm_string())

@@ -87,6 +87,25 @@ async def test_a_batch_is_one_engine_batch_and_equals_single_calls(engine: Engin
     assert texts == [llm.invoke(question) for question in QUESTIONS]
 
 
+async def test_one_bad_prompt_of_a_batch_fails_alone(engine: Engine, counted: Any) -> None:
+    llm = NablaLLM(engine=engine, max_tokens=4)
+    prompts = [QUESTIONS[0], "x " * engine.model.context_length, QUESTIONS[1]]
+    expected = llm.batch([prompts[0], prompts[2]])
+    calls = counted(engine, "generate_batch")
+    tagged: Any = [{"tags": [str(i)]} for i in range(3)]
+    found: Any = [
+        llm.batch(prompts, tagged, return_exceptions=True),
+        await llm.abatch(prompts, return_exceptions=True),
+    ]
+    for first, bad, last in found:
+        assert [first, last] == expected
+        assert isinstance(bad, ContextOverflowError)
+    assert len(calls) == 2, "those that can be answered are one batch"
+    with pytest.raises(ContextOverflowError):
+        llm.batch(prompts)
+    assert len(calls) == 2, "nothing is computed before all are known to be good"
+
+
 @pytest.mark.parametrize("place", ["constructor", "call", "bind", "call over constructor"])
 async def test_a_stop_string_holds_from_every_place_on_every_path(
     watched_engine: Engine, stop_case: tuple[str, str], question: str, place: str
