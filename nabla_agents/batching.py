@@ -7,17 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.flights import Flights
 from nabla_agents.models.language_model import LikelihoodGradient
 from nabla_agents.models.prompt_caches import PrefixCache
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.strategies.search import Cancelled, Worker
 from nabla_agents.types import Prompt, Rollout, Score, Usage
 
 ResultT = TypeVar("ResultT")
 
-# Cheap kinds first, so that rollouts, which gain most from a wide batch, wait for the others.
-_KINDS = ("prefill", "score", "score_prefixes", "states", "gradient", "rollout")
+_ROLLOUT = "rollout"
+
+# Cheap kinds first, so that those that gain most from a wide batch wait for the others.
+_KINDS = ("prefill", "score", "score_prefixes", "states", "gradient")
 
 
 @dataclass(eq=False)
@@ -32,8 +35,12 @@ class _Request:
 
 
 class Coalescer:
-    """A `Worker` for many threads at once. An operation waits until every running search waits for one; then the
-    operations of one kind run as one batch, on the thread that called `run`.
+    """A `Worker` for many threads at once. An operation waits until every running search waits for one; what happens
+    next happens on the thread that called `run`.
+
+    Rollouts are written together, a token at a time; searches join and leave the batch when they are in need of it. As
+    soon as half of the searches wait for something else, or nothing is being written, the operations of one kind run as
+    one batch. So the batches of both sorts are at least half full, as long as there are searches enough.
     """
 
     def __init__(self, worker: Worker, *, max_batch: int) -> None:
@@ -42,12 +49,16 @@ class Coalescer:
         self._running = 0
         self._waiting: list[_Request] = []
         self._cancelled = False
+        self._flights: Flights[_Request] = Flights(worker, max_batch=max_batch)
 
     def prefill(self, prompts: Sequence[Prompt]) -> list[tuple[PrefixCache, Usage]]:
         return self._submit("prefill", prompts)
 
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
-        return self._submit("rollout", jobs)
+        return self._submit(_ROLLOUT, jobs)
+
+    def decoding(self) -> None:
+        """None: who asks for rollouts here gets them whole."""
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         return self._submit("score", rollouts)
@@ -107,7 +118,7 @@ class Coalescer:
         except KeyboardInterrupt:
             with self._changed:
                 self._cancelled = True
-                for request in self._waiting:
+                for request in (*self._waiting, *self._flights.clear()):
                     request.error = Cancelled()
                     request.done.set()
                 self._waiting.clear()
@@ -126,19 +137,31 @@ class Coalescer:
         return request.results or []
 
     def _serve_once(self) -> bool:
-        """Waits until every running search waits, then runs one kind of operation for all that want it."""
+        """Waits until every running search waits, then makes a step for those that roll out, or runs one kind of
+        operation for all that want it.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._running == 0 or len(self._waiting) == self._running)
-            if not self._waiting:
-                return self._running > 0
-            kind = min((r.kind for r in self._waiting), key=_KINDS.index)
-            batch = [r for r in self._waiting if r.kind == kind]
-        self._execute(kind, batch)
-        for request in batch:  # before they leave the list, where an interrupt finds what still waits
-            request.done.set()
-        with self._changed:
-            self._waiting = [r for r in self._waiting if r not in batch]
-        return True
+            self._changed.wait_for(
+                lambda: self._running == 0 or len(self._waiting) + len(self._flights) == self._running
+            )
+            for request in [r for r in self._waiting if r.kind == _ROLLOUT]:
+                self._flights.add(request, request.columns[0])
+                self._waiting.remove(request)
+            others, running = list(self._waiting), self._running
+        if others and (2 * len(others) >= running or not self._flights.writing):
+            kind = min((r.kind for r in others), key=_KINDS.index)
+            batch = [r for r in others if r.kind == kind]
+            self._execute(kind, batch)
+            for request in batch:  # before they leave the list, where an interrupt finds what still waits
+                request.done.set()
+            with self._changed:
+                self._waiting = [r for r in self._waiting if r not in batch]
+        elif self._flights:
+            for request, found in self._flights.advance().items():
+                request.results, request.error = ([], found) if isinstance(found, Exception) else (found, None)
+                request.done.set()
+                self._flights.remove(request)
+        return running > 0
 
     def _execute(self, kind: str, batch: Sequence[_Request]) -> None:
         columns = [[x for r in batch for x in r.columns[c]] for c in range(len(batch[0].columns))]
