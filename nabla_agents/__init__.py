@@ -8,15 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nabla_agents.committed import CommittedText
+from nabla_agents.asked import Asked
 from nabla_agents.errors import (
     ConfigurationError,
     ContextOverflowError,
     GrammarError,
     ModelLoadError,
+    ModelMismatchError,
     NablaError,
     ProgramError,
     PromptError,
+    RemoteError,
     RewardError,
     RolloutError,
     SandboxError,
@@ -24,14 +26,15 @@ from nabla_agents.errors import (
 )
 from nabla_agents.grammar import Grammar
 from nabla_agents.reply import Reply
+from nabla_agents.result import Result
 from nabla_agents.tool_calls import ToolCall
+from nabla_agents.trace import Trace
 from nabla_agents.types import (
     Budget,
     Coverage,
     FinishReason,
     Message,
     Prompt,
-    Result,
     Rollout,
     Score,
     Span,
@@ -40,12 +43,14 @@ from nabla_agents.types import (
 )
 
 if TYPE_CHECKING:
+    from nabla_agents.committed import CommittedReply, CommittedText
     from nabla_agents.config import Sampling
     from nabla_agents.dto import AdamDTO, MirrorDTO
     from nabla_agents.engine import Engine
     from nabla_agents.models.language_model import LanguageModel
     from nabla_agents.objective import Objective
     from nabla_agents.positions import Refinable
+    from nabla_agents.remote import RemoteEngine, RemoteStrategy
     from nabla_agents.rewards import (
         ARMORM,
         MATH_SHEPHERD,
@@ -73,8 +78,10 @@ if TYPE_CHECKING:
         prompt_assertions,
         reward,
     )
+    from nabla_agents.rollouts import SGLANG, VLLM, ServerFormat, ServerRollouts
     from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
+    from nabla_agents.search_job import SearchJob
     from nabla_agents.shared import SharedEngine, loaded
     from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
@@ -86,12 +93,16 @@ _LAZY = {
     "QWEN_MATH_PRM": "rewards",
     "QWEN_MATH_RM": "rewards",
     "RLHFLOW_PRM": "rewards",
+    "SGLANG": "rollouts",
     "SKYWORK_O1_PRM": "rewards",
     "SKYWORK_REWARD_V2": "rewards",
     "TRL_PRM": "rewards",
+    "VLLM": "rollouts",
     "AdamDTO": "dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "strategies",
+    "CommittedReply": "committed",
+    "CommittedText": "committed",
     "DifferentiableReward": "rewards",
     "Engine": "engine",
     "Execution": "sandbox",
@@ -115,10 +126,15 @@ _LAZY = {
     "PythonAnswer": "rewards",
     "PythonTests": "rewards",
     "Refinable": "positions",
+    "RemoteEngine": "remote",
+    "RemoteStrategy": "remote",
     "Reward": "rewards",
     "Run": "run",
     "Sampling": "config",
+    "SearchJob": "search_job",
     "SelfConsistency": "strategies",
+    "ServerFormat": "rollouts",
+    "ServerRollouts": "rollouts",
     "SharedEngine": "shared",
     "SoftMin": "rewards",
     "StepFormat": "rewards",
@@ -136,13 +152,17 @@ __all__ = [
     "QWEN_MATH_PRM",
     "QWEN_MATH_RM",
     "RLHFLOW_PRM",
+    "SGLANG",
     "SKYWORK_O1_PRM",
     "SKYWORK_REWARD_V2",
     "TRL_PRM",
+    "VLLM",
     "AdamDTO",
     "ArithmeticSteps",
+    "Asked",
     "BestOfN",
     "Budget",
+    "CommittedReply",
     "CommittedText",
     "ConfigurationError",
     "ContextOverflowError",
@@ -164,6 +184,7 @@ __all__ = [
     "Message",
     "MirrorDTO",
     "ModelLoadError",
+    "ModelMismatchError",
     "Nabla",
     "NablaError",
     "NablaParallel",
@@ -179,6 +200,9 @@ __all__ = [
     "PythonAnswer",
     "PythonTests",
     "Refinable",
+    "RemoteEngine",
+    "RemoteError",
+    "RemoteStrategy",
     "Reply",
     "Result",
     "Reward",
@@ -189,7 +213,10 @@ __all__ = [
     "Sampling",
     "SandboxError",
     "Score",
+    "SearchJob",
     "SelfConsistency",
+    "ServerFormat",
+    "ServerRollouts",
     "SharedEngine",
     "SoftMin",
     "Span",
@@ -198,6 +225,7 @@ __all__ = [
     "StepFormat",
     "Strategy",
     "ToolCall",
+    "Trace",
     "Usage",
     "VocabularyMismatchError",
     "__version__",

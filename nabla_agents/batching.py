@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -117,11 +118,7 @@ class Coalescer:
             return self._serve_once()
         except KeyboardInterrupt:
             with self._changed:
-                self._cancelled = True
-                for request in (*self._waiting, *self._flights.clear()):
-                    request.error = Cancelled()
-                    request.done.set()
-                self._waiting.clear()
+                self._cancel()
             return True
 
     def _submit(self, kind: str, *columns: Sequence[Any]) -> list[Any]:
@@ -137,33 +134,55 @@ class Coalescer:
         return request.results or []
 
     def _serve_once(self) -> bool:
-        """Waits until every running search waits, then makes a step for those that roll out, or runs one kind of
-        operation for all that want it.
-        """
+        """Waits until every running search waits, and does what comes next; False when none runs any more."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._running == 0 or len(self._waiting) + len(self._flights) == self._running
-            )
-            for request in [r for r in self._waiting if r.kind == _ROLLOUT]:
-                self._flights.add(request, request.columns[0])
-                self._waiting.remove(request)
-            others, running = list(self._waiting), self._running
-        if others and (2 * len(others) >= running or not self._flights.writing):
-            kind = min((r.kind for r in others), key=_KINDS.index)
-            batch = [r for r in others if r.kind == kind]
-            self._execute(kind, batch)
-            for request in batch:  # before they leave the list, where an interrupt finds what still waits
-                request.done.set()
-            with self._changed:
-                self._waiting = [r for r in self._waiting if r not in batch]
-        elif self._flights:
+            self._changed.wait_for(lambda: self._running == 0 or self._all_wait)
+            if self._running == 0:
+                return False
+            others = self._chosen()
+        self._go_on(others)
+        return True
+
+    @property
+    def _all_wait(self) -> bool:
+        return len(self._waiting) + len(self._flights) == self._running
+
+    def _chosen(self) -> list[_Request]:
+        """The operations of one kind that are next; none where rollouts go on. Requires the lock."""
+        for request in [r for r in self._waiting if r.kind == _ROLLOUT]:
+            self._flights.add(request, request.columns[0])
+            self._waiting.remove(request)
+        if self._flights.writing and 2 * len(self._waiting) < self._running:
+            return []
+        kind = min((r.kind for r in self._waiting), key=_KINDS.index, default="")
+        return [r for r in self._waiting if r.kind == kind]
+
+    def _go_on(self, others: Sequence[_Request]) -> None:
+        """Runs these operations as one batch, or a step of the rollouts."""
+        if not others:
             for request, found in self._flights.advance().items():
                 request.results, request.error = ([], found) if isinstance(found, Exception) else (found, None)
                 request.done.set()
                 self._flights.remove(request)
-        return running > 0
+            return
+        self._execute(others[0].kind, others)
+        for request in others:  # before they leave the list, where an interrupt finds what still waits
+            request.done.set()
+        with self._changed:
+            self._waiting = [r for r in self._waiting if r not in others]
+
+    def _cancel(self) -> None:
+        """Cancels every search that waits. Requires the lock."""
+        self._cancelled = True
+        for request in (*self._waiting, *self._flights.clear()):
+            request.error = Cancelled()
+            request.done.set()
+        self._waiting.clear()
 
     def _execute(self, kind: str, batch: Sequence[_Request]) -> None:
+        """Gives each request its results. Where a batch fails, each of its requests is run alone, so that an error
+        reaches only the search that causes it.
+        """
         columns = [[x for r in batch for x in r.columns[c]] for c in range(len(batch[0].columns))]
         operation: Callable[..., list[Any]] = getattr(self._worker, kind)
         try:
@@ -171,9 +190,60 @@ class Coalescer:
             for first in range(0, len(columns[0]), self._max_batch):
                 results += operation(*(column[first : first + self._max_batch] for column in columns))
         except Exception as e:
+            if len(batch) == 1:
+                batch[0].error = e
+                return
             for request in batch:
-                request.error = e
+                self._execute(kind, [request])
             return
         for request in batch:
             count = len(request.columns[0])
             request.results, results = results[:count], results[count:]
+
+
+class OpenBatch(Coalescer):
+    """A `Worker` for searches that come and go: each runs on a thread of its own within `joining()`, and one thread,
+    which starts with the first of them, runs what they all wait for. `turn` is held for each joined operation, so that
+    the batches of one device do not compete for it.
+    """
+
+    def __init__(self, worker: Worker, *, max_batch: int, turn: AbstractContextManager[Any] | None = None) -> None:
+        super().__init__(worker, max_batch=max_batch)
+        self._turn: AbstractContextManager[Any] = nullcontext() if turn is None else turn
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """The calling thread's search is one of the batch within; operations wait for it from here on."""
+        with self._changed:
+            self._running += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="nabla-batch", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends the thread after its operation; searches that still run are cancelled, and so is what comes later."""
+        with self._changed:
+            self._cancelled = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._cancelled or (self._running > 0 and self._all_wait))
+                if self._cancelled:
+                    break
+                others = self._chosen()
+            with self._turn:
+                self._go_on(others)
+        with self._changed:
+            self._cancel()

@@ -8,11 +8,14 @@ import errno
 import functools
 import math
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,7 +84,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*args: Any, **options: Any) -> None:
         try:
-            with _own_warnings_only():
+            with _own_warnings_only(), _lasting_interrupt():
                 function(*args, **options)
         except (NablaError, OSError) as e:
             if isinstance(e, OSError) and e.errno == errno.EPIPE:
@@ -94,6 +97,31 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(INTERRUPTED) from None
 
     return command
+
+
+@contextmanager
+def _lasting_interrupt() -> Iterator[None]:
+    """Ctrl-C stays an interrupt where a library, half imported by then, makes some other error of it."""
+    pressed = False
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.default_int_handler(signum, frame)
+
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # nobody else has set one
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as e:
+        if pressed:
+            raise KeyboardInterrupt from e
+        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @app.callback(invoke_without_command=True)
@@ -183,7 +211,7 @@ def solve(
         view = PlainView(console, asked, problem)
     result = watch(run, view)
     if report is not None:
-        _write_report(result, asked, report)
+        _write_report(result, report)
     if result.finish_reason is na.FinishReason.INTERRUPTED:
         raise typer.Exit(INTERRUPTED)
 
@@ -236,6 +264,154 @@ def bench(
 
 @app.command()
 @_command
+def mcp(
+    transport: Annotated[str, typer.Option(help="`stdio`, for one client, or `http`, for many, at /mcp.")] = "stdio",
+    host: Annotated[
+        str, typer.Option(help="Of `http`. Elsewhere than on loopback NABLA_MCP_KEY is needed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of `http`.")] = 8001,
+    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder or a hub id.")] = "tiny",
+    reward: Annotated[str | None, typer.Option(help="What judges, as in `nabla solve`.", show_default=False)] = None,
+    offer: Annotated[
+        str, typer.Option(help="Comma list of rewards that a call may choose instead, for example `arithmetic`.")
+    ] = "arithmetic",
+    strategy: Annotated[str, typer.Option(help=f"Unless a call chooses: one of {', '.join(STRATEGIES)}.")] = "nabla",
+    rollouts: Annotated[int, typer.Option(help="Completions per call, unless it asks for another number.")] = 8,
+    max_rollouts: Annotated[int, typer.Option(min=1, help="The most that a call may ask for.")] = 64,
+    concurrent: Annotated[int, typer.Option(min=1, help="Calls that run at the same time.")] = 8,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code of the model's own.")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="For example bfloat16.", show_default=False)] = None,
+    device_map: Annotated[str | None, typer.Option(help="Needs accelerate.", show_default=False)] = None,
+) -> None:
+    """Offer `solve` and `verify` as tools to any MCP client."""
+    _known({"stdio": None, "http": None}, transport, "transport")
+    make_strategy = _known(STRATEGIES, strategy, "strategy")
+    terms = _terms(reward if reward is not None else "tiny" if model == "tiny" else "none")
+    offered = {name.strip(): _terms(name) for name in offer.split(",") if name.strip()}
+    budget = na.Budget(rollouts=rollouts)
+    loading = {"trust_remote_code": trust_remote_code, "dtype": dtype, "device_map": device_map}
+    loading = {name: value for name, value in loading.items() if value}
+    with _loading(f"Loading {model}"):
+        from nabla_agents import mcp_server
+
+        keys = [key] if (key := os.environ.get("NABLA_MCP_KEY")) else []
+        if transport == "http":
+            mcp_server.check_keys(host, keys)
+        engine = na.Engine(
+            strategy=make_strategy(rollouts),
+            model=na.LanguageModel.from_pretrained(model, **loading),
+            reward=_reward(terms, loading),
+            budget=budget,
+        )
+        tools = mcp_server.NablaTools(
+            engine,
+            rewards={name: made for name, each in offered.items() if (made := _reward(each, loading)) is not None},
+            strategies={name: make(rollouts) for name, make in STRATEGIES.items()},
+            max_rollouts=max_rollouts,
+            concurrent=concurrent,
+        )
+    if transport == "stdio":
+        mcp_server.run_stdio(tools)
+    else:
+        _console(stderr=True).print(f"MCP at http://{host}:{port}/mcp", highlight=False)
+        mcp_server.run_http(tools, host=host, port=port, keys=keys)
+
+
+@app.command()
+@_command
+def serve(
+    model: Annotated[
+        list[str] | None, typer.Option(help="`tiny` (embedded), a folder or a hub id; may be repeated.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Where to listen.  [default: 127.0.0.1]", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.  [default: 8000]", show_default=False)] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="What answers are judged by, as for `solve`. Default: tiny for the tiny model, else none."),
+    ] = None,
+    offer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further reward that a request may choose by this name; may be repeated.", show_default=False
+        ),
+    ] = None,
+    strategy: Annotated[str, typer.Option(help=f"Unless a request names another: {', '.join(STRATEGIES)}.")] = "nabla",
+    rollouts: Annotated[int, typer.Option(help="Completions per answer, unless a request says otherwise.")] = 8,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file of server settings: keys, limits, caps.", show_default=False)
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code of the model's own.")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="For example bfloat16.", show_default=False)] = None,
+    device_map: Annotated[str | None, typer.Option(help="Needs accelerate.", show_default=False)] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default=False)] = None,
+) -> None:
+    """Serve refined answers behind OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
+
+    Further settings come from --config and from the environment, as NABLA_SERVE_MAX_CONCURRENT=32. On an address that
+    other machines reach it needs API keys, from `nabla serve-key`. Ctrl-C and SIGTERM let running answers end.
+    """
+    from nabla_agents import serve as serving
+
+    given: dict[str, Any] = {name: v for name, v in (("host", host), ("port", port)) if v is not None}
+    settings = serving.ServeSettings.read(config, **given)
+    models = model or ["tiny"]
+    make_strategy = _known(STRATEGIES, strategy, "strategy")
+    offered = {name: _terms(name) for name in offer or []}
+    terms = {name: _terms(reward if reward is not None else "tiny" if name == "tiny" else "none") for name in models}
+    loading = {"trust_remote_code": trust_remote_code, "dtype": dtype, "device_map": device_map}
+    loading = {name: value for name, value in loading.items() if value}
+    with _loading(f"Loading {', '.join(models)}"):
+        engines = {
+            name: na.Engine(
+                model=na.LanguageModel.from_pretrained(name, **loading, **({"revision": revision} if revision else {})),
+                reward=_reward(terms[name], loading),
+                strategy=make_strategy(rollouts),
+                budget=na.Budget(rollouts=rollouts),
+            )
+            for name in models
+        }
+        strategies = {name: make(rollouts) for name, make in STRATEGIES.items()}
+        rewards = {name: _some(_reward(of, loading), name) for name, of in offered.items()}
+        application = serving.create_app(engines, settings, rewards=rewards, strategies=strategies)
+    serving.serve(application, settings)
+
+
+@app.command("serve-key")
+@_command
+def serve_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is, for logs and metrics.", show_default=False)],
+    days: Annotated[int | None, typer.Option(min=1, help="Until it expires.", show_default=False)] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, show_default=False)] = None,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Answers at a time.", show_default=False)] = None,
+    rollouts: Annotated[int | None, typer.Option(min=1, help="Completions per answer.", show_default=False)] = None,
+) -> None:
+    """Make an API key. It is shown once, on stderr; stdout has the entry for the server's --config file, with its hash:
+
+    nabla serve-key alice --days 90 >> serve.toml
+    """
+    from datetime import UTC, datetime, timedelta
+
+    from nabla_agents import serve as serving
+
+    key = serving.new_key()
+    expires = None if days is None else (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
+    limits = {"requests_per_minute": requests_per_minute, "concurrent": concurrent, "rollouts": rollouts}
+    serving.ApiKey(id=name, sha256=serving.digest(key), expires=expires, **limits)
+    print(f'\n[[keys]]\nid = "{name}"\nsha256 = "{serving.digest(key)}"')
+    if expires is not None:
+        print(f"expires = {expires.isoformat()}")
+    for limit, value in limits.items():
+        if value is not None:
+            print(f"{limit} = {value}")
+    print(f"The key, which is not kept anywhere: {key}", file=sys.stderr)
+
+
+@app.command()
+@_command
 def doctor(
     build: Annotated[
         bool, typer.Option("--build", help="Build the WebAssembly sandbox first, about a minute; needs `[sandbox]`.")
@@ -255,11 +431,9 @@ def doctor(
         raise typer.Exit(NO_SANDBOX)
 
 
-def _write_report(result: na.Result, question: str, file: Path) -> None:
-    from nabla_agents.report import page
-
+def _write_report(result: na.Result, file: Path) -> None:
     try:
-        file.write_text(page(result.trace, title="nabla solve", question=question), encoding="utf-8")
+        file.write_text(result.trace.to_html(title="nabla solve"), encoding="utf-8")
     except OSError as e:
         raise ConfigurationError(f"--report {file} cannot be written ({e}).") from e
 
@@ -298,6 +472,12 @@ def _reward(
     rewards = [(weight, make(*names, **(loading if names else {}))) for weight, make, names in terms]
     parts = [r if weight == 1 else weight * r for weight, r in rewards]
     return functools.reduce(lambda a, b: a + b, parts) if parts else None
+
+
+def _some(reward: na.Reward | None, name: str) -> na.Reward:
+    if reward is None:
+        raise ConfigurationError(f"--offer {name!r} is no reward; expected for example --offer arithmetic.")
+    return reward
 
 
 def _console(*, stderr: bool = False) -> Console:

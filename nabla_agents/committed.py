@@ -1,9 +1,12 @@
-"""CommittedText: what a stream of steps adds to the text that was handed out."""
+"""What a search adds to what was handed out: to the text (CommittedText), and to the reply (CommittedReply)."""
 
 from __future__ import annotations
 
+import uuid
+
 from nabla_agents.errors import NablaError
-from nabla_agents.types import Step
+from nabla_agents.reply import Reply
+from nabla_agents.types import Prompt, Step
 
 
 class CommittedText:
@@ -23,3 +26,36 @@ class CommittedText:
             raise NablaError(f"The strategy took back committed text: {self.text!r} became {text!r}.")
         added, self.text = text[len(self.text) :], text
         return added
+
+
+class CommittedReply:
+    """The reply handed out so far, and what a longer text adds to it: reasoning, content, and whole tool calls."""
+
+    def __init__(self, prompt: Prompt, seed: int, *, tools: bool) -> None:
+        self.reply = Reply("")
+        self._source = f"{prompt.text}\n{seed}"
+        self._tools, self._thinking = tools, Reply.opens_thinking(prompt.text)
+
+    def read(self, text: str) -> Reply:
+        """The reply of a whole text, whatever was handed out."""
+        return Reply.read(text, tools=self._tools, thinking=self._thinking)
+
+    def grown(self, text: str) -> Reply:
+        """What a longer text adds, as far as it is certain; may be empty."""
+        return self._added(Reply.read(text, tools=self._tools, thinking=self._thinking, partial=True))
+
+    def ended(self, text: str) -> Reply:
+        """What the whole text adds: also what was held back until it was complete; may be empty."""
+        return self._added(self.read(text))
+
+    def call_id(self, index: int) -> str:
+        """The name of a call by its place in the reply: the same on every path, and another one in another turn."""
+        return f"call_{uuid.uuid5(uuid.NAMESPACE_OID, self._source + str(index)).hex}"
+
+    def _added(self, reply: Reply) -> Reply:
+        before, self.reply = self.reply, reply
+        return Reply(
+            reply.content[len(before.content) :],
+            reply.reasoning[len(before.reasoning) :],
+            reply.tool_calls[len(before.tool_calls) :],
+        )

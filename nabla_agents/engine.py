@@ -15,13 +15,14 @@ from nabla_agents.models.decoding import RolloutBackend
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.loading import Loading
 from nabla_agents.objective import Objective, check_parts
+from nabla_agents.result import Result
 from nabla_agents.rewards.base import Reward
-from nabla_agents.rewards.implicit import ImplicitReward
+from nabla_agents.rewards.learned.implicit import ImplicitReward
 from nabla_agents.run import Run
 from nabla_agents.strategies.base import Strategy
 from nabla_agents.strategies.nabla import Nabla
 from nabla_agents.strategies.search import LocalWorker, Search, Worker
-from nabla_agents.types import Budget, Message, Prompt, Result
+from nabla_agents.types import Budget, Message, Prompt, Rollout, Usage
 
 PromptLike = str | Prompt | Sequence[Message] | Sequence[Mapping[str, Any]]
 
@@ -42,6 +43,10 @@ class Engine:
     Raises:
         ConfigurationError, ModelLoadError, VocabularyMismatchError: before any weight is loaded where possible.
     """
+
+    takes_turns = True
+    has_alternatives = True
+    """Whether callers wait for each other, operation by operation: one device has one engine."""
 
     def __init__(
         self,
@@ -70,7 +75,8 @@ class Engine:
         self.objective = Objective(
             self.model, reward, likelihood_weight=likelihood_weight, embedding_terms=embedding_terms
         )
-        self._worker: Worker = LocalWorker(self.objective, rollouts or self.model)
+        self._rollouts: RolloutBackend = rollouts or self.model
+        self.worker: Worker = LocalWorker(self.objective, self._rollouts)
 
     @classmethod
     def tiny(cls, **options: Any) -> Engine:
@@ -80,6 +86,30 @@ class Engine:
             _check_parts(**options)  # before the reward's weights are read
             options["reward"] = ImplicitReward.from_pretrained("tiny")
         return cls(**options)
+
+    def strategy_of(self, strategy: Strategy | None) -> Strategy:
+        """The strategy as this engine runs it; without one, its own.
+
+        Raises:
+            ConfigurationError: it is no strategy.
+        """
+        return self.strategy if strategy is None else _strategy(strategy)
+
+    def with_reward(self, reward: Reward | None) -> Engine:
+        """An engine that judges by another reward; the model, its rollouts and all settings are shared with this one.
+
+        Raises:
+            ConfigurationError, VocabularyMismatchError: the reward does not fit the model.
+        """
+        return Engine(
+            model=self.model,
+            reward=reward,
+            strategy=self.strategy,
+            budget=self.budget,
+            likelihood_weight=self.objective.likelihood_weight,
+            embedding_terms=self.objective.embedding_terms,
+            rollouts=self._rollouts,
+        )
 
     def generate(self, prompt: PromptLike, **options: Any) -> Result:
         """The best completion found within the budget; options as in `steps`. Ctrl-C returns the best so far."""
@@ -102,17 +132,20 @@ class Engine:
         tools: Sequence[dict[str, Any]] | None = None,
         formatted: bool = False,
         draft: str | None = None,
+        worker: Worker | None = None,
     ) -> Run:
         """An iterator over the search's steps, whose `result` is the best so far at any time.
 
         `formatted=True` takes a string verbatim instead of as a user turn. `draft` is an answer from elsewhere, which
-        the search starts from in place of its own first completion: it is judged, and what follows is to be better. The
-        same seed gives the same text, in any order and on any thread.
+        the search starts from in place of its own first completion: it is judged, and what follows is to be better.
+        `worker` runs the search's operations in place of the engine's own; an `OpenBatch` on that joins them with those
+        of other threads. The same seed gives the same text, in any order and on any thread.
 
         Raises:
             PromptError, ContextOverflowError, GrammarError, ConfigurationError: before anything is computed.
         """
-        return self._start(self._worker, prompt, budget, seed, sampling, strategy, tools, formatted, draft)
+        worker = self.worker if worker is None else worker
+        return self._start(worker, prompt, budget, seed, sampling, strategy, tools, formatted, draft)
 
     def generate_batch(
         self,
@@ -131,7 +164,7 @@ class Engine:
         0, 1, 2, ... `usage.seconds` is the batch's wall-clock shared out by FLOPs.
         """
         seeds = _seeds(prompts, seeds, max_batch)
-        coalescer = Coalescer(self._worker, max_batch=max_batch)
+        coalescer = Coalescer(self.worker, max_batch=max_batch)
         runs = {
             i: self._start(coalescer, prompt, budget, seed, sampling, strategy, tools, formatted)
             for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
@@ -144,6 +177,19 @@ class Engine:
             r.with_usage(replace(r.usage, seconds=seconds * (r.usage.flops / flops if flops else 1 / len(results))))
             for r in results
         ]
+
+    def alternatives(
+        self, prompt: Prompt, result: Result, *, top: int, worker: Worker | None = None
+    ) -> tuple[list[list[tuple[int, float]]], Usage]:
+        """At each place of the result the `top` likeliest tokens with log π in nats, and the cost: one forward pass."""
+        if not (top and result.token_ids):
+            return [], Usage()
+        rollout = Rollout(prompt, result.token_ids, result.text)
+        [states] = (worker or self.worker).states([rollout], [0], [None])
+        rows = states.carrier.logits(range(len(result.token_ids))).float().log_softmax(-1)
+        values, tokens = rows.topk(min(top, rows.shape[-1]))
+        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+        return [list(zip(ids, found, strict=True)) for ids, found in pairs], states.usage
 
     def prompt(
         self, prompt: PromptLike, *, tools: Sequence[dict[str, Any]] | None = None, formatted: bool = False
@@ -202,7 +248,7 @@ class Engine:
         formatted: bool,
         draft: str | None = None,
     ) -> Run:
-        strategy = self.strategy if strategy is None else _strategy(strategy)
+        strategy = self.strategy_of(strategy)
         sampling = Sampling() if sampling is None else _sampling(sampling)
         if sampling.grammar is not None:
             self.model.constraint(sampling.grammar)

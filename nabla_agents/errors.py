@@ -31,8 +31,12 @@ class VocabularyMismatchError(ConfigurationError):
     """A reward that compares token by token with the language model, but has another vocabulary."""
 
 
+class ModelMismatchError(ConfigurationError):
+    """A server that has another model, tokenizer or kind of log-probabilities than the local model."""
+
+
 class RolloutError(NablaError, RuntimeError):
-    """A rollout backend that broke its contract, for example by returning the wrong number of rollouts."""
+    """A rollout backend that broke its contract, for example by returning the wrong number, or a server that failed."""
 
 
 class RewardError(NablaError, RuntimeError):
@@ -45,3 +49,7 @@ class ProgramError(NablaError, ValueError):
 
 class SandboxError(NablaError, RuntimeError):
     """No sandbox can be had that contains untrusted code on this machine, or a closed one was used."""
+
+
+class RemoteError(NablaError, RuntimeError):
+    """A server that cannot be reached, refused the key, failed, or broke off its answer."""

@@ -85,12 +85,12 @@ class Flights(Generic[OwnerT]):
             for first in range(0, len(waiting), self._max_batch):
                 some = waiting[first : first + self._max_batch]
                 _land(some, self._worker.rollout([f.job for f in some]))
-        except Exception as e:
-            return dict.fromkeys((f.owner for f in waiting), e)
+        except Exception:
+            return self._alone([f for f in waiting if f.rollout is None])
         return {}
 
     def _step(self, decoding: Decoding, joining: Sequence[_Flight[OwnerT]]) -> dict[OwnerT, Exception]:
-        written = [f for flights in self._flights.values() for f in flights if f.row is not None and f.rollout is None]
+        written = [f for flights in self._flights.values() for f in flights if f.row is not None]
         try:
             if joining:
                 for flight, row in zip(joining, decoding.add([f.job for f in joining]), strict=True):
@@ -98,24 +98,36 @@ class Flights(Generic[OwnerT]):
             else:
                 decoding.step()
         except torch.OutOfMemoryError:
-            pass
-        except Exception as e:
-            if not joining:
-                self._decoding = self._worker.decoding()
-            return dict.fromkeys((f.owner for f in joining or written), e)
+            affected, no_room = [*written, *joining], True
+        except Exception:
+            affected, no_room = list(joining or written), False
         else:
-            ended = [f for f in (*written, *joining) if f.row is not None and f.row.finish is not None]
-            _land(ended, [decoding.finished(f.row) for f in ended if f.row is not None])
+            rows = ((f, f.row) for f in (*written, *joining) if f.row is not None)
+            ended = [(f, row) for f, row in rows if row.finish is not None]
+            _land([f for f, _ in ended], [decoding.finished(row) for _, row in ended])
             return {}
         # Only here has the failed attempt let go of its tensors: a handled exception holds the frames it came through.
         del decoding
-        self._decoding = self._worker.decoding()
-        again = [*written, *joining]
-        try:
-            _land(again, after_failure(self._worker.rollout, [f.job for f in again]))
-        except Exception as e:
-            return dict.fromkeys((f.owner for f in again), e)
-        return {}
+        if no_room or not joining:
+            self._decoding = self._worker.decoding()
+        if no_room:
+            try:
+                _land(affected, after_failure(self._worker.rollout, [f.job for f in affected]))
+            except Exception:
+                return self._alone(affected)
+            return {}
+        return self._alone(affected)
+
+    def _alone(self, flights: Sequence[_Flight[OwnerT]]) -> dict[OwnerT, Exception]:
+        """Each owner's jobs by themselves, so that an error reaches only the owner that causes it."""
+        failed: dict[OwnerT, Exception] = {}
+        for owner in dict.fromkeys(f.owner for f in flights):
+            own = [f for f in flights if f.owner is owner]
+            try:
+                _land(own, self._worker.rollout([f.job for f in own]))
+            except Exception as e:
+                failed[owner] = e
+        return failed
 
 
 def _land(flights: Sequence[_Flight[OwnerT]], rollouts: Sequence[Rollout]) -> None:

@@ -105,24 +105,27 @@ class Objective:
     ) -> list[ObjectiveGradient]:
         """One gradient pass per rollout: a forward and backward of each model over its tail.
 
-        The gradient is that of the tail's objective: the tokens before `start` are committed and fixed. Where only
-        tools judge, the likelihood has no part in it, and no backward pass is paid: at the model's own rollout it
-        points back to that rollout, which hides what the tools say of other tokens.
+        The gradient is that of the tail's objective: the tokens before `start` are committed and fixed.
+
+        The likelihood holds a learned reward's gradient in check. Where only tools have a say it has no part: at the
+        model's own rollout it points back to that rollout, which hides what the tools say of other tokens. That is so
+        where all rewards are tools, and then no backward pass is paid; and for a rollout on which tools locate
+        something and no learned reward has a gradient. A learned reward without one, alone, leaves the likelihood's.
         """
         embedding_terms = self.embedding_terms and not self._tools_alone
         likelihoods = self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=embedding_terms)
-        likelihood_weight = 0.0 if self._tools_alone else self.likelihood_weight
         carriers = [g.carrier for g in likelihoods]
         rewards = [None] * len(rollouts) if self.reward is None else self.reward.gradient(rollouts, starts, carriers)
         gradients: list[ObjectiveGradient] = []
         for rollout, score, likelihood, reward in zip(rollouts, scores, likelihoods, rewards, strict=True):
-            terms: list[tuple[float, Carrier]] = [(likelihood_weight, likelihood.carrier)]
+            judged_spans = () if score is None or not score.judged else score.spans
+            credit = token_credit(self.model.tokenizer, rollout, judged_spans)
+            only_tools = self._tools_alone or (reward is None and bool(credit))
+            terms: list[tuple[float, Carrier]] = [(0.0 if only_tools else self.likelihood_weight, likelihood.carrier)]
             usage = likelihood.usage + Usage(gradient_passes=1)
             if reward is not None:
                 terms.append((1.0, reward.carrier))
                 usage = usage + reward.usage
-            judged_spans = () if score is None or not score.judged else score.spans
-            credit = token_credit(self.model.tokenizer, rollout, judged_spans)
             if credit or all(weight == 0 for weight, _ in terms):
                 device = self.model.transformer.device
                 terms.append((1.0, CreditCarrier(credit, self.model.vocab_size, device)))

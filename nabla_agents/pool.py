@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from nabla_agents.answers import extract_answer
 from nabla_agents.types import Rollout, Score
@@ -89,6 +91,16 @@ class Pool:
             if answer == winner:
                 members.add(entry)
         return members.best()
+
+    def log_probs(self, prefix: Sequence[int]) -> Tensor | None:
+        """log π of as many of the prefix's first tokens as a completion here begins with, in nats; None for none."""
+        known: Tensor | None = None
+        for rollout in (e.rollout for e in self._entries if e.rollout.log_probs is not None):
+            pairs = enumerate(zip(rollout.completion_ids, prefix, strict=False))
+            same = next((i for i, (a, b) in pairs if a != b), min(len(rollout.completion_ids), len(prefix)))
+            if same > (0 if known is None else len(known)) and rollout.log_probs is not None:
+                known = rollout.log_probs[:same]
+        return known
 
     def _softmax_rewards(self) -> list[float]:
         values = [e.score.value if e.score is not None else 0.0 for e in self._entries]

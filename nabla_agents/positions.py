@@ -39,8 +39,8 @@ class Refinable(Settings):
 class Proposal:
     """A token that the refined row prefers, or comes closest to preferring, over the written one.
 
-    `promise` is log π'(new) - log π'(old) in nats under the refined row; `predicted_gain` is g(new) - g(old), the
-    change of the objective to first order.
+    `promise` is log π'(new) - log π'(old) in nats under the refined row π'; `predicted_gain` is g(new) - g(old), the
+    change of the objective to first order; `kl` is KL(π'‖π), how far the row was moved, in nats.
     """
 
     position: int
@@ -48,6 +48,7 @@ class Proposal:
     new: int
     promise: float
     predicted_gain: float
+    kl: float = 0.0
 
     def prefix(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """What a completion begins with when this token of it has changed."""

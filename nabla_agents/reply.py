@@ -16,6 +16,10 @@ class Reply:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
 
+    def __bool__(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.content or self.reasoning or self.tool_calls)
+
     @staticmethod
     def read(text: str, *, tools: bool = False, thinking: bool = False, partial: bool = False) -> Reply:
         """A completion's text, read; never raises.

@@ -9,9 +9,11 @@ from dataclasses import replace
 import torch
 
 from nabla_agents.pool import Scored
+from nabla_agents.result import Result
 from nabla_agents.strategies.base import Strategy
 from nabla_agents.strategies.search import Cancelled, Search
-from nabla_agents.types import FinishReason, Result, Step
+from nabla_agents.trace import Trace
+from nabla_agents.types import FinishReason, Step
 
 try:
     import resource
@@ -78,7 +80,7 @@ class Run(Iterator[Step]):
             score=None if best is None else best.score,
             finish_reason=reason,
             usage=replace(usage, peak_memory_bytes=_peak_memory_bytes()),
-            trace=tuple(self._trace),
+            trace=Trace(self._trace, question=search.prompt.question),
             log_likelihood=float("nan") if rollout is None else rollout.log_likelihood,
             truncated=truncated,
             detail=detail,

@@ -23,12 +23,12 @@ from transformers import (
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.language_model import LanguageModel
-from nabla_agents.rewards.aggregation import Aggregation
 from nabla_agents.rewards.base import Reward
-from nabla_agents.rewards.formats import SEQUENCE_CLASSIFICATION, TRL_PRM, OutcomeFormat, StepFormat
-from nabla_agents.rewards.heads import HEAD_NAMES, HeadedModel
-from nabla_agents.rewards.outcome import OutcomeReward
-from nabla_agents.rewards.process import ProcessReward, loader
+from nabla_agents.rewards.learned.aggregation import Aggregation
+from nabla_agents.rewards.learned.formats import SEQUENCE_CLASSIFICATION, TRL_PRM, OutcomeFormat, StepFormat
+from nabla_agents.rewards.learned.heads import HEAD_NAMES, HeadedModel
+from nabla_agents.rewards.learned.outcome import OutcomeReward
+from nabla_agents.rewards.learned.process import ProcessReward, loader
 from nabla_agents.types import Rollout, Score, Usage
 
 Architecture = Literal["qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -256,6 +256,7 @@ class Step:
     """One refine-propose-judge round. Token fields are None for a step that proposed nothing (a whole rollout).
 
     `predicted_gain` is what the gradient promised for the objective, `gain` what the proposal gave, both in nats.
+    `kl` is KL(π'‖π) of the refined row that proposed the token from the language model's own, in nats.
     `committed_text` only grows from step to step; `done` marks the last step. `gains`, on the first step after a
     gradient pass, are those of the best completion before it, as far as its tokens were looked at.
     """
@@ -274,53 +275,23 @@ class Step:
     usage: Usage = Usage()
     done: bool = False
     gains: tuple[TokenGain, ...] = ()
-
-
-@dataclass(frozen=True)
-class Result:
-    """The best completion a search saw, why it ended and what it cost.
-
-    `score` is None when no reward was given. `truncated` says that this completion was cut by max_tokens or the
-    context. `detail` explains the finish reason, e.g. `rollouts 8/8`. `log_probs` has log π of each token, in nats.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    score: Score | None
-    finish_reason: FinishReason
-    usage: Usage
-    trace: tuple[Step, ...] = ()
-    log_likelihood: float = math.nan
-    truncated: bool = False
-    detail: str = ""
-    seed: int = 0
-    prompt_tokens: int = 0
-    log_probs: tuple[float, ...] = ()
-
-    @property
-    def coverage(self) -> tuple[Coverage, ...]:
-        """How far the gradient of each learned reward reached on this completion."""
-        return () if self.score is None else self.score.coverage
+    kl: float | None = None
 
     def summary(self) -> dict[str, Any]:
-        """The search in a few numbers, as JSON has them: for logs, traces and metadata."""
-        score = self.score
+        """The step in a few values, as JSON has them: for progress events."""
         return {
-            "finish_reason": str(self.finish_reason),
-            "detail": self.detail,
-            "score": None if score is None else _finite(score.value),
-            "verified": None if score is None or score.verified is None else bool(score.verified),
-            "explanation": "" if score is None else score.explanation,
-            "log_likelihood": _finite(self.log_likelihood),
-            "seed": self.seed,
-            "steps": len(self.trace),
-            "revisions": sum(step.kind == "refine" and step.accepted for step in self.trace),
-            "usage": self.usage.as_dict(),
+            "kind": self.kind,
+            "accepted": bool(self.accepted),
+            "position": self.position,
+            "old_token": self.old_token,
+            "new_token": self.new_token,
+            "score": None if self.score is None else finite(self.score.value),
+            "text": self.text,
+            "rollouts": self.usage.rollouts,
+            "done": self.done,
         }
 
-    def with_usage(self, usage: Usage) -> Result:
-        return replace(self, usage=usage)
 
-
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The number as JSON has it; None for NaN and infinities."""
     return float(value) if math.isfinite(value) else None

@@ -202,7 +202,8 @@ def test_half_a_surrogate_pair_is_refused_where_any_text_can_be_read(bytewise: E
 @pytest.mark.parametrize("text", ["a\0b", "\0", "\x1b[31m", "\ufeff", "\U0001f642", "<eos>", "{{ 1/0 }}", "\r\n."])
 def test_strange_characters_are_text(bytewise: Engine, text: str) -> None:
     result = bytewise.generate(text, sampling=SHORT)
-    assert bytewise.prompt(text).text == f"<user>{text}<eos><assistant>"
+    shown = text.replace("<eos>", "<\u200beos>")  # a text, and no end of its turn
+    assert bytewise.prompt(text).text == f"<user>{shown}<eos><assistant>"
     assert result.usage.generated_tokens == len(result.token_ids) > 0
 
 

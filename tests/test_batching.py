@@ -13,7 +13,7 @@ import torch
 
 from nabla_agents import BestOfN, Budget, Engine, Greedy, ImplicitReward, LanguageModel, Nabla, Rollout, Sampling
 from nabla_agents.batching import Coalescer
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.objective import Objective
 from nabla_agents.strategies.search import Cancelled, LocalWorker
 from nabla_agents.testing import random_model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -309,3 +310,18 @@ def test_version_and_help(nabla: Nabla) -> None:
     assert nabla("--version").stdout == f"nabla-agents {na.__version__}\n"
     for command in ("solve", "bench"):
         assert nabla(command, "-h").exit_code == 0
+
+
+def test_ctrl_c_that_a_half_imported_library_reports_as_its_own_error_is_still_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*args: object, **options: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException as e:
+            raise ModuleNotFoundError("Could not import module 'PreTrainedModel'") from e
+
+    monkeypatch.setattr(na.LanguageModel, "from_pretrained", load)
+    result = CliRunner().invoke(app, ["solve", "How many?"])
+    assert result.exit_code == 130, result.output
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

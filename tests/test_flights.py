@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from nabla_agents import BestOfN, Budget, Engine, Grammar, ImplicitReward, LanguageModel, Nabla, NablaParallel, Sampling
+from nabla_agents import (
+    BestOfN,
+    Budget,
+    Engine,
+    Grammar,
+    ImplicitReward,
+    LanguageModel,
+    Nabla,
+    NablaParallel,
+    Result,
+    Sampling,
+)
 from nabla_agents.errors import NablaError
 from nabla_agents.flights import Flights
 from nabla_agents.models.decoding import Decoding
@@ -15,7 +26,7 @@ from nabla_agents.models.rows import RolloutJob
 from nabla_agents.objective import Objective
 from nabla_agents.strategies.search import LocalWorker
 from nabla_agents.testing import random_model
-from nabla_agents.types import Result, Usage
+from nabla_agents.types import Usage
 
 WORDS = ("1", "2", "3", "4", "+", "=", "\n")
 QUESTIONS = ("12", "3", "4+4+4=1\n2", "4=4", "1\n1\n1", "2", "3+1=")

@@ -25,8 +25,8 @@ from nabla_agents import (
     Score,
     Span,
 )
-from nabla_agents.models.decoding import RolloutJob
 from nabla_agents.models.language_model import HEAD_CHUNK
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.models.transformer import Transformer
 from nabla_agents.objective import ObjectiveGradient, token_credit
 from nabla_agents.testing import (
@@ -358,7 +358,8 @@ def test_the_same_prompt_reaches_rollout_objective_and_rewards() -> None:
     for read in reads:
         read.clear()
     objective.gradient([rollout], scores, [0], [None])
-    assert reads == [whole[:-1], whole, whole, whole[:-1]]
+    tail = whole[len(expected) :]  # what a reward has read of the prompt, it keeps
+    assert reads == [whole[:-1], tail, tail, whole[len(expected) - 1 : -1]]
 
 
 # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -577,6 +578,24 @@ def test_credit_adds_to_the_rows_of_likelihood_and_learned_reward() -> None:
     expected = torch.zeros_like(rows[0])
     expected[4, TOKENS["6"]], expected[4, TOKENS["5"]] = -1.5, 1.5
     assert torch.allclose(rows[1] - rows[0], expected, atol=1e-5)
+
+
+class Opaque(FixedReward):
+    """A reward that runs a model and has no gradient, as one of a disjoint vocabulary."""
+
+    @property
+    def learned(self) -> bool:
+        return True
+
+
+def test_a_learned_reward_without_gradient_leaves_the_likelihoods_unless_a_tool_locates_something() -> None:
+    rollout, everywhere = written("2+3=6;"), range(6)
+    span, learned = judged(Span(4, 5, -1.0, "5", credit=1.5)), Opaque(lambda _: 0.5)
+    alone = credited(learned, rollout).rows(everywhere)
+    [likelihood] = Objective(calculator()).gradient([rollout], [None], [0], [None])
+    assert alone.any()
+    assert torch.allclose(alone, likelihood.rows(everywhere))
+    assert torch.equal(credited(learned + span, rollout).rows(everywhere), credited(span, rollout).rows(everywhere))
 
 
 def test_weights_of_a_sum_scale_the_credit() -> None:

@@ -1,10 +1,13 @@
 """What is read from a completion's text, whole and as it grows."""
 
+from dataclasses import replace
+
 import pytest
 
-from nabla_agents import Reply, ToolCall
+from nabla_agents import CommittedReply, Prompt, Reply, ToolCall
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": "é </x>"}}\n</tool_call>'
+PROMPT = Prompt((), "x", (1,))
 TEXTS = [
     "plain text  \n",
     "",
@@ -79,3 +82,18 @@ def test_a_growing_text_only_adds_to_its_reply(text: str, thinking: bool, tools:
         assert whole.reasoning.startswith(now.reasoning)
         assert whole.tool_calls[: len(now.tool_calls)] == now.tool_calls
         before = now
+
+
+def test_parts_of_a_growing_reply_add_up_and_calls_keep_their_names() -> None:
+    text = '<think>hm</think>\nWell.\n<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>'
+    replies = CommittedReply(PROMPT, 0, tools=True)
+    parts = [replies.grown(text[:n]) for n in range(len(text))] + [replies.ended(text)]
+    whole = replies.read(text)
+    assert "".join(p.content for p in parts) == whole.content == "Well."
+    assert "".join(p.reasoning for p in parts) == whole.reasoning == "hm"
+    assert tuple(c for p in parts for c in p.tool_calls) == whole.tool_calls
+    assert replies.reply == whole
+    assert not replies.ended(text)
+    ids = [replies.call_id(0), replies.call_id(1), CommittedReply(replace(PROMPT, text="y"), 0, tools=True).call_id(0)]
+    assert len(set(ids)) == 3
+    assert ids[0] == CommittedReply(PROMPT, 0, tools=True).call_id(0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import re
 from html.parser import HTMLParser
 
 import pytest
+from pydantic import TypeAdapter
 
-from nabla_agents import Score, Span, Step, Usage
+from nabla_agents import Engine, FinishReason, MirrorDTO, Nabla, Result, Score, Span, Step, Trace, Usage, tiny
 from nabla_agents.report import fragment, page
 from nabla_agents.types import TokenGain
 
@@ -73,6 +76,7 @@ def refined() -> list[Step]:
             "3",
             predicted_gain=4.0,
             gain=2.25,
+            kl=0.75,
             log_likelihood=-2.5,
             score=right,
             text="7 + 6 = 13\nAnswer: 13",
@@ -122,12 +126,12 @@ def test_the_ledger_is_that_of_the_last_step() -> None:
 
 
 def test_the_curve_has_one_dot_for_each_step_and_its_ends_where_the_values_are() -> None:
-    """Rewards -1 and 1 at the ends of the axis: x 46 and 594, y 122 (lowest) and 12 (highest)."""
+    """Rewards -1 and 1 at the ends of the axis: x 46 and 346, y 122 (lowest) and 12 (highest)."""
     html = page(refined())
     dots = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', html)
-    assert dots[:2] == [("46.0", "122.0"), ("594.0", "12.0")]
-    assert html.count("<svg") == 2
-    assert "Log-likelihood" in html
+    assert dots[:2] == [("46.0", "122.0"), ("346.0", "12.0")]
+    names = re.findall(r'aria-label="([^"]+)"', html)
+    assert names == ["Reward", "Log-likelihood, nats", "KL divergence of the kept changes, nats"]
 
 
 @pytest.mark.parametrize("field", ["text", "old_token", "new_token", "explanation", "question", "title", "expected"])
@@ -175,3 +179,61 @@ def test_spans_and_gains_that_do_not_fit_the_text_are_left_out() -> None:
     heated = [attributes["title"] for tag, attributes in read.tags if tag == "span" and "title" in attributes]
     assert len(heated) == 1
     assert read.of("pre")[0] == "wxyz"
+
+
+def test_the_divergence_grows_by_what_was_kept_and_by_nothing_else() -> None:
+    """Rows of 0.5, 2 and 1 nats, the second not kept: 0, 0.5, 2.5 tried, then 1.5; high is y 12, low y 122."""
+    kinds = [("rollout", True, None), ("refine", True, 0.5), ("refine", False, 2.0), ("refine", True, 1.0)]
+    html = page([Step(kind, "", kept, text="x", kl=kl) for kind, kept, kl in kinds])
+    heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', html)]
+    assert heights == pytest.approx([122 - 44 * v for v in (0.0, 0.5, 2.5, 1.5)])
+    line = re.findall(r"points=\"([^\"]+)\"", html)[0].split()
+    assert [float(point.split(",")[1]) for point in line] == pytest.approx([122, 100, 100, 56], abs=0.1)
+
+
+def test_the_answer_is_the_returned_one_and_the_draft_the_first() -> None:
+    """A vote may choose a completion that no step kept."""
+    tried = [Step("rollout", "", False, text="Answer: 1"), Step("rollout", "", True, text="Answer: 2")]
+    read = Reader(page([*tried, Step("commit", "Answer: 3", True, text="Answer: 3", done=True)]))
+    assert read.of("del")[0] == "1"
+    assert read.of("ins")[0] == "3"
+
+
+def test_a_trace_is_a_tuple_that_shows_itself_and_survives_copies() -> None:
+    trace = Trace(refined(), question="What is 7 + 6?")
+    assert trace == tuple(refined())
+    assert trace.to_html(title="7 + 6") == page(refined(), title="7 + 6", question="What is 7 + 6?")
+    assert trace._repr_html_() == fragment(refined(), question="What is 7 + 6?")
+    result = Result("7", (), None, FinishReason.STOP, Usage(), trace)
+    assert result._repr_html_() == trace._repr_html_()
+    for copied in (pickle.loads(pickle.dumps(trace)), copy.copy(trace), copy.deepcopy(result).trace):
+        assert isinstance(copied, Trace)
+        assert copied.question == "What is 7 + 6?"
+        assert repr(copied) == repr(trace)
+
+
+def test_a_search_has_the_divergence_of_each_row_and_the_question() -> None:
+    question = tiny.problems(28, seed=0, split="test")[-1].question
+    engine = Engine.tiny(strategy=Nabla(dto=MirrorDTO(kl_budget=0.25), min_promise=-6.0))
+    trace = engine.generate(question).trace
+    spent = [step.kl for step in trace if step.kind == "refine"]
+    assert spent
+    assert all(kl is not None and 0 <= kl <= 0.2501 for kl in spent)
+    assert trace.question == question
+    assert question in Reader(trace.to_html()).of("pre")[0]
+
+
+def test_a_long_answer_is_compared_by_lines_in_reasonable_time() -> None:
+    """3,000 lines, one of them changed; word by word this takes minutes."""
+    lines = [f"line {i}: {i} * 7 = {i * 7}" for i in range(3000)]
+    old = "\n".join(lines)
+    lines[1500] = "line 1500: 1500 * 7 = 0"
+    read = Reader(page([Step("rollout", "", True, text=old), Step("refine", "", True, text="\n".join(lines))]))
+    assert read.of("ins") == ["line 1500: 1500 * 7 = 0\n"]
+
+
+def test_a_pydantic_model_may_hold_a_trace() -> None:
+    adapter = TypeAdapter(Trace)
+    trace = adapter.validate_python(adapter.dump_python(Trace(refined(), question="What is 7 + 6?")))
+    assert isinstance(trace, Trace)
+    assert [step.text for step in trace] == [step.text for step in refined()]

@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
-from nabla_agents import FinishReason, Result, Usage
+from nabla_agents import Result, Usage
 
 
 def llm_result(groups: Sequence[Sequence[Result]], model: str) -> LLMResult:
@@ -53,14 +53,3 @@ def best_first(results: Sequence[Result]) -> list[Result]:
         return -math.inf if math.isnan(value) else value
 
     return sorted(results, key=rank, reverse=True)
-
-
-def check_not_interrupted(result: Result) -> Result:
-    """The result. The engine answers Ctrl-C with the best so far; in a chain it must end the chain, not one call of it.
-
-    Raises:
-        KeyboardInterrupt: the search was interrupted.
-    """
-    if result.finish_reason is FinishReason.INTERRUPTED:
-        raise KeyboardInterrupt
-    return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
-from nabla_agents import Message, PromptError, Reply, ToolCall
+from nabla_agents import CommittedReply, Message, PromptError, Reply, ToolCall
 
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 _CALLS = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call")  # these come in message.tool_calls too
@@ -81,53 +80,31 @@ def _call(name: str, arguments: Any, call_id: str | None) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-class Replies:
-    """A growing reply of one request, as message chunks that add up to the whole message."""
+def chunk(added: Reply, replies: CommittedReply, offset: int = 0) -> AIMessageChunk:
+    """What a growing reply got, as a chunk that adds up with those before it to the whole message; calls are counted
+    from `offset` on.
+    """
+    first = len(replies.reply.tool_calls) - len(added.tool_calls)
+    calls = [_call_chunk(call, first + i, replies, offset) for i, call in enumerate(added.tool_calls)]
+    extra = {"reasoning_content": added.reasoning} if added.reasoning else {}
+    return AIMessageChunk(content=added.content, tool_call_chunks=calls, additional_kwargs=extra)
 
-    def __init__(self, prompt_text: str, seed: int, *, tools: bool) -> None:
-        self._source = f"{prompt_text}\n{seed}"
-        self._tools, self._thinking = tools, Reply.opens_thinking(prompt_text)
-        self._sent = Reply("")
 
-    def read(self, text: str) -> Reply:
-        """The whole text, read."""
-        return Reply.read(text, tools=self._tools, thinking=self._thinking)
+def message(reply: Reply, replies: CommittedReply) -> AIMessage:
+    """A whole reply as a message; `replies` names its calls."""
+    calls, invalid = [], []
+    for index, call in enumerate(reply.tool_calls):
+        written = _call_chunk(call, index, replies)
+        if call.error is None:
+            calls.append({"name": call.name, "args": dict(call.arguments), "id": written["id"], "type": "tool_call"})
+        else:
+            what = {"name": written["name"], "args": written["args"], "id": written["id"], "error": call.error}
+            invalid.append({**what, "type": "invalid_tool_call"})
+    extra = {"reasoning_content": reply.reasoning} if reply.reasoning else {}
+    return AIMessage(reply.content, tool_calls=calls, invalid_tool_calls=invalid, additional_kwargs=extra)
 
-    def grown(self, text: str) -> AIMessageChunk | None:
-        """What a longer text adds to what was sent; None if that is nothing yet."""
-        return self._added(Reply.read(text, tools=self._tools, thinking=self._thinking, partial=True))
 
-    def ended(self, text: str) -> AIMessageChunk:
-        """What the whole text adds; may be empty."""
-        return self._added(self.read(text)) or AIMessageChunk(content="")
-
-    def _added(self, reply: Reply) -> AIMessageChunk | None:
-        sent, self._sent = self._sent, reply
-        content = reply.content[len(sent.content) :]
-        reasoning = reply.reasoning[len(sent.reasoning) :]
-        first = len(sent.tool_calls)
-        calls = [self._chunk(call, first + i) for i, call in enumerate(reply.tool_calls[first:])]
-        if not (content or reasoning or calls):
-            return None
-        extra = {"reasoning_content": reasoning} if reasoning else {}
-        return AIMessageChunk(content=content, tool_call_chunks=calls, additional_kwargs=extra)
-
-    def _chunk(self, call: ToolCall, index: int) -> ToolCallChunk:
-        """A call in one piece. Its id is the same on every path, and another one in another turn."""
-        args = json.dumps(dict(call.arguments), ensure_ascii=False) if call.error is None else call.raw
-        call_id = f"call_{uuid.uuid5(uuid.NAMESPACE_OID, self._source + str(index)).hex}"
-        return tool_call_chunk(name=call.name or None, args=args, id=call_id, index=index)
-
-    def message(self, text: str) -> AIMessage:
-        """The whole text as a message."""
-        reply = self.read(text)
-        calls, invalid = [], []
-        for index, call in enumerate(reply.tool_calls):
-            chunk = self._chunk(call, index)
-            if call.error is None:
-                calls.append({"name": call.name, "args": dict(call.arguments), "id": chunk["id"], "type": "tool_call"})
-            else:
-                what = {"name": chunk["name"], "args": chunk["args"], "id": chunk["id"], "error": call.error}
-                invalid.append({**what, "type": "invalid_tool_call"})
-        extra = {"reasoning_content": reply.reasoning} if reply.reasoning else {}
-        return AIMessage(reply.content, tool_calls=calls, invalid_tool_calls=invalid, additional_kwargs=extra)
+def _call_chunk(call: ToolCall, index: int, replies: CommittedReply, offset: int = 0) -> ToolCallChunk:
+    """A call in one piece."""
+    args = json.dumps(dict(call.arguments), ensure_ascii=False) if call.error is None else call.raw
+    return tool_call_chunk(name=call.name or None, args=args, id=replies.call_id(index), index=offset + index)

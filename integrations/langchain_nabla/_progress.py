@@ -21,7 +21,7 @@ def report(step: Step) -> None:
     config = var_child_runnable_config.get()
     if config is None:
         return
-    data = described(step)
+    data = step.summary()
     with contextlib.suppress(RuntimeError):  # a config, but no run above this one
         dispatch_custom_event(EVENT, data, config=config)
     _write(data)
@@ -34,19 +34,3 @@ def _write(data: dict[str, Any]) -> None:
 
     with contextlib.suppress(RuntimeError, KeyError):  # in a run, but not in a graph
         get_stream_writer()({EVENT: data})
-
-
-def described(step: Step) -> dict[str, Any]:
-    """A step in native JSON types."""
-    value = None if step.score is None or not step.score.judged else float(step.score.value)
-    return {
-        "kind": step.kind,
-        "accepted": step.accepted,
-        "position": step.position,
-        "old_token": step.old_token,
-        "new_token": step.new_token,
-        "score": value,
-        "text": step.text,
-        "rollouts": step.usage.rollouts,
-        "done": step.done,
-    }

@@ -2,88 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
-from langchain_nabla import _answers, _convert
-from langchain_nabla._engine import Cancellable, UntilEnough, on_worker, turn
-from langchain_nabla._messages import Replies, conversation
-from langchain_nabla._tools import Constraints, constraints, told
-from nabla_agents import Result
+from langchain_nabla import _answers, _convert, _messages
+from langchain_nabla._progress import report
+from nabla_agents import Asked, CommittedReply, CommittedText, Reply, Result, SearchJob, Step
 
 if TYPE_CHECKING:
     from langchain_nabla.chat_models import ChatNabla
-    from nabla_agents import Engine, Prompt, Run
+    from nabla_agents import Engine, Prompt, Strategy
 
 ASKED: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "draft", "enough")
 """Options that a call has and the model has not."""
+_AFTER_TEXT: Final = 2
+"""Where calls begin among the blocks of output version v1: reasoning and text are 0 and 1, and core merges by index."""
 
 
 class Request:
-    """One call: its model with the call's options, its prompt, and how its results become messages."""
+    """One call: its model with the call's options, its prompt, its searches, and how their results become messages."""
 
     def __init__(
         self, model: ChatNabla, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
     ) -> None:
         self.call = model._for_call(kwargs, stop)
-        self.engine: Engine = self.call.load()
-        thinks = "</think>" in str(self.engine.model.tokenizer.hf.chat_template)
-        self._asked: Constraints = constraints(
-            kwargs.get("tools"),
-            kwargs.get("tool_choice"),
-            kwargs.get("parallel_tool_calls"),
-            kwargs.get("response_format"),
-            reasoning=thinks,
+        self._engine: Engine = self.call.load()
+        asked = Asked.read(
+            **{name: kwargs[name] for name in ASKED[:4] if name in kwargs},
+            reasoning=self._engine.model.tokenizer.knows_reasoning,
         )
-        told_of = None if (kwargs.get("response_format") or {}).get("type") == "json_object" else self._asked.schema
-        turns = told(conversation(messages), told_of)
-        self.prompt: Prompt = self.engine.prompt(turns, tools=self._asked.tools)
-        self._draft, self._enough = kwargs.get("draft"), kwargs.get("enough")
-        self._replies = Replies(self.prompt.text, self.call.seed, tools=bool(self._asked.tools))
-
-    def run(self) -> Run:
-        options = self.call._engine_options(self.engine, self._asked.grammar)
-        if self._enough is not None:
-            options["strategy"] = UntilEnough(options["strategy"] or self.engine.strategy, self._enough)
-        return self.engine.steps(self.prompt, seed=self.call.seed, draft=self._draft, **options)
-
-    def batch(self, strategy: Any) -> list[Result]:
-        """`n` results, best first, from one batch."""
-        options = self.call._engine_options(self.engine, self._asked.grammar)
-        seeds = [self.call.seed + i for i in range(self.call.n)]
-        with turn(self.engine):
-            results = self.engine.generate_batch(
-                [self.prompt] * self.call.n, seeds=seeds, **{**options, "strategy": strategy}
-            )
-        return _convert.best_first(results)
-
-    async def abatch(self) -> list[Result]:
-        strategy = Cancellable(self.call.strategy or self.engine.strategy)
-        try:
-            return await on_worker(self.engine, self.batch, strategy)
-        finally:
-            strategy.cancel()
-
-    # ── messages ──────────────────────────────────────────────────────────────────────────────────────────────────
+        prompt: Prompt = self._engine.prompt(asked.told(_messages.conversation(messages)), tools=asked.tools)
+        options = self.call._engine_options(self._engine, asked.grammar)
+        if (enough := kwargs.get("enough")) is not None:
+            options["strategy"] = UntilEnough(self._engine.strategy_of(options["strategy"]), enough)
+        options |= {"draft": kwargs.get("draft"), "top_logprobs": self.call.top_logprobs}
+        self.jobs: Final = [
+            SearchJob(self._engine, prompt, seed=seed, report=report, **options)
+            for seed in range(self.call.seed, self.call.seed + self.call.n)
+        ]
+        self._replies = CommittedReply(prompt, self.call.seed, tools=bool(asked.tools))
+        self._text = CommittedText()
 
     def chat_result(self, results: Sequence[Result]) -> ChatResult:
-        generations = [_answers.generation(self._replies.message(r.text), r, self._details(r)) for r in results]
-        return _answers.chat_result(generations, results, self.call.model)
+        """The messages of all answers, best first."""
+        results = _convert.best_first(results)
+        read = self._replies.read
+        messages = [(_messages.message(read(r.text), self._replies), r, self._details(r)) for r in results]
+        return _answers.chat_result([_answers.generation(*one) for one in messages], results, self.call.model)
 
-    def chunk(self, text: str) -> ChatGenerationChunk | None:
-        """What the committed text adds to the message."""
-        added = self._replies.grown(text)
-        return None if added is None else ChatGenerationChunk(message=added)
+    def chunks(self, step: Step) -> Iterator[ChatGenerationChunk]:
+        """What a step commits to the message, if anything; the last one completes it."""
+        if step.done:
+            yield from self.rest(self.jobs[0].result)
+        elif self._text.added_by(step):
+            yield from self._chunks(self._replies.grown(self._text.text))
 
-    def last_chunk(self, result: Result) -> ChatGenerationChunk:
-        return _answers.last_chunk(self._replies.ended(result.text), result, self._details(result))
+    def rest(self, result: Result) -> Iterator[ChatGenerationChunk]:
+        """What is left of the message, and by itself the chunk that ends it, with usage and metadata."""
+        yield from self._chunks(self._replies.ended(result.text))
+        yield _answers.last_chunk(AIMessageChunk(content=""), result, self._details(result))
+
+    def _chunks(self, added: Reply) -> Iterator[ChatGenerationChunk]:
+        if added:
+            first = _AFTER_TEXT if self.call.output_version == "v1" else 0
+            yield ChatGenerationChunk(message=_messages.chunk(added, self._replies, first))
 
     def _details(self, result: Result) -> _answers.Details:
         reply = self._replies.read(result.text)
-        encode = self.engine.model.tokenizer.encode
+        encode = self._engine.model.tokenizer.encode
         return _answers.Details(
             model=self.call.model,
             called=any(call.error is None for call in reply.tool_calls),
@@ -92,6 +82,35 @@ class Request:
         )
 
     def _logprobs(self, result: Result) -> dict[str, Any]:
-        shown = self.engine.model.tokenizer.token_text
-        pairs = zip(result.token_ids, result.log_probs, strict=False)
-        return {"content": [{"token": shown(token), "logprob": value} for token, value in pairs]}
+        """In OpenAI's form."""
+        others = next((job.alternatives for job in self.jobs if job.result is result), [])
+        entries = [self._entry(*pair) for pair in zip(result.token_ids, result.log_probs, strict=False)]
+        for entry, found in zip(entries, others, strict=False):
+            entry["top_logprobs"] = [self._entry(*pair) for pair in found]
+        return {"content": entries}
+
+    def _entry(self, token: int, log_prob: float) -> dict[str, Any]:
+        text = self._engine.model.tokenizer.token_text(token)
+        return {"token": text, "logprob": log_prob, "bytes": list(text.encode())}
+
+
+@dataclass(frozen=True)
+class UntilEnough:
+    """A strategy that ends where its best completion's score is enough."""
+
+    strategy: Strategy
+    enough: float
+
+    @property
+    def rule(self) -> Any:
+        return self.strategy.rule
+
+    def steps(self, search: Any) -> Iterator[Step]:
+        for step in self.strategy.steps(search):
+            yield step
+            best = self.select(search.pool)
+            if best is not None and best.score is not None and best.score.value >= self.enough:
+                return
+
+    def select(self, pool: Any) -> Any:
+        return self.strategy.select(pool)

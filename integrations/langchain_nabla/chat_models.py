@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from operator import itemgetter
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
@@ -16,16 +16,15 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from langchain_nabla import _answers, _convert, _structured
-from langchain_nabla._engine import asteps, on_worker, steps
 from langchain_nabla._messages import conversation
-from langchain_nabla._progress import report
 from langchain_nabla._request import ASKED, Request
 from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
-from langchain_nabla._tools import ToolChoice, chosen_tool
-from nabla_agents import CommittedText
+from nabla_agents import Asked, SearchJob
+
+ToolChoice = str | bool | Mapping[str, Any] | None
 
 
 class ChatNabla(EngineSettings, BaseChatModel):
@@ -43,12 +42,14 @@ class ChatNabla(EngineSettings, BaseChatModel):
     """
 
     model_config = CONFIG
-    per_call: ClassVar[tuple[str, ...]] = (*PER_CALL, "logprobs", "model")
+    per_call: ClassVar[tuple[str, ...]] = (*PER_CALL, "logprobs", "top_logprobs", "model")
 
     streaming: bool = False
     """True makes `invoke` stream too, so that callbacks hear tokens."""
     logprobs: bool = False
     """True puts log π of each token of the answer, in nats, into `response_metadata["logprobs"]`."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    """How many of the likeliest tokens at each place `logprobs` has besides; costs one forward pass per answer."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,6 +61,12 @@ class ChatNabla(EngineSettings, BaseChatModel):
         shared = {name: getattr(values["llm"], name) for name in EngineSettings.model_fields if name != "name"}
         return {**shared, **rest}
 
+    @model_validator(mode="after")
+    def _alternatives_need_logprobs(self) -> ChatNabla:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError(f"top_logprobs is {self.top_logprobs}; it needs logprobs=True.")
+        return self
+
     # ── generation ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _generate(
@@ -70,13 +77,7 @@ class ChatNabla(EngineSettings, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = Request(self, messages, stop, kwargs)
-        if request.call.n > 1:
-            results = request.batch(request.call.strategy)
-            return request.chat_result([_convert.check_not_interrupted(result) for result in results])
-        run = request.run()
-        for step in steps(request.engine, run):
-            report(step)
-        return request.chat_result([_convert.check_not_interrupted(run.result)])
+        return request.chat_result(SearchJob.drain_all(request.jobs))
 
     async def _agenerate(
         self,
@@ -85,14 +86,9 @@ class ChatNabla(EngineSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        """As `_generate`, off the event loop, and in one batch with what else waits for the engine."""
         request = await asyncio.to_thread(Request, self, messages, stop, kwargs)
-        if request.call.n > 1:
-            return request.chat_result(await request.abatch())
-        run = await on_worker(request.engine, request.run)
-        async with aclosing(asteps(request.engine, run, report)) as computed:
-            async for _ in computed:
-                pass
-        return request.chat_result([run.result])
+        return request.chat_result(await SearchJob.adrain_all(request.jobs))
 
     def _stream(
         self,
@@ -103,16 +99,10 @@ class ChatNabla(EngineSettings, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         request = Request(self, messages, stop, kwargs)
         if request.call.n > 1:  # only whole answers can be compared
-            best = request.batch(request.call.strategy)[0]
-            yield request.last_chunk(_convert.check_not_interrupted(best))
+            yield from request.rest(_convert.best_first(SearchJob.drain_all(request.jobs))[0])
             return
-        run, text = request.run(), CommittedText()
-        for step in steps(request.engine, run):
-            report(step)
-            if step.done:
-                yield request.last_chunk(_convert.check_not_interrupted(run.result))
-            elif text.added_by(step) and (chunk := request.chunk(text.text)) is not None:
-                yield chunk
+        for step in request.jobs[0].steps():
+            yield from request.chunks(step)
 
     async def _astream(
         self,
@@ -124,14 +114,13 @@ class ChatNabla(EngineSettings, BaseChatModel):
         """As `_stream`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
         request = await asyncio.to_thread(Request, self, messages, stop, kwargs)
         if request.call.n > 1:
-            yield request.last_chunk((await request.abatch())[0])
+            results = await SearchJob.adrain_all(request.jobs)
+            for chunk in request.rest(_convert.best_first(results)[0]):
+                yield chunk
             return
-        run, text = await on_worker(request.engine, request.run), CommittedText()
-        async with aclosing(asteps(request.engine, run, report)) as computed:
-            async for step in computed:
-                if step.done:
-                    yield request.last_chunk(run.result)
-                elif text.added_by(step) and (chunk := request.chunk(text.text)) is not None:
+        async with aclosing(request.jobs[0].asteps()) as steps:
+            async for step in steps:
+                for chunk in request.chunks(step):
                     yield chunk
 
     def _for_call(self, kwargs: Mapping[str, Any], stop: list[str] | None) -> ChatNabla:
@@ -161,7 +150,7 @@ class ChatNabla(EngineSettings, BaseChatModel):
             ConfigurationError: a choice of an unknown tool, or among none.
         """
         formatted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
-        chosen_tool(tool_choice, formatted)
+        Asked.read(tools=formatted, tool_choice=tool_choice)
         given = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
         return self.bind(tools=formatted, **{k: v for k, v in given.items() if v is not None}, **kwargs)
 

@@ -9,18 +9,20 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import GenerationChunk, LLMResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from typing_extensions import override
 
 from langchain_nabla import _convert
-from langchain_nabla._engine import Cancellable, asteps, on_worker, steps, turn
 from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
-from nabla_agents import CommittedText, Result
+from nabla_agents import CommittedText, NablaError, Result, SearchJob
 
 if TYPE_CHECKING:
     from langchain_nabla.chat_models import ChatNabla
-    from nabla_agents import Engine, Run, Step
+    from nabla_agents import Step
 
 _FRAMEWORK = ("tags", "metadata", "run_name", "run_id")
 
@@ -63,11 +65,8 @@ class NablaLLM(EngineSettings, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         call = self._with(kwargs, stop)
-        groups = call._results(call.load(), prompts)
-        for group in groups:
-            for result in group:
-                _convert.check_not_interrupted(result)
-        return _convert.llm_result(groups, call.model)
+        jobs = call._jobs(prompts)
+        return _convert.llm_result(call._grouped(SearchJob.drain_all(jobs)), call.model)
 
     async def _agenerate(
         self,
@@ -76,8 +75,10 @@ class NablaLLM(EngineSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
+        """As `_generate`, off the event loop, and in one batch with what else waits for the engine."""
         call = self._with(kwargs, stop)
-        return _convert.llm_result(await call._aresults(prompts), call.model)
+        jobs = await asyncio.to_thread(call._jobs, prompts)
+        return _convert.llm_result(call._grouped(await SearchJob.adrain_all(jobs)), call.model)
 
     def _stream(
         self,
@@ -103,57 +104,83 @@ class NablaLLM(EngineSettings, BaseLLM):
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
 
-    def _results(self, engine: Engine, prompts: Sequence[str], strategy: Any = None) -> list[list[Result]]:
-        """`n` results per prompt, best first, all from one batch."""
-        with turn(engine):
-            results = engine.generate_batch(
-                [prompt for prompt in prompts for _ in range(self.n)],
-                seeds=[self.seed + i for _ in prompts for i in range(self.n)],
-                **{**self._options(engine), "strategy": strategy or self.strategy},
-            )
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """One batch of the engine. With `return_exceptions`, a prompt that cannot be answered fails alone."""
+        if not return_exceptions:
+            return super().batch(inputs, config, **kwargs)
+        refused, configs = self._refused(inputs, kwargs), get_config_list(config, len(inputs))
+        good = [i for i in range(len(inputs)) if i not in refused]
+        answers = super().batch([inputs[i] for i in good], [configs[i] for i in good], return_exceptions=True, **kwargs)
+        return _in_place(refused, good, answers)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """As `batch`."""
+        if not return_exceptions:
+            return await super().abatch(inputs, config, **kwargs)
+        refused = await asyncio.to_thread(self._refused, inputs, kwargs)
+        configs, good = get_config_list(config, len(inputs)), [i for i in range(len(inputs)) if i not in refused]
+        chosen = [inputs[i] for i in good], [configs[i] for i in good]
+        return _in_place(refused, good, await super().abatch(*chosen, return_exceptions=True, **kwargs))
+
+    def _refused(self, inputs: Sequence[LanguageModelInput], kwargs: Mapping[str, Any]) -> dict[int, Exception]:
+        """Why prompts cannot be answered, by their place; loads the model."""
+        call = self._with({n: v for n, v in kwargs.items() if n != "stop"}, kwargs.get("stop"))
+        found: dict[int, Exception] = {}
+        for i, given in enumerate(inputs):
+            try:
+                call._jobs([self._convert_input(given).to_string()])
+            except (NablaError, ValueError) as e:
+                found[i] = e
+        return found
+
+    def _jobs(self, prompts: Sequence[str]) -> list[SearchJob]:
+        """`n` searches per prompt; loads the model."""
+        engine = self.load()
+        formatted = self.formatted or not engine.model.tokenizer.has_template
+        options = self._engine_options(engine)
+        rendered = [engine.prompt(prompt, formatted=formatted) for prompt in prompts]
+        seeds = range(self.seed, self.seed + self.n)
+        return [SearchJob(engine, prompt, seed=seed, **options) for prompt in rendered for seed in seeds]
+
+    def _grouped(self, results: Sequence[Result]) -> list[list[Result]]:
+        """`n` results per prompt, best first."""
         return [_convert.best_first(results[i : i + self.n]) for i in range(0, len(results), self.n)]
 
-    async def _aresults(self, prompts: Sequence[str]) -> list[list[Result]]:
-        engine = await asyncio.to_thread(self.load)
-        strategy = Cancellable(self.strategy or engine.strategy)
-        try:
-            return await on_worker(engine, self._results, engine, prompts, strategy)
-        finally:
-            strategy.cancel()
-
     def _chunks(self, prompt: str) -> Iterator[GenerationChunk]:
-        engine = self.load()
+        jobs, text = self._jobs([prompt]), CommittedText()
         if self.n > 1:  # only whole answers can be compared
-            best = self._results(engine, [prompt])[0][0]
-            _convert.check_not_interrupted(best)
+            best = _convert.best_first(SearchJob.drain_all(jobs))[0]
             yield _convert.chunk(best.text, best)
             return
-        run, text = self._run(engine, prompt), CommittedText()
-        for step in steps(engine, run):
-            if step.done:
-                _convert.check_not_interrupted(run.result)
-            if (chunk := _chunk(run, step, text)) is not None:
+        for step in jobs[0].steps():
+            if (chunk := _chunk(jobs[0], step, text)) is not None:
                 yield chunk
 
     async def _achunks(self, prompt: str) -> AsyncIterator[GenerationChunk]:
         """As `_chunks`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
+        jobs, text = await asyncio.to_thread(self._jobs, [prompt]), CommittedText()
         if self.n > 1:
-            best = (await self._aresults([prompt]))[0][0]
+            best = _convert.best_first(await SearchJob.adrain_all(jobs))[0]
             yield _convert.chunk(best.text, best)
             return
-        engine = await asyncio.to_thread(self.load)
-        run, text = await on_worker(engine, self._run, engine, prompt), CommittedText()
-        async with aclosing(asteps(engine, run)) as computed:
-            async for step in computed:
-                if (chunk := _chunk(run, step, text)) is not None:
+        async with aclosing(jobs[0].asteps()) as steps:
+            async for step in steps:
+                if (chunk := _chunk(jobs[0], step, text)) is not None:
                     yield chunk
-
-    def _run(self, engine: Engine, prompt: str) -> Run:
-        return engine.steps(prompt, seed=self.seed, **self._options(engine))
-
-    def _options(self, engine: Engine) -> dict[str, Any]:
-        formatted = self.formatted or not engine.model.tokenizer.hf.chat_template
-        return {**self._engine_options(engine), "formatted": formatted}
 
     # ── what identifies a call ────────────────────────────────────────────────────────────────────────────────────
 
@@ -204,9 +231,15 @@ class NablaLLM(EngineSettings, BaseLLM):
         return self.load().model.tokenizer.encode(text)
 
 
-def _chunk(run: Run, step: Step, text: CommittedText) -> GenerationChunk | None:
+def _chunk(job: SearchJob, step: Step, text: CommittedText) -> GenerationChunk | None:
     """What a step adds to a stream: nothing, a piece of text, or the end."""
     added = text.added_by(step)
     if step.done:
-        return _convert.chunk(added, run.result)
+        return _convert.chunk(added, job.result)
     return _convert.chunk(added) if added else None
+
+
+def _in_place(refused: Mapping[int, Exception], good: Sequence[int], answers: Sequence[str]) -> list[str]:
+    """Answers and refusals in the order of the prompts; core types a batch of both as texts."""
+    found: dict[int, Any] = {**refused, **dict(zip(good, answers, strict=True))}
+    return [found[i] for i in sorted(found)]

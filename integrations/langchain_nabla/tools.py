@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 from typing import Any, ClassVar, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field
 
-from langchain_nabla import _convert
-from langchain_nabla._engine import asteps, on_worker, steps
-from langchain_nabla._progress import described, report
+from langchain_nabla._progress import report
 from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
-from nabla_agents import NablaError, Result
+from nabla_agents import NablaError, Result, SearchJob
 
 
 class Problem(BaseModel):
@@ -44,32 +41,28 @@ class NablaSolve(EngineSettings, BaseTool):
 
     def _run(self, problem: str, run_manager: CallbackManagerForToolRun | None = None) -> tuple[str, dict[str, Any]]:
         try:
-            engine = self.load()
-            run = engine.steps(problem, seed=self.seed, **self._engine_options(engine))
-            for step in steps(engine, run):
-                report(step)
+            return _solved(self._job(problem).drain())
         except NablaError as e:
             return _failed(e)
-        return _solved(_convert.check_not_interrupted(run.result))
 
     async def _arun(
         self, problem: str, run_manager: AsyncCallbackManagerForToolRun | None = None
     ) -> tuple[str, dict[str, Any]]:
         try:
-            engine = await asyncio.to_thread(self.load)
-            options = self._engine_options(engine)
-            run = await on_worker(engine, lambda: engine.steps(problem, seed=self.seed, **options))
-            async with aclosing(asteps(engine, run, report)) as computed:
-                async for _ in computed:
-                    pass
+            job = await asyncio.to_thread(self._job, problem)
+            return _solved(await job.adrain())
         except NablaError as e:
             return _failed(e)
-        return _solved(run.result)
+
+    def _job(self, problem: str) -> SearchJob:
+        engine = self.load()
+        options = self._engine_options(engine)
+        return SearchJob(engine, engine.prompt(problem), seed=self.seed, report=report, **options)
 
 
 def _solved(result: Result) -> tuple[str, dict[str, Any]]:
     summary = result.summary()
-    artifact = {"answer": result.text, "nabla": summary, "trace": [described(step) for step in result.trace]}
+    artifact = {"answer": result.text, "nabla": summary, "trace": [step.summary() for step in result.trace]}
     return f"{result.text}\n\n({_verdict(summary)})", artifact
 
 

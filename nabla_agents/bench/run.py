@@ -17,8 +17,9 @@ from nabla_agents.config import Sampling, Settings
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.result import Result
 from nabla_agents.rewards.base import Reward, RewardSum
-from nabla_agents.types import Budget, FinishReason, Result
+from nabla_agents.types import Budget, FinishReason
 
 _FINGERPRINTED = 32  # problems; a longer list begins with the shorter one
 

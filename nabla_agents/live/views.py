@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nabla_agents.live.wording import as_json, changed, computed, described, draft, facts, indented, printable, spent
+from nabla_agents.result import Result
 from nabla_agents.run import Run
 from nabla_agents.tiny import Problem, is_correct
-from nabla_agents.types import FinishReason, Result, Step, Usage
+from nabla_agents.types import FinishReason, Step, Usage
 
 _INDENT = 4  # columns before the text as it is now
 

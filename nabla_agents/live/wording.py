@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.text import Text
 
+from nabla_agents.result import Result
 from nabla_agents.tiny import Problem, is_correct
-from nabla_agents.types import FinishReason, Result, Score, Step, Usage
+from nabla_agents.types import FinishReason, Score, Step, Usage
 
 NO_ANSWER = "(no answer yet)"
 _CONTEXT = 32  # characters shown before a refined token

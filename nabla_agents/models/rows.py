@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.config import Sampling
@@ -27,7 +28,8 @@ class RolloutJob:
 
     `uniforms` [max_tokens] are the job's own random numbers in [0, 1), the i-th for completion token i, so its text
     does not depend on what shares the batch. `cache` may hold keys and values of the prompt. `draft` guesses the
-    tokens after the prefix, place by place: right guesses save decode steps, wrong ones change nothing.
+    tokens after the prefix, place by place: right guesses save decode steps, wrong ones change nothing. `known` are
+    log π of the first prefix tokens as this backend once gave them, for one that does not read the prefix itself.
     """
 
     prompt: Prompt
@@ -37,6 +39,7 @@ class RolloutJob:
     uniforms: Tensor
     cache: PrefixCache | None = None
     draft: tuple[int, ...] = ()
+    known: Float[Tensor, "time"] | None = None
 
 
 @dataclass(eq=False)
@@ -77,7 +80,7 @@ class Row:
         """A terminal token, a stop string, the end of its grammar or the length ends a row, in this order."""
         if self.ids[-1] in model.eos_ids:
             self.finish = FinishReason.STOP
-        elif self.job.sampling.stop and (text := self._before_stop(model)) is not None:
+        elif self.job.sampling.stop and (text := before_stop(model, self.job.sampling.stop, self.ids)) is not None:
             self.finish, self.text = FinishReason.STOP, text
         elif self.constraint is not None and self.constraint.complete:
             self.finish = FinishReason.STOP
@@ -104,13 +107,13 @@ class Row:
             ),
         )
 
-    def _before_stop(self, model: LanguageModel) -> str | None:
-        """The text before the first stop string, or None. Only the newest tokens are decoded until one is found."""
-        stop = self.job.sampling.stop
-        window = max(len(s.encode()) for s in stop) + 8  # a token is at least one byte; margin for merged characters
-        recent = model.tokenizer.decode(self.ids[-window:])
-        if not any(s in recent for s in stop):
-            return None
-        text = model.tokenizer.decode(self.ids)
-        ends = [text.find(s) for s in stop if s in text]
-        return text[: min(ends)] if ends else None
+
+def before_stop(model: LanguageModel, stop: Sequence[str], ids: Sequence[int]) -> str | None:
+    """The text before the first stop string, or None if the newest tokens complete none: only they are decoded."""
+    window = max(len(s.encode()) for s in stop) + 8  # a token is at least one byte; margin for merged characters
+    recent = model.tokenizer.decode(ids[-window:])
+    if not any(s in recent for s in stop):
+        return None
+    text = model.tokenizer.decode(ids)
+    ends = [text.find(s) for s in stop if s in text]
+    return text[: min(ends)] if ends else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -12,9 +14,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from nabla_agents.errors import ModelLoadError, PromptError
+from nabla_agents.markers import REASONING_END
 from nabla_agents.types import Message
 
 _WINDOW = 32  # tokens that are decoded again to place the next one
+_OTHERS = ("user", "tool")  # whose text may come from anyone
+_NO_SPACE = "\u200b"
 
 
 class Tokenizer:
@@ -38,6 +43,16 @@ class Tokenizer:
     def eos(self) -> str:
         """Text of the end-of-sequence token; empty where there is none."""
         return str(self.hf.eos_token or "")
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template, so that conversations can be rendered."""
+        return bool(self.hf.chat_template)
+
+    @property
+    def knows_reasoning(self) -> bool:
+        """Whether the chat template knows of reasoning, so that the model may think before it answers."""
+        return REASONING_END in str(self.hf.chat_template)
 
     @property
     def knows_tools(self) -> bool:
@@ -113,6 +128,9 @@ class Tokenizer:
     ) -> str:
         """The conversation in the model's own chat format.
 
+        Special tokens that users' or tools' texts spell (`<|im_end|>`) are kept as text, by a zero-width space within:
+        else whoever writes a text could end its turn and write others. Other roles are rendered as they are.
+
         Raises:
             PromptError: there is no chat template, or it refuses the conversation.
         """
@@ -124,7 +142,7 @@ class Tokenizer:
         try:
             return str(
                 self.hf.apply_chat_template(
-                    [m.as_template_input() for m in messages],
+                    [self._as_text(m).as_template_input() for m in messages],
                     tools=list(tools) if tools else None,  # pyright: ignore[reportArgumentType]
                     add_generation_prompt=add_generation_prompt,
                     tokenize=False,
@@ -133,3 +151,16 @@ class Tokenizer:
         except Exception as e:  # jinja raises its own errors, templates raise anything
             roles = ", ".join(m.role for m in messages)
             raise PromptError(f"The chat template of {self.name} refuses this conversation ({roles}): {e}") from e
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """The texts that are read as special tokens, the longest first."""
+        added: dict[int, Any] = self.hf.added_tokens_decoder
+        texts = {str(token.content) for token in added.values() if token.special} | set(self.hf.all_special_tokens)
+        return re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True) if len(t) > 1) or r"(?!)")
+
+    def _as_text(self, message: Message) -> Message:
+        if message.role not in _OTHERS:
+            return message
+        content = self._special.sub(lambda found: found[0][0] + _NO_SPACE + found[0][1:], message.content)
+        return message if content == message.content else replace(message, content=content)

@@ -1,9 +1,8 @@
 """Rewards: learned models, tools' verdicts, and the sum of both."""
 
-from nabla_agents.rewards.aggregation import SoftMin
-from nabla_agents.rewards.arithmetic import ArithmeticSteps
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
-from nabla_agents.rewards.formats import (
+from nabla_agents.rewards.learned.aggregation import SoftMin
+from nabla_agents.rewards.learned.formats import (
     ARMORM,
     MATH_SHEPHERD,
     QWEN_MATH_PRM,
@@ -15,16 +14,17 @@ from nabla_agents.rewards.formats import (
     OutcomeFormat,
     StepFormat,
 )
-from nabla_agents.rewards.function import FunctionReward, reward
-from nabla_agents.rewards.implicit import ImplicitReward
-from nabla_agents.rewards.json_schema import JsonSchema
-from nabla_agents.rewards.math_answer import MathAnswer
-from nabla_agents.rewards.outcome import OutcomeReward
-from nabla_agents.rewards.pattern import Pattern
-from nabla_agents.rewards.process import ProcessReward
-from nabla_agents.rewards.prompt_tests import prompt_assertions
-from nabla_agents.rewards.python_answer import PythonAnswer
-from nabla_agents.rewards.python_tests import PythonTests
+from nabla_agents.rewards.learned.implicit import ImplicitReward
+from nabla_agents.rewards.learned.outcome import OutcomeReward
+from nabla_agents.rewards.learned.process import ProcessReward
+from nabla_agents.rewards.tools.arithmetic import ArithmeticSteps
+from nabla_agents.rewards.tools.function import FunctionReward, reward
+from nabla_agents.rewards.tools.json_schema import JsonSchema
+from nabla_agents.rewards.tools.math_answer import MathAnswer
+from nabla_agents.rewards.tools.pattern import Pattern
+from nabla_agents.rewards.tools.prompt_tests import prompt_assertions
+from nabla_agents.rewards.tools.python_answer import PythonAnswer
+from nabla_agents.rewards.tools.python_tests import PythonTests
 
 __all__ = [
     "ARMORM",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.dto import AdamDTO, MirrorDTO
-from nabla_agents.functional import HEAD_CHUNK, choose_tokens, wide
+from nabla_agents.functional import HEAD_CHUNK, choose_tokens, kl_divergence, wide
 from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.positions import Proposal, Refinable, best_alternatives, plausible
@@ -154,8 +155,9 @@ class Proposing(Settings):
             rows = torch.arange(len(positions), device=drawn.device)
             only = torch.zeros_like(allowed)
             only[rows, drawn] = allowed[rows, drawn]
-            return best_alternatives(positions, tokens, refined, g, only)
-        return best_alternatives(positions, tokens, refined, g, allowed)
+            allowed = only
+        kl = dict(zip(positions, kl_divergence(refined, logits).tolist(), strict=True))
+        return [replace(p, kl=kl[p.position]) for p in best_alternatives(positions, tokens, refined, g, allowed)]
 
     def _step(
         self, search: Search, incumbent: Scored, candidate: Scored, proposal: Proposal, *, accepted: bool
@@ -171,6 +173,7 @@ class Proposing(Settings):
             new_token=tokenizer.token_text(proposal.new),
             predicted_gain=proposal.predicted_gain,
             gain=candidate.objective - incumbent.objective,
+            kl=proposal.kl,
             log_likelihood=candidate.rollout.log_likelihood,
             score=candidate.score,
             text=candidate.rollout.text,

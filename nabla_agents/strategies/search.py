@@ -330,7 +330,8 @@ class Search:
             share = (self.budget.generated_tokens - self._usage.generated_tokens) // batch
             room = min(room, len(prefix) + share)
         room = max(room, len(prefix))  # a draft from elsewhere may be longer than the request's own answers
-        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache(), draft)
+        known = self.pool.log_probs(prefix)
+        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache(), draft, known)
 
     def _prompt_cache(self) -> PrefixCache:
         """Keys and values of the prompt, read once per request."""

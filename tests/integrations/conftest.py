@@ -25,12 +25,14 @@ class Watched:
     def reset(self) -> None:
         self.calls, self.inside, self.most_inside = 0, 0, 0
         self.seconds = 0.0
+        self.threads: set[int] = set()
         self.error_at: tuple[int, BaseException] | None = None
         self.prompts: list[str] = []
 
     def rollout(self, jobs: Sequence[Any]) -> list[Rollout]:
         with self.lock:
             self.calls += 1
+            self.threads.add(threading.get_ident())
             self.inside += 1
             self.most_inside = max(self.most_inside, self.inside)
             self.prompts += [job.prompt.text for job in jobs]
@@ -87,6 +89,30 @@ class Dripping:
 
     def select(self, pool: Any) -> Any:
         return next(iter(pool), None)
+
+
+class Spelling:
+    """Commits one rollout's text a few tokens at a time, and asks for nothing more."""
+
+    rule = "objective"
+
+    def __init__(self, tokens: int = 4) -> None:
+        self.tokens = tokens
+
+    def steps(self, search: Any) -> Iterator[Step]:
+        for entry in search.roll([()], temperature=0.0):
+            yield Step(kind="rollout", committed_text="")
+            for n in range(self.tokens, len(entry.rollout.completion_ids), self.tokens):
+                yield Step(kind="refine", committed_text=search.committed_text(entry.rollout, n))
+
+    def select(self, pool: Any) -> Any:
+        return next(iter(pool), None)
+
+
+@pytest.fixture(scope="package")
+def spelling() -> Any:
+    """A strategy that streams what one rollout says."""
+    return Spelling()
 
 
 @pytest.fixture(scope="package")

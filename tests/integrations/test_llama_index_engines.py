@@ -9,22 +9,32 @@ from typing import Any
 
 import llama_index.core
 import pytest
-from llama_index.core import MockEmbedding, VectorStoreIndex
-from llama_index.core.agent.workflow import CodeActAgent
+from llama_index.core import MockEmbedding, Settings, VectorStoreIndex
+from llama_index.core.agent.workflow import CodeActAgent, FunctionAgent
+from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.evaluation import BaseEvaluator, BatchEvalRunner
+from llama_index.core.indices.query.query_transform import HyDEQueryTransform
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.llms import ChatMessage
 from llama_index.core.postprocessor import LLMRerank
-from llama_index.core.query_engine import SubQuestionQueryEngine
+from llama_index.core.query_engine import (
+    CitationQueryEngine,
+    FLAREInstructQueryEngine,
+    RetryQueryEngine,
+    RouterQueryEngine,
+    SubQuestionQueryEngine,
+    TransformQueryEngine,
+)
 from llama_index.core.question_gen import LLMQuestionGenerator
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import QueryEngineTool
 from llama_index.core.types import Thread
 from pydantic import Field
-from workflows.errors import WorkflowTimeoutError
+from workflows.errors import WorkflowCancelledByUser, WorkflowTimeoutError
 
 from llama_index.llms.nabla import (
     NablaEvaluator,
@@ -38,7 +48,7 @@ from llama_index.llms.nabla import (
     numbers_in_sources,
     sandboxed,
 )
-from nabla_agents import ArithmeticSteps, BestOfN, Budget, ConfigurationError, Engine, Execution, Status, reward
+from nabla_agents import ArithmeticSteps, BestOfN, Budget, ConfigurationError, Engine, Limits, Score, reward
 from nabla_agents.scripted import scripted_model
 
 # Of LlamaIndex itself: its agents look at all their own attributes, and its memory leaves its data base open.
@@ -54,6 +64,10 @@ def answering(prompt: str) -> str:
     """Ranks, asks or answers, as it is told."""
     if "Document 1" in prompt:
         return "Doc: 1, Relevance: 9\nDoc: 2, Relevance: 8\nDoc: 3, Relevance: 7"
+    if "choices are given" in prompt:
+        return '[{"choice": 1, "reason": "facts"}]'
+    if "Skill 1" in prompt:
+        return "done" if "12 hens" in prompt else "[Search(How many hens has Anna?)]"
     if "sub-questions" in prompt:
         asked = [{"sub_question": f"{name}?", "tool_name": "facts"} for name in ("Anna", "Ben")]
         return "```json\n" + json.dumps({"items": asked}) + "\n```"
@@ -201,6 +215,62 @@ def test_a_trace_has_one_budget_for_all_its_calls(llm: NablaLLM, searches: Any) 
         TraceBudget(rollouts=-1)
 
 
+async def test_an_agent_run_is_one_trace(searches: Any) -> None:
+    """Two calls of the model a run: one asks for the tool, one answers."""
+
+    def script(prompt: str) -> str:
+        asks = '<tool_call>\n{"name": "hens", "arguments": {"name": "Anna"}}\n</tool_call>'
+        return "Anna has 12 hens." if "<tool_response>" in prompt else asks
+
+    def hens(name: str) -> int:
+        """How many hens somebody has."""
+        return 12
+
+    llm = model(script).with_options(refine_policy="always", trace_budget=TraceBudget(refinements=1))
+    for _ in range(2):
+        assert str(await FunctionAgent(llm=llm, tools=[hens]).run(QUESTION)) == "Anna has 12 hens."
+    assert searches.refined == [True, False] * 2
+
+
+def engines_of_llama_index(llm: NablaLLM, index: VectorStoreIndex) -> dict[str, tuple[BaseQueryEngine, list[bool]]]:
+    """Engines that ask more than once, and which of their calls the user's answer comes from."""
+    inner = index.as_query_engine(llm=llm)
+    tools = [QueryEngineTool.from_defaults(inner, name="facts", description="facts")] * 2
+    selector = LLMSingleSelector.from_defaults(llm=llm)
+    return {
+        "router": (RouterQueryEngine(selector, tools, llm=llm), [False, True]),
+        "citation": (CitationQueryEngine.from_args(index, llm=llm), [True]),
+        "HyDE": (TransformQueryEngine(inner, HyDEQueryTransform(llm=llm)), [False, True]),
+        "FLARE": (FLAREInstructQueryEngine(inner, llm=llm, max_iterations=3), [True, False, True, True]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["router", "citation", "HyDE", "FLARE"])
+def test_an_engine_that_asks_more_than_once_refines_what_the_user_reads(
+    llm: NablaLLM, index: VectorStoreIndex, searches: Any, kind: str
+) -> None:
+    engine, refined = engines_of_llama_index(llm, index)[kind]
+    assert str(engine.query(QUESTION)).strip() == "Anna has 12 hens."
+    assert searches.refined == refined
+
+
+def test_a_retrying_engine_asks_again_until_the_reward_is_content(
+    index: VectorStoreIndex, searches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers wrong twice; its feedback transform reads the global model, which it does not use."""
+
+    @reward
+    def knows(completion: str) -> Score:
+        right = "12" in completion
+        return Score(float(right), verified=right, explanation="" if right else "the number is wrong")
+
+    llm = model(lambda prompt: "12 hens." if prompt.count("the number is wrong") == 2 else "13 hens.", reward=knows)
+    monkeypatch.setattr(Settings, "_llm", llm)
+    engine = RetryQueryEngine(index.as_query_engine(llm=llm), NablaEvaluator(knows))
+    assert str(engine.query(QUESTION)) == "12 hens."
+    assert searches.refined == [True] * 3
+
+
 def test_a_scope_reaches_the_calls_of_a_query_engine(llm: NablaLLM, index: VectorStoreIndex, searches: Any) -> None:
     with nabla_options(final=False):
         index.as_query_engine(llm=llm).query(QUESTION)
@@ -315,20 +385,16 @@ async def test_a_reward_that_breaks_is_an_invalid_result_with_its_reason() -> No
     assert "no disk" in (result.invalid_reason or "")
 
 
-class Interpreter:
-    """An executor that knows what one program prints: confinement has tests of its own."""
-
-    def run(self, program: Any, limits: Any = None) -> Execution:
-        if "6 * 7" in program.code:
-            return Execution(Status.OK, stdout="42\n")
-        return Execution(Status.ERROR, error_type="NameError", error_message="x", line=1)
-
-
 async def test_a_code_act_agent_runs_its_code_in_the_sandbox() -> None:
-    executor: Any = Interpreter()
-    execute = sandboxed(executor)
+    """The best sandbox of this machine, whichever that is; what it confines has tests of its own."""
+    execute = sandboxed(limits=Limits(cpu_seconds=20, wall_seconds=60))
     assert await execute("print(6 * 7)") == {"success": True, "output": "42\n", "error": "", "status": "ok"}
-    assert (await execute("x"))["error"] == "NameError: x (line 1)"
+    failed = await execute("left = 1\nprint(left)\nunknown")
+    assert (failed["success"], failed["output"], failed["status"]) == (False, "1\n", "error")
+    assert failed["error"].startswith("NameError: name 'unknown' is not defined")
+    assert failed["error"].endswith("(line 3)")
+    assert "NameError" in (await execute("print(left)"))["error"], "every run begins anew"
+    assert not (await execute("open('/etc/passwd').read()"))["success"]
 
     def script(prompt: str) -> str:
         return "It is 42." if "42\\n" in prompt else "<execute>\nprint(6 * 7)\n</execute>"
@@ -338,9 +404,8 @@ async def test_a_code_act_agent_runs_its_code_in_the_sandbox() -> None:
 
 
 async def test_the_tool_spec_verifies_refines_and_runs() -> None:
-    executor: Any = Interpreter()
     llm = model(lambda prompt: "3 * 4 = 12", reward=ArithmeticSteps())
-    tools = {tool.metadata.name: tool for tool in NablaToolSpec(llm, executor=executor).to_tool_list()}
+    tools = {tool.metadata.name: tool for tool in NablaToolSpec(llm).to_tool_list()}
     assert set(tools) == {"verify_answer", "refine_answer", "run_python"}
     assert tools["verify_answer"](question="q", answer="3 * 4 = 13").raw_output["verified"] is False
     refined = await tools["refine_answer"].acall(question="What is 3 * 4?", draft="3 * 4 = 13")
@@ -376,6 +441,29 @@ async def test_a_workflows_timeout_fires_in_time_and_stops_the_engine(
     calls = backend.calls
     await asyncio.sleep(0.5)
     assert backend.calls == calls
+
+
+@pytest.mark.parametrize("what", ["workflow", "agent"])
+async def test_a_cancelled_run_stops_the_engine_within_one_operation(
+    watched_engine: Engine, backend: Any, question: str, what: str
+) -> None:
+    backend.seconds = 0.03
+    strategy: Any = type(watched_engine.strategy)(tokens=1)
+    llm = NablaLLM(engine=watched_engine, max_tokens=24, strategy=strategy, refine_policy="always")
+    if what == "workflow":
+        handler: Any = RefineWorkflow(llm, drafter=model(lambda prompt: "1 2 3 4 5 6 7 8")).run(question=question)
+    else:
+        handler = FunctionAgent(llm=llm).run(question)
+    while backend.calls < 2 and not handler.done():
+        await asyncio.sleep(0.005)
+    assert not handler.done()
+    await handler.cancel_run()
+    calls = backend.calls
+    with pytest.raises((asyncio.CancelledError, WorkflowCancelledByUser)):
+        await handler
+    await strategy.ended()
+    await asyncio.sleep(0.2)
+    assert backend.calls <= calls + 1
 
 
 # ── chat engines ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from nabla_agents import Engine, FinishReason, Message, Result, Step
+from nabla_agents import Engine, FinishReason, Message, Result, Step, Trace
 from nabla_agents.live import JsonView, LiveView, PlainView, View, watch
 from nabla_agents.run import Run
 from nabla_agents.tiny import problems
@@ -189,7 +189,7 @@ def test_questions_and_answers_cannot_drive_the_terminal(search: Search) -> None
     hostile = replace(search.steps[0], text="\x1b[2J\x07\x9b", committed_text="\x1b[2J")
     with LiveView(console, "\x1b]0;title\x07[red]markup[/red]") as view:
         view.step(hostile)
-    view.end(replace(search.result, text="\x1b[2J\x07", trace=(hostile,)))
+    view.end(replace(search.result, text="\x1b[2J\x07", trace=Trace((hostile,))))
     output = written(console)
     assert "\x1b[2J" not in output
     assert "\x1b]" not in output

@@ -8,7 +8,7 @@ import math
 import pytest
 from rich.text import Text
 
-from nabla_agents import FinishReason, Result, Score, Span, Step, Usage
+from nabla_agents import FinishReason, Result, Score, Span, Step, Trace, Usage
 from nabla_agents.live.wording import (
     as_json,
     changed,
@@ -49,7 +49,7 @@ def result(text: str = "Answer: 12", first: str = "Answer: 1", **fields: object)
         "score": None,
         "finish_reason": FinishReason.STOP,
         "usage": Usage(rollouts=2, gradient_passes=1),
-        "trace": (Step("rollout", "", text=first), Step("commit", text, text=text)),
+        "trace": Trace((Step("rollout", "", text=first), Step("commit", text, text=text))),
     }
     return Result(text, **{**given, **fields})
 
@@ -161,7 +161,7 @@ def test_why_a_search_ended(fields: dict[str, object], words: str) -> None:
 
 
 def test_a_search_without_any_rollout_has_no_score_and_no_draft() -> None:
-    nothing = result("", trace=(), finish_reason=FinishReason.INTERRUPTED, usage=Usage())
+    nothing = result("", trace=Trace(), finish_reason=FinishReason.INTERRUPTED, usage=Usage())
     assert draft(nothing) == ""
     assert [name for name, _ in facts(nothing, None)] == ["ended", "spent", "computed"]
     assert changed("", "").plain == "(no answer yet)"

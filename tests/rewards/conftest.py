@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from nabla_agents.errors import SandboxError
-from nabla_agents.rewards import executors
+from nabla_agents.rewards.tools import executors
 from nabla_agents.sandbox import Executor
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 import pytest
+import torch
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.load import dumps, loads
@@ -17,11 +18,12 @@ from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
 from pydantic import BaseModel, ValidationError
 
-from langchain_nabla import ChatNabla, NablaLLM
+from langchain_nabla import ChatNabla, NablaLLM, _messages
 from langchain_nabla._messages import conversation
 from nabla_agents import (
     BestOfN,
     Budget,
+    CommittedReply,
     ConfigurationError,
     Engine,
     GrammarError,
@@ -99,17 +101,19 @@ def said(message: BaseMessage) -> Any:
 # ── one message on every path ─────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("output_version", [None, "v1"])
 @pytest.mark.parametrize(
-    ("text", "output_version"),
+    "text",
     [
-        ("Hello — 你好 🙂, how are you?", None),
-        (f"I look.\n{FIRST}\n{SECOND}", None),
-        (f"<think>\n3 < 4, so\n</think>\n\n{FIRST}", None),
-        ("<think>\nhm\n</think>\n\nYes.", None),
+        "Hello — 你好 🙂, how are you?",
+        f"I look.\n{FIRST}\n{SECOND}",
+        f"<think>\n3 < 4, so\n</think>\n\n{FIRST}",
+        f"<think>\n3 < 4, so\n</think>\n\nI look.\n{FIRST}\n{SECOND}",
+        "<think>\nhm\n</think>\n\nYes.",
     ],
 )
-async def test_six_paths_give_one_message(scripted: Any, drip: Any, text: str, output_version: str | None) -> None:
-    engine = scripted(lambda prompt: text, strategy=type(drip)(tokens=4), budget=Budget(rollouts=99))
+async def test_six_paths_give_one_message(scripted: Any, spelling: Any, text: str, output_version: str | None) -> None:
+    engine = scripted(lambda prompt: text, strategy=spelling)
     llm = ChatNabla(engine=engine, output_version=output_version).bind_tools(TOOLS)
     chunks = list(llm.stream("x"))
     messages = await six_ways(llm, "x")
@@ -210,18 +214,11 @@ def test_a_call_cut_short_is_closed_and_a_broken_one_is_invalid(scripted: Any) -
     endless = call("first", '{"x": ' + "1" * 500)
     cut = ChatNabla(engine=scripted(lambda prompt: endless), max_tokens=70).bind_tools(TOOLS, tool_choice="any")
     assert cut.invoke("x").tool_calls
-    free = ChatNabla(engine=scripted(lambda prompt: "<tool_call>\nnothing"), max_tokens=12)
-    replies = _replies(free)
-    message = replies.message("Well. <tool_call>\n{broken\n</tool_call>")
+    replies = CommittedReply(cut.bound.load().prompt("x"), 0, tools=True)  # type: ignore[attr-defined]
+    message = _messages.message(replies.read("Well. <tool_call>\n{broken\n</tool_call>"), replies)
     assert message.tool_calls == []
     assert message.invalid_tool_calls[0]["args"] == "{broken"
     assert "No JSON" in (message.invalid_tool_calls[0]["error"] or "")
-
-
-def _replies(llm: ChatNabla) -> Any:
-    from langchain_nabla._messages import Replies
-
-    return Replies(llm.load().prompt("x").text, 0, tools=True)
 
 
 def test_call_ids_differ_between_turns_and_not_between_paths(scripted: Any) -> None:
@@ -288,6 +285,28 @@ def test_log_probs_are_those_of_the_returned_tokens(engine: Engine, question: st
     assert [entry["logprob"] for entry in content] == pytest.approx(list(result.log_probs))
     assert sum(entry["logprob"] for entry in content) == pytest.approx(result.log_likelihood)
     assert "".join(entry["token"] for entry in content).startswith(result.text)
+
+
+async def test_alternatives_are_the_models_likeliest_tokens_at_each_place(engine: Engine, question: str) -> None:
+    """On every path the same; the first place is checked against a forward pass of the bare network."""
+    llm = ChatNabla(engine=engine, max_tokens=5, logprobs=True, top_logprobs=3)
+    messages = await six_ways(llm, question)
+    entries = [m.response_metadata["logprobs"]["content"] for m in messages]
+    assert [[e["token"] for e in found] for found in entries] == [[e["token"] for e in entries[0]]] * 6
+    assert all(len(e["top_logprobs"]) == 3 for found in entries for e in found)
+    ids = torch.tensor([engine.prompt(question).ids])
+    row = engine.model.transformer.module(input_ids=ids).logits[0, -1].double().log_softmax(-1)
+    values, tokens = row.topk(3)
+    for found in entries:
+        top = found[0]["top_logprobs"]
+        assert [t["token"] for t in top] == [engine.model.tokenizer.token_text(t) for t in tokens.tolist()]
+        assert [t["logprob"] for t in top] == pytest.approx(values.tolist(), abs=1e-3)
+        chosen = {t["token"]: t["logprob"] for t in top}.get(found[0]["token"], found[0]["logprob"])
+        assert found[0]["logprob"] == pytest.approx(chosen, abs=1e-3)
+    spent, plain = (m.response_metadata["nabla"]["usage"] for m in (messages[0], llm.invoke(question, top_logprobs=0)))
+    assert spent["lm_forward_tokens"] > plain["lm_forward_tokens"], "the pass for them is in the ledger"
+    with pytest.raises(ValidationError, match="logprobs=True"):
+        ChatNabla(engine=engine, top_logprobs=2)
 
 
 def test_reasoning_tokens_are_counted_within_the_output(scripted: Any) -> None:
@@ -413,15 +432,19 @@ def test_callbacks_hear_every_chunk_once(watched_engine: Engine, question: str) 
 # ── threads, async, cancellation ──────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_eight_callers_take_turns_on_one_thread(watched_engine: Engine, backend: Any, drip: Any) -> None:
+async def test_eight_callers_take_turns_on_one_thread_and_what_waits_is_one_batch(
+    watched_engine: Engine, backend: Any, question: str
+) -> None:
     backend.seconds = 0.003
     llm = ChatNabla(engine=watched_engine, max_tokens=8)
     questions = [f"What is {i} + 4?" for i in range(8)]
     messages = await asyncio.gather(*(llm.ainvoke(q) for q in questions))
     assert backend.most_inside == 1
-    assert len(drip.threads) == 1
-    assert [m.text for m in llm.batch(questions)] == [m.text for m in messages]
-    assert backend.most_inside == 1, "threads of a sync batch take turns too"
+    assert len(backend.threads) == 1
+    together = backend.calls
+    backend.reset()
+    assert [llm.invoke(q).content for q in questions] == [message.content for message in messages]
+    assert together < backend.calls / 2
 
 
 async def test_the_loop_is_free_and_the_callers_context_is_seen(

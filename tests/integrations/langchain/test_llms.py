@@ -83,8 +83,27 @@ async def test_a_batch_is_one_engine_batch_and_equals_single_calls(engine: Engin
     texts = llm.batch(QUESTIONS)
     assert len(calls) == 1
     assert await llm.abatch(QUESTIONS) == texts
-    assert len(calls) == 2
+    assert len(calls) == 2, "the prompts of `abatch` wait together"
     assert texts == [llm.invoke(question) for question in QUESTIONS]
+
+
+async def test_one_bad_prompt_of_a_batch_fails_alone(engine: Engine, counted: Any) -> None:
+    llm = NablaLLM(engine=engine, max_tokens=4)
+    prompts = [QUESTIONS[0], "x " * engine.model.context_length, QUESTIONS[1]]
+    expected = llm.batch([prompts[0], prompts[2]])
+    calls = counted(engine, "generate_batch")
+    tagged: Any = [{"tags": [str(i)]} for i in range(3)]
+    found: Any = [
+        llm.batch(prompts, tagged, return_exceptions=True),
+        await llm.abatch(prompts, return_exceptions=True),
+    ]
+    for first, bad, last in found:
+        assert [first, last] == expected
+        assert isinstance(bad, ContextOverflowError)
+    assert len(calls) == 2, "those that can be answered are one batch"
+    with pytest.raises(ContextOverflowError):
+        llm.batch(prompts)
+    assert len(calls) == 2, "nothing is computed before all are known to be good"
 
 
 @pytest.mark.parametrize("place", ["constructor", "call", "bind", "call over constructor"])
@@ -308,7 +327,7 @@ def test_ctrl_c_ends_the_chain_and_not_only_the_call(
 async def test_every_option_has_its_own_place_in_the_cache(engine: Engine, question: str, counted: Any) -> None:
     cache = InMemoryCache()
     llm = NablaLLM(engine=engine, cache=cache, max_tokens=3, rollouts=1)
-    calls = counted(engine, "generate_batch")
+    calls = counted(nabla_agents.SearchJob, "drain_all")
     options: list[dict[str, Any]] = [
         {},
         {"max_tokens": 2},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from llama_index.core.base.llms.types import (
@@ -18,10 +19,9 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
 from llama_index.llms.nabla.request import Request
-from llama_index.llms.nabla.responses import chat_event, completed, completion_event
+from llama_index.llms.nabla.responses import chat_event, completion_event
 from llama_index.llms.nabla.structured import StructuredAnswers
-from llama_index.llms.nabla.turns import awaited, batch
-from nabla_agents import CommittedText
+from nabla_agents import CommittedText, SearchJob
 
 
 class NablaLLM(StructuredAnswers):
@@ -97,49 +97,46 @@ class NablaLLM(StructuredAnswers):
 
 
 def _answer(request: Request) -> Any:
-    run = request.start().start(request.engine)
-    return request.finished(completed(run.drain()))
+    job = request.start()
+    job.drain()
+    return request.finished(job)
 
 
 async def _aanswer(request: Request) -> Any:
     """As `_answer`, off the event loop, and in one batch with what else waits."""
     job = await asyncio.to_thread(request.start)
-    return request.finished(await awaited(request.engine, job))
+    await job.adrain()
+    return request.finished(job)
 
 
 def _stream(request: Request) -> Generator[Any, None, None]:
-    run, text = request.start().start(request.engine), CommittedText()
-    for step in run:
-        if text.added_by(step) and (chunk := request.replies.grown(text.text)) is not None:
+    job, text = request.start(), CommittedText()
+    for step in job.steps():
+        if text.added_by(step) and not step.done and (chunk := request.replies.grown(text.text)) is not None:
             yield chunk
-    result = completed(run.result)
-    if (chunk := request.replies.rest(result.text)) is not None:
-        yield chunk
-    yield request.finished(result, delta="")
+    yield from _last(request, job)
 
 
 async def _astream(request: Request) -> AsyncGenerator[Any, None]:
     """As `_stream`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
-    job = await asyncio.to_thread(request.start)
-    run, text = await asyncio.to_thread(job.start, request.engine), CommittedText()
-    try:
-        while (step := await asyncio.to_thread(next, run, None)) is not None:
-            if text.added_by(step) and (chunk := request.replies.grown(text.text)) is not None:
+    job, text = await asyncio.to_thread(request.start), CommittedText()
+    async with aclosing(job.asteps()) as steps:
+        async for step in steps:
+            if text.added_by(step) and not step.done and (chunk := request.replies.grown(text.text)) is not None:
                 yield chunk
-        if (chunk := request.replies.rest(run.result.text)) is not None:
-            yield chunk
-        yield request.finished(run.result, delta="")
-    finally:
-        run.cancel()
+    for chunk in _last(request, job):
+        yield chunk
+
+
+def _last(request: Request, job: SearchJob) -> Generator[Any, None, None]:
+    """What was not yet said, and the whole response."""
+    if (chunk := request.replies.rest(job.result.text)) is not None:
+        yield chunk
+    yield request.finished(job, delta="")
 
 
 def _batch(requests: Sequence[Request]) -> list[Any]:
     """One response per request; those that have the same search run as one batch."""
     jobs = [request.start() for request in requests]
-    results: dict[int, Any] = {}
-    for i, job in enumerate(jobs):
-        if i not in results:
-            together = [k for k in range(i, len(jobs)) if k not in results and job.joins(jobs[k])]
-            found = batch(requests[i].engine, [jobs[k] for k in together])
-            results |= dict(zip(together, found, strict=True))
-    return [request.finished(completed(results[i])) for i, request in enumerate(requests)]
+    SearchJob.drain_all(jobs)
+    return [request.finished(job) for request, job in zip(requests, jobs, strict=True)]

@@ -17,7 +17,7 @@ from llama_index.core.indices.query.query_transform.base import BaseQueryTransfo
 from llama_index.core.instrumentation.span import BaseSpan, active_span_id
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.query_engine import MultiStepQueryEngine, SubQuestionQueryEngine
+from llama_index.core.query_engine import FLAREInstructQueryEngine, MultiStepQueryEngine, SubQuestionQueryEngine
 from llama_index.core.question_gen.types import BaseQuestionGenerator
 from llama_index.core.response_synthesizers import Accumulate, Refine, TreeSummarize
 from llama_index.core.response_synthesizers.base import BaseSynthesizer
@@ -32,7 +32,7 @@ _HELPERS: Final = (
     BaseSelector,
     TransformComponent,
 )
-_ASK_OTHERS: Final = (MultiStepQueryEngine, SubQuestionQueryEngine)
+_ASK_OTHERS: Final = (FLAREInstructQueryEngine, MultiStepQueryEngine, SubQuestionQueryEngine)
 _CONDENSE: Final = (CondensePlusContextChatEngine, CondenseQuestionChatEngine)
 _MOST: Final = 4096  # open spans that are kept; a span that its owner never closes is forgotten in time
 

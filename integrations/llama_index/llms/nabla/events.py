@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from llama_index.core.instrumentation.events import BaseEvent
@@ -36,6 +35,7 @@ class NablaRefineStepEvent(BaseEvent):
     score: float | None = None
     text: str = ""
     rollouts: int = 0
+    done: bool = False
 
     @classmethod
     def class_name(cls) -> str:
@@ -64,29 +64,18 @@ class NablaRefineEndEvent(BaseEvent):
         return "NablaRefineEndEvent"
 
 
+def report_start(*, seed: int, refine_policy: str, refined: bool) -> None:
+    dispatcher.event(NablaRefineStartEvent(seed=seed, refine_policy=refine_policy, refined=refined))
+
+
 def report_step(step: Step) -> None:
     """Sends a step, and the verdict of it where a tool gave one."""
-    dispatcher.event(NablaRefineStepEvent(**described(step)))
+    dispatcher.event(NablaRefineStepEvent(**step.summary()))
     score = step.score
     if score is not None and score.judged and score.verdict is not None:
         verified = None if score.verified is None else bool(score.verified)
         verdict, explanation = float(score.verdict), score.explanation
         dispatcher.event(NablaRefineVerifyEvent(verified=verified, verdict=verdict, explanation=explanation))
-
-
-def described(step: Step) -> dict[str, Any]:
-    """A step in native JSON types."""
-    value = None if step.score is None or not math.isfinite(step.score.value) else float(step.score.value)
-    return {
-        "kind": step.kind,
-        "accepted": bool(step.accepted),
-        "position": step.position,
-        "old_token": step.old_token,
-        "new_token": step.new_token,
-        "score": value,
-        "text": step.text,
-        "rollouts": step.usage.rollouts,
-    }
 
 
 def report_end(result: Result) -> None:

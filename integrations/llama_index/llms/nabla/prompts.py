@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ThinkingBlock, ToolCallBlock
 
-from llama_index.llms.nabla.asked import Asked, told
-from nabla_agents import ContextOverflowError, Message, PromptError
+from nabla_agents import Asked, ContextOverflowError, Message, PromptError
 
 if TYPE_CHECKING:
     from nabla_agents import Engine, Prompt
@@ -30,10 +29,10 @@ def text_prompt(
     engine: Engine, text: str, asked: Asked, *, formatted: bool, completion_to_prompt: Callable[[str], str] | None
 ) -> Prompt:
     """One user turn; verbatim if formatted, without a chat template, or as the given function writes it."""
-    if formatted or completion_to_prompt is not None or not has_template(engine):
+    if formatted or completion_to_prompt is not None or not engine.model.tokenizer.has_template:
         text = text if formatted or completion_to_prompt is None else completion_to_prompt(text)
         return engine.prompt(text, formatted=True)
-    return engine.prompt(told([Message("user", text)], asked.schema), tools=asked.tools)
+    return engine.prompt(asked.told([Message("user", text)]), tools=asked.tools)
 
 
 def chat_prompt(
@@ -50,7 +49,7 @@ def chat_prompt(
     """
     if messages_to_prompt is not None:
         return engine.prompt(messages_to_prompt(messages), formatted=True)
-    return engine.prompt(told(conversation(messages), asked.schema), tools=asked.tools)
+    return engine.prompt(asked.told(conversation(messages)), tools=asked.tools)
 
 
 def fitting(prompt: Prompt, context_window: int | None) -> Prompt:
@@ -61,10 +60,6 @@ def fitting(prompt: Prompt, context_window: int | None) -> Prompt:
             "hold the answer. Shorten the prompt or raise context_window."
         )
     return prompt
-
-
-def has_template(engine: Engine) -> bool:
-    return bool(engine.model.tokenizer.hf.chat_template)
 
 
 def conversation(messages: Sequence[ChatMessage]) -> list[Message]:

@@ -11,16 +11,14 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.llm import default_completion_to_prompt
 
 from llama_index.llms.nabla import policy
-from llama_index.llms.nabla.asked import Asked, asked
 from llama_index.llms.nabla.callers import callers, is_final
-from llama_index.llms.nabla.events import NablaRefineStartEvent, dispatcher, report_end, report_step
+from llama_index.llms.nabla.events import report_end, report_start, report_step
 from llama_index.llms.nabla.options import SAMPLING, merged
 from llama_index.llms.nabla.progress import tell
-from llama_index.llms.nabla.prompts import chat_prompt, fitting, has_template, text_prompt
+from llama_index.llms.nabla.prompts import chat_prompt, fitting, text_prompt
 from llama_index.llms.nabla.recording import Recorded, record
 from llama_index.llms.nabla.responses import Replies, log_probs, raw
-from llama_index.llms.nabla.turns import Job, Watched
-from nabla_agents import Budget, Prompt, Result, Sampling, Step
+from nabla_agents import Asked, Budget, Prompt, Sampling, SearchJob, Step
 
 if TYPE_CHECKING:
     from llama_index.llms.nabla.settings import NablaSettings
@@ -45,31 +43,44 @@ class Request:
         text = given if isinstance(given, str) else "\n".join(message.content or "" for message in given)
         self._final = is_final(text, around) if self.llm.final is None else self.llm.final
 
-    def start(self) -> Job:
+    def start(self) -> SearchJob:
         """The search, with its prompt rendered; loads the model.
 
         Raises:
             PromptError, ContextOverflowError, ConfigurationError: before anything is computed.
         """
         self.engine: Engine = self.llm.load()
-        thinks = "</think>" in str(self.engine.model.tokenizer.hf.chat_template)
-        self._asked: Asked = asked(self._options, reasoning=thinks)
+        asked = dict(self._options)
+        self._draft: str | None = asked.pop("draft", None)
+        self._asked = Asked.read(**asked, reasoning=self.engine.model.tokenizer.knows_reasoning)
         prompt = self._prompt()
         tools, chat = bool(self._asked.tools), not isinstance(self._given, str)
-        self.replies = Replies(prompt.text, self.llm.seed, tools=tools, chat=chat)
+        self.replies = Replies(prompt, self.llm.seed, tools=tools, chat=chat)
         strategy, budget = self._search()
-        watched = Watched(strategy, report=self._report, settled=self._settled(tools), context=self._context)
         sampling = Sampling(**{name: getattr(self.llm, name) for name in SAMPLING}, grammar=self._asked.grammar)
-        self._started = Job(prompt, self.llm.seed, sampling, budget, watched, self._asked.draft)
-        return self._started
+        said = {"seed": self.llm.seed, "refine_policy": self.llm.refine_policy, "refined": self._refined}
+        self._context.run(report_start, **said)
+        return self._context.run(
+            SearchJob,
+            self.engine,
+            prompt,
+            seed=self.llm.seed,
+            sampling=sampling,
+            budget=budget,
+            strategy=strategy,
+            draft=self._draft,
+            report=self._report,
+            settled=self._settled(tools),
+        )
 
-    def finished(self, result: Result, **facts: Any) -> Any:
+    def finished(self, job: SearchJob, **facts: Any) -> Any:
         """The whole response with `raw`, and with what else is said of it; charges the trace and reports the end."""
+        result = job.result
         if self._refined:
             policy.charge(self._trace, result)
         self._context.run(report_end, result)
         reply = self.replies.read(result.text)
-        record(Recorded(self.llm, self._started.prompt, result))
+        record(Recorded(self.llm, job.prompt, result))
         said = {"refine_policy": self.llm.refine_policy, "refined": self._refined, "unrefined_because": self._because}
         facts["raw"] = raw(result, called=bool(reply.tool_calls), policy=said)
         if self.llm.logprobs:
@@ -91,7 +102,7 @@ class Request:
         self._because: str | None = None
         if llm.refine_policy == "never":
             self._because = "refine_policy is never"
-        elif llm.refine_policy == "final_only" and not self._final and self._asked.draft is None:
+        elif llm.refine_policy == "final_only" and not self._final and self._draft is None:
             self._because = "no final answer"
         elif (allowed := policy.granted(self._trace, llm.trace_budget, budget)) is None:
             self._because = "the trace's budget is spent"
@@ -103,13 +114,10 @@ class Request:
         self._refined = False
         return Greedy(), Budget(rollouts=1, generated_tokens=budget.generated_tokens, seconds=budget.seconds)
 
-    def _report(self, step: Step | None) -> None:
-        if step is not None:
+    def _report(self, step: Step) -> None:
+        if not step.done:
             report_step(step)
             tell(step)
-            return
-        policy_name = self.llm.refine_policy
-        dispatcher.event(NablaRefineStartEvent(seed=self.llm.seed, refine_policy=policy_name, refined=self._refined))
 
     # ── what it reads ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -123,7 +131,7 @@ class Request:
                 own = llm.completion_to_prompt
             prompt = text_prompt(engine, given, self._asked, formatted=self._formatted, completion_to_prompt=own)
         else:
-            if llm.messages_to_prompt is not generic_messages_to_prompt or not has_template(engine):
+            if llm.messages_to_prompt is not generic_messages_to_prompt or not engine.model.tokenizer.has_template:
                 own = llm.messages_to_prompt
             prompt = chat_prompt(engine, given, self._asked, messages_to_prompt=own)
         return fitting(prompt, llm.context_window)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,41 +19,33 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM
 
-from nabla_agents import FinishReason, Reply, Result, ToolCall
+from nabla_agents import CommittedReply, Prompt, Reply, Result, ToolCall
 
 
 class Replies:
     """A growing answer of one request, as cumulative responses of one kind, with what each adds."""
 
-    def __init__(self, prompt_text: str, seed: int, *, tools: bool, chat: bool) -> None:
-        self._source = f"{prompt_text}\n{seed}"
-        self._tools, self._chat, self._thinking = tools, chat, Reply.opens_thinking(prompt_text)
-        self._sent = Reply("")
-
-    def read(self, text: str, *, partial: bool = False) -> Reply:
-        return Reply.read(text, tools=self._tools, thinking=self._thinking, partial=partial)
+    def __init__(self, prompt: Prompt, seed: int, *, tools: bool, chat: bool) -> None:
+        self._replies, self._chat = CommittedReply(prompt, seed, tools=tools), chat
+        self.read = self._replies.read
 
     def grown(self, text: str) -> Any:
         """The response so far where a longer text adds something to it, else None."""
-        reply, sent = self.read(text, partial=True), self._sent
-        if reply == sent:
-            return None
-        return self._added(reply)
+        return self._added(self._replies.grown(text))
 
     def rest(self, text: str) -> Any:
         """As `grown`, for the whole text: what was held back until it was complete."""
-        reply = self.read(text)
-        return None if reply == self._sent else self._added(reply)
+        return self._added(self._replies.ended(text))
 
     def ended(self, text: str, **facts: Any) -> Any:
         """The whole response; as the last of a stream, it adds no text."""
         return self._response(self.read(text), **facts)
 
-    def _added(self, reply: Reply) -> Any:
-        sent, self._sent = self._sent, reply
-        thought = reply.reasoning[len(sent.reasoning) :]
-        extra = {"thinking_delta": thought} if thought else {}
-        return self._response(reply, delta=reply.content[len(sent.content) :], additional_kwargs=extra)
+    def _added(self, added: Reply) -> Any:
+        if not added:
+            return None
+        extra = {"thinking_delta": added.reasoning} if added.reasoning else {}
+        return self._response(self._replies.reply, delta=added.content, additional_kwargs=extra)
 
     def _response(self, reply: Reply, **facts: Any) -> Any:
         if not self._chat:
@@ -65,10 +56,8 @@ class Replies:
         return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks), **facts)
 
     def _call(self, call: ToolCall, index: int) -> ToolCallBlock:
-        """A call. Its id is the same on every path, and another one in another turn."""
-        call_id = f"call_{uuid.uuid5(uuid.NAMESPACE_OID, self._source + str(index)).hex}"
         kwargs = dict(call.arguments) if call.error is None else call.raw
-        return ToolCallBlock(tool_call_id=call_id, tool_name=call.name, tool_kwargs=kwargs)
+        return ToolCallBlock(tool_call_id=self._replies.call_id(index), tool_name=call.name, tool_kwargs=kwargs)
 
 
 def chat_event(llm: LLM, messages: Sequence[ChatMessage], response: ChatResponse) -> ChatResponse:
@@ -96,14 +85,3 @@ def log_probs(result: Result, token_text: Any) -> list[list[LogProb]]:
     pairs = zip(result.token_ids, result.log_probs, strict=False)
     texts = ((str(token_text(token)), value) for token, value in pairs)
     return [[LogProb(token=text, logprob=value, bytes=list(text.encode()))] for text, value in texts]
-
-
-def completed(result: Result) -> Result:
-    """The result. The engine answers Ctrl-C with the best so far; here it must end the program, not one call of it.
-
-    Raises:
-        KeyboardInterrupt: the search was interrupted.
-    """
-    if result.finish_reason is FinishReason.INTERRUPTED:
-        raise KeyboardInterrupt
-    return result

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from llama_index.core.llms.function_calling import FunctionCallingLLM
+from pydantic import SecretStr
 
 from llama_index.llms.nabla.options import SAMPLING, check_known
 from llama_index.llms.nabla.policy import RefinePolicy, TraceBudget
-from llama_index.llms.nabla.prompts import has_template
 from nabla_agents import Budget, ConfigurationError, SharedEngine, loaded
 
 if TYPE_CHECKING:
     from nabla_agents import Engine
 
-_LOADING = ("revision", "dtype", "device_map", "trust_remote_code")
+_LOADING = ("revision", "dtype", "device_map", "trust_remote_code", "base_url", "api_key")
 _GRAMMARS = importlib.util.find_spec("llguidance") is not None
 
 
@@ -36,6 +36,10 @@ class NablaSettings(FunctionCallingLLM):
     dtype: str | None = None
     device_map: str | None = None
     trust_remote_code: bool = False
+    base_url: str | None = Field(
+        default=None, description="A server of `nabla serve` that has `model`; nothing is loaded here."
+    )
+    api_key: SecretStr | None = Field(default=None, exclude=True)
     context_window: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="Tokens of prompt and answer together, where that is to be less than the model's own."
     )
@@ -121,13 +125,17 @@ class NablaSettings(FunctionCallingLLM):
         return LLMMetadata(
             context_window=window,
             num_output=self.max_tokens,
-            is_chat_model=has_template(engine),
+            is_chat_model=engine.model.tokenizer.has_template,
             is_function_calling_model=self._calls_tools(engine),
             model_name=self.model,
         )
 
     def _calls_tools(self, engine: Engine) -> bool:
-        return has_template(engine) and _GRAMMARS if self.is_function_calling is None else self.is_function_calling
+        return (
+            engine.model.tokenizer.has_template and _GRAMMARS
+            if self.is_function_calling is None
+            else self.is_function_calling
+        )
 
     @property
     def tokenizer_fn(self) -> Callable[[str], list[int]]:

@@ -11,7 +11,6 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Workflow, step
 
 from llama_index.llms.nabla.evaluation import judged
-from llama_index.llms.nabla.events import described
 from llama_index.llms.nabla.progress import watching
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class NablaProgress(Event):
-    """One round of a search: kind, accepted, position, old_token, new_token, score, text, rollouts."""
+    """One round of a search: kind, accepted, position, old_token, new_token, score, text, rollouts, done."""
 
     kind: str
     accepted: bool
@@ -30,6 +29,7 @@ class NablaProgress(Event):
     score: float | None = None
     text: str = ""
     rollouts: int = 0
+    done: bool = False
 
 
 class Drafted(Event):
@@ -57,7 +57,7 @@ async def refine(
     loop = asyncio.get_running_loop()
 
     def report(one: Step) -> None:
-        loop.call_soon_threadsafe(ctx.write_event_to_stream, NablaProgress(**described(one)))
+        loop.call_soon_threadsafe(ctx.write_event_to_stream, NablaProgress(**one.summary()))
 
     messages = [ChatMessage(role="user", content=question)] if isinstance(question, str) else question
     given = {"refine_policy": "always", **({} if draft is None else {"draft": draft}), **options}

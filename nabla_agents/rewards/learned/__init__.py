@@ -1,0 +1,1 @@
+"""Rewards that run a model: implicit, process and outcome reward models, read as their formats declare."""

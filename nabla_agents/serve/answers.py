@@ -1,0 +1,170 @@
+"""From results to what clients get: OpenAI's objects, whole or in pieces, with the field `nabla`."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from nabla_agents.reply import Reply
+from nabla_agents.result import Result
+from nabla_agents.serve.service import Searching
+from nabla_agents.tool_calls import ToolCall
+from nabla_agents.types import Usage
+
+
+class Envelope:
+    """What all pieces of one answer have in common."""
+
+    def __init__(self, prefix: str, kind: str, model: str) -> None:
+        self.id, self.kind, self.model = f"{prefix}-{uuid.uuid4().hex}", kind, model
+        self.created = int(time.time())
+
+    def of(self, choices: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": self.kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": list(choices),
+            **fields,
+        }
+
+
+class ChatChoice:
+    """One choice of a chat: its message, whole or as deltas that add up to it."""
+
+    def __init__(self, index: int, search: Searching, *, tools: bool) -> None:
+        self.index, self.search = index, search
+        self._tools = tools
+        self._thinking = Reply.opens_thinking(search.ask.prompt.text)
+        self._sent = Reply("")
+        self._ids: list[str] = []
+
+    def grown(self, text: str) -> dict[str, Any]:
+        """What a longer committed text adds; may be empty."""
+        return self._delta(Reply.read(text, tools=self._tools, thinking=self._thinking, partial=True))
+
+    def rest(self, result: Result) -> dict[str, Any]:
+        """What the whole text adds; may be empty."""
+        return self._delta(self.read(result))
+
+    def read(self, result: Result) -> Reply:
+        return Reply.read(result.text, tools=self._tools, thinking=self._thinking)
+
+    def whole(self, result: Result) -> dict[str, Any]:
+        """The choice of an answer that is not streamed."""
+        reply = self.read(result)
+        message: dict[str, Any] = {"role": "assistant", "content": reply.content or None, "refusal": None}
+        if not reply.tool_calls:
+            message["content"] = reply.content
+        if reply.reasoning:
+            message["reasoning_content"] = reply.reasoning
+        if reply.tool_calls:
+            message["tool_calls"] = [self._call(call, i) for i, call in enumerate(reply.tool_calls)]
+        return {"index": self.index, "message": message, **self.ending(result)}
+
+    def ending(self, result: Result) -> dict[str, Any]:
+        """Finish reason, log-probabilities and the search in a few numbers."""
+        reply = self.read(result)
+        found = {"logprobs": None, "finish_reason": finish_reason(result, reply), "nabla": summary(result)}
+        if self.search.ask.top_logprobs is not None:
+            start = result.text.rfind(reply.content) if reply.content else len(result.text)
+            entries = token_log_probs(self.search, result, start, start + len(reply.content))
+            found["logprobs"] = {"content": entries, "refusal": None}
+        return found
+
+    def _delta(self, reply: Reply) -> dict[str, Any]:
+        sent, self._sent = self._sent, reply
+        delta: dict[str, Any] = {}
+        if content := reply.content[len(sent.content) :]:
+            delta["content"] = content
+        if reasoning := reply.reasoning[len(sent.reasoning) :]:
+            delta["reasoning_content"] = reasoning
+        first = len(sent.tool_calls)
+        if calls := reply.tool_calls[first:]:
+            delta["tool_calls"] = [{"index": first + i, **self._call(c, first + i)} for i, c in enumerate(calls)]
+        return delta
+
+    def _call(self, call: ToolCall, index: int) -> dict[str, Any]:
+        """A call; one that cannot be read has what the model wrote as arguments."""
+        while len(self._ids) <= index:
+            self._ids.append(f"call_{uuid.uuid4().hex[:24]}")
+        arguments = json.dumps(dict(call.arguments), ensure_ascii=False) if call.error is None else call.raw
+        return {"id": self._ids[index], "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def text_choice(index: int, search: Searching, result: Result, text: str) -> dict[str, Any]:
+    """A choice of `/v1/completions`, whole or as the last piece of a stream."""
+    logprobs = None
+    if search.ask.top_logprobs is not None:
+        entries = token_log_probs(search, result, 0, len(result.text))
+        logprobs = {
+            "tokens": [e["token"] for e in entries],
+            "token_logprobs": [e["logprob"] for e in entries],
+            "top_logprobs": [{t["token"]: t["logprob"] for t in e["top_logprobs"]} for e in entries],
+            "text_offset": [sum(len(e["token"]) for e in entries[:i]) for i in range(len(entries))],
+        }
+    reason = finish_reason(result)
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, "nabla": summary(result)}
+
+
+def finish_reason(result: Result, reply: Reply | None = None) -> str:
+    called = reply is not None and any(call.error is None for call in reply.tool_calls)
+    return "length" if result.truncated else "tool_calls" if called else "stop"
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """The verdict, the trace in a few numbers and the ledger of one choice."""
+    score = result.score
+    verdict = None if score is None or score.verdict is None or not math.isfinite(score.verdict) else score.verdict
+    return {**result.summary(), "verdict": verdict}
+
+
+def usage(
+    searches: Sequence[Searching], results: Sequence[Result], choices: Sequence[ChatChoice] = ()
+) -> dict[str, Any]:
+    """Tokens as OpenAI counts them: each prompt once, and the returned completions."""
+    prompts = {id(search.ask.prompt): result.prompt_tokens for search, result in zip(searches, results, strict=True)}
+    prompt, completion = sum(prompts.values()), sum(len(result.token_ids) for result in results)
+    counted: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+    if choices:
+        thoughts = 0
+        for choice, result in zip(choices, results, strict=True):
+            if reasoning := choice.read(result).reasoning:
+                encode = choice.search.ask.served.engine.model.tokenizer.encode
+                thoughts += min(len(encode(reasoning)), len(result.token_ids))
+        counted["completion_tokens_details"] = {"reasoning_tokens": thoughts}
+    return counted
+
+
+def ledger(searches: Sequence[Searching], results: Sequence[Result]) -> dict[str, Any]:
+    """The field `nabla` of a whole answer: what all choices cost together, and how long the first one waited."""
+    spent = sum((result.usage for result in results), Usage())
+    return {"usage": spent.as_dict(), "queued_seconds": round(min(s.queued_seconds for s in searches), 6)}
+
+
+def token_log_probs(search: Searching, result: Result, start: int, end: int) -> list[dict[str, Any]]:
+    """Log π in nats of each token that has characters in start:end of the text, and of the likeliest others there."""
+    tokenizer = search.ask.served.engine.model.tokenizer
+    text = tokenizer.decode(result.token_ids)
+    entries: list[dict[str, Any]] = []
+    for i, (begin, stop) in enumerate(tokenizer.token_offsets(result.token_ids)):
+        begin, stop = max(begin, start), min(stop, end)
+        if begin >= stop:
+            continue
+        others = search.alternatives[i] if i < len(search.alternatives) else []
+        top = [_entry(tokenizer.token_text(token), value) for token, value in others]
+        entries.append({**_entry(text[begin:stop], result.log_probs[i]), "top_logprobs": top})
+    return entries
+
+
+def _entry(token: str, value: float) -> dict[str, Any]:
+    return {"token": token, "logprob": max(value, -9999.0), "bytes": list(token.encode("utf-8", "replace"))}

@@ -1,0 +1,126 @@
+"""create_app: engines behind an OpenAI-compatible API, as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+
+import nabla_agents
+from nabla_agents.engine import Engine
+from nabla_agents.errors import ConfigurationError, NablaError
+from nabla_agents.rewards import Reward
+from nabla_agents.serve import native, routes
+from nabla_agents.serve.errors import Refusal, invalid_request, refusal_of
+from nabla_agents.serve.gate import Gate
+from nabla_agents.serve.metrics import Metrics
+from nabla_agents.serve.service import STRATEGIES, Service
+from nabla_agents.serve.settings import ServeSettings
+from nabla_agents.serve.tracing import Tracing
+from nabla_agents.strategies import Strategy
+
+_KEY = HTTPBearer(auto_error=False, description="An API key; not needed on the server's own machine.")
+
+
+def create_app(
+    engines: Engine | Mapping[str, Engine],
+    settings: ServeSettings | None = None,
+    *,
+    rewards: Mapping[str, Reward] | None = None,
+    strategies: Mapping[str, Strategy] | None = None,
+    tracer_provider: Any = None,
+) -> FastAPI:
+    """An application that answers by these engines; make it in the process that serves it.
+
+    Args:
+        engines: by the model's name; one engine is served under its model's own.
+        settings: limits, keys and caps.
+        rewards: what a request may be judged by instead of the engine's own reward, by name.
+        strategies: what a request may be searched by, by name; the usual ones if none are given.
+        tracer_provider: of OpenTelemetry, where `settings.tracing` is on; the process's own if none is given.
+
+    Concurrent searches of one engine are joined into one batch. `app.state.service` tells its `load` and can `drain`.
+
+    Raises:
+        ConfigurationError: no engine, or something else in its place.
+    """
+    if not isinstance(engines, Mapping):
+        engines = {_named(engines): engines}
+    if not engines or not all(isinstance(engine, Engine) for engine in engines.values()):
+        raise ConfigurationError(f"engines is {engines!r}; expected an Engine, or a mapping of names to engines.")
+    settings = ServeSettings() if settings is None else settings
+    metrics = Metrics()
+    service = Service(
+        engines,
+        settings,
+        rewards=rewards or {},
+        strategies=STRATEGIES if strategies is None else strategies,
+        metrics=metrics,
+    )
+    metrics.gauge("nabla_running", "Answers that are searched.").set_function(lambda: service.admission.running)
+    metrics.gauge("nabla_waiting", "Answers that wait.").set_function(lambda: service.admission.waiting)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.drain(settings.shutdown_seconds)
+        service.close()
+
+    app = FastAPI(
+        title="nabla-agents",
+        version=nabla_agents.__version__,
+        description="Answers refined by gradients, behind OpenAI's API.",
+        lifespan=lifespan,
+        dependencies=[Depends(_KEY)],
+    )
+    app.state.service = service
+    app.include_router(routes.router)
+    app.include_router(native.router)
+    app.add_middleware(Gate, settings=settings, metrics=metrics, tracing=Tracing(settings.tracing, tracer_provider))
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(NablaError, _refused)
+    return app
+
+
+def _named(engine: Any) -> str:
+    if not isinstance(engine, Engine):
+        raise ConfigurationError(f"engines is {engine!r}; expected an Engine, or a mapping of names to engines.")
+    return engine.model.name
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
+    return _response(invalid_request(list(problems)))
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    request.state.facts["error"] = error
+    return _response(refusal_of(error))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    """No such route, a method that it has not, a body that cannot be read."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 404:
+        refusal = Refusal(404, f"Unknown request URL: {request.method} {request.url.path}.", code="unknown_url")
+    elif status == 405:
+        message = f"Not allowed to {request.method} {request.url.path}."
+        refusal = Refusal(405, message, code="method_not_allowed")
+    else:
+        refusal = Refusal(status, "The body cannot be read: expected a JSON object in UTF-8.", code="invalid_json")
+    response = _response(refusal)
+    for name, value in (getattr(error, "headers", None) or {}).items():
+        response.headers[name] = value
+    return response
+
+
+def _response(refusal: Refusal) -> Response:
+    return JSONResponse(refusal.body, refusal.status, refusal.headers)

@@ -1,0 +1,95 @@
+"""Refusals: every error a client sees, in OpenAI's form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from nabla_agents.errors import ConfigurationError, ContextOverflowError, NablaError, PromptError
+from nabla_agents.strategies.search import Cancelled
+
+# How pydantic names the member of a union that it tried, which is no part of the place.
+_UNION: Final = re.compile(r"(str|int|float|bool|none|dict|list|constrained-\w+)(\[.*\])?$|[A-Z]|function-")
+
+
+class Refusal(Exception):
+    """An answer other than 200: status, message, and OpenAI's type, code and parameter."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.retry_after = retry_after
+
+    @property
+    def type(self) -> str:
+        known = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+        return "server_error" if self.status >= 500 else known.get(self.status, "invalid_request_error")
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+        return {**headers, "WWW-Authenticate": "Bearer"} if self.status == 401 else headers
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """The refusal that an error is for a client. What went wrong within the server is not told, only logged."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, ContextOverflowError):
+        return Refusal(400, str(error), code="context_length_exceeded", param="messages")
+    if isinstance(error, PromptError):
+        return Refusal(400, str(error), code="invalid_prompt", param="messages")
+    if isinstance(error, ConfigurationError):
+        return Refusal(400, str(error), code="invalid_value")
+    if isinstance(error, Cancelled):
+        return shutting_down()
+    kind = type(error).__name__ if isinstance(error, NablaError) else "an internal error"
+    return Refusal(500, f"The server had {kind} while it answered. Its log says more.", code="internal_error")
+
+
+def shutting_down() -> Refusal:
+    return Refusal(503, "The server is shutting down; ask again.", code="shutting_down", retry_after=5.0)
+
+
+def invalid_request(problems: list[Any]) -> Refusal:
+    """The first problem that validation found with a body, as OpenAI words it; of a union's, that of the member that
+    came furthest.
+    """
+    first = problems[0]["loc"][:2]
+    problem: Mapping[str, Any] = max((p for p in problems if p["loc"][:2] == first), key=lambda p: len(p["loc"]))
+    kind, place = str(problem["type"]), [p for p in problem["loc"] if p != "body" and not _UNION.match(str(p))]
+    if kind in ("json_invalid", "value_error.jsondecode"):
+        reason = problem.get("ctx", {}).get("error", problem["msg"])
+        return Refusal(400, f"The body is no JSON: {reason}. Expected a JSON object.", code="invalid_json")
+    if not place:
+        return Refusal(400, "Expected a JSON object as body, with content type application/json.", code="invalid_body")
+    name = _dotted(place)
+    if kind == "extra_forbidden":
+        return Refusal(400, f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
+    if kind == "missing":
+        return Refusal(400, f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
+    if kind == "unsupported":
+        return Refusal(400, str(problem["msg"]), code="unsupported_parameter", param=name)
+    code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
+    message = f"Invalid {'type' if code == 'invalid_type' else 'value'} for '{name}': {problem['msg']}."
+    return Refusal(400, message, code=code, param=name)
+
+
+def _dotted(place: list[Any]) -> str:
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text

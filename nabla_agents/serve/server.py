@@ -1,0 +1,130 @@
+"""serve: the application under uvicorn, with limits on slow clients and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any, Final
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nabla_agents.errors import ConfigurationError
+from nabla_agents.serve.logs import configure, log
+from nabla_agents.serve.service import Service
+from nabla_agents.serve.settings import ServeSettings
+
+_GRACE: Final = 15  # seconds after the deadline in which cancelled answers are told so
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which at its end refuses new requests, lets running ones finish, and cancels them at the deadline."""
+
+    def __init__(self, app: FastAPI, settings: ServeSettings) -> None:
+        self._service: Service = app.state.service
+        self._settings = settings
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http=_timed(settings.header_seconds),
+                ws="none",
+                loop="auto",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=settings.keep_alive_seconds,
+                timeout_graceful_shutdown=round(settings.shutdown_seconds) + _GRACE,
+                limit_concurrency=settings.max_connections,
+                h11_max_incomplete_event_size=64 * 1024,
+            )
+        )
+
+    @property
+    def port(self) -> int:
+        """Where it listens, which with port 0 the system chose; 0 before it does."""
+        addresses = [s.getsockname() for server in self.servers for s in server.sockets] if self.started else []
+        return next((address[1] for address in addresses), 0)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            log("listening", host=self._settings.host, port=self.port, models=self._service.models)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log("draining", answers=self._service.load)
+        draining = asyncio.create_task(self._service.drain(self._settings.shutdown_seconds))
+        await super().shutdown(sockets)
+        await draining
+        log("stopped")
+
+
+def serve(app: FastAPI, settings: ServeSettings) -> None:
+    """Serves until it is told to stop: SIGTERM, or Ctrl-C; a second Ctrl-C does not wait for answers.
+
+    Raises:
+        ConfigurationError: it cannot listen there.
+    """
+    configure(settings.log_level)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host.strip("[]"), settings.port))
+    except OSError as e:
+        listener.close()
+        raise ConfigurationError(
+            f"Cannot listen on {settings.host} port {settings.port}: {e.strerror or e}. Choose another host or port."
+        ) from e
+    with listener:
+        Server(app, settings).run([listener])
+
+
+def _timed(header_seconds: float) -> type[H11Protocol]:
+    """uvicorn's protocol, whose connections have so long for a request's head to arrive. uvicorn itself waits for the
+    rest of one for ever.
+    """
+
+    class Timed(H11Protocol):
+        """Closes a connection on which no head was completed in time."""
+
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._arm()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is h11.IDLE:  # the next head has begun, or nothing has
+                self._arm()
+            else:
+                self._disarm()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._disarm()
+            super().connection_lost(exc)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._disarm()
+
+        def _arm(self) -> None:
+            if self._deadline is None:
+                self._deadline = self.loop.call_later(header_seconds, self._close)
+
+        def _disarm(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _close(self) -> None:
+            self._deadline = None
+            if not self.transport.is_closing():
+                self.transport.close()
+
+    return Timed

@@ -1,0 +1,64 @@
+"""A program's printed answer as reward."""
+
+from typing import Any
+
+import pytest
+
+from nabla_agents import ConfigurationError, Executor, Limits, PythonAnswer, Rollout, Score
+
+
+def judge(tool: PythonAnswer, text: str, question: str = "?") -> Score:
+    return tool.score([Rollout.from_text(question, text)])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "verified"),
+    [
+        ("print(6 * 7)", True),
+        ("```python\nprint('so')\nprint(42.0)\n```", True),
+        ("```python\nprint(1)\n```\nbetter\n```python\nprint('The answer is', 42)\n```", True),
+        ("if __name__ == '__main__':\n    print(42)", True),
+        ("print(41)", False),
+        ("print(42)\nprint(41)", False),
+        ("print(42)\nraise ValueError", False),
+        ("answer = 42", False),
+        ("", False),
+        ("```text\n42\n```", False),
+        ("while True: pass", False),
+        ("print('forty-two')", True),
+        ("print('forty-two apples')", None),
+        ("print('42 or 43')", None),
+        ("import asyncio\nprint(42)", None),
+    ],
+)
+def test_the_last_printed_line_is_the_answer(programs: Executor, text: str, verified: bool | None) -> None:
+    score = judge(PythonAnswer(42, limits=Limits(cpu_seconds=1)), text)
+    assert score.verified is verified, score.explanation
+    assert score.judged is (verified is not None)
+    assert score.value == float(bool(verified)) or not score.judged
+    assert score.explanation
+
+
+def test_the_failing_line_is_located(programs: Executor) -> None:
+    text = "so:\n```python\nx = 0\nprint(1 / x)\n```"
+    [span] = judge(PythonAnswer(42, credit=2.0), text).spans
+    assert (text[span.start : span.end], span.value, span.credit) == ("print(1 / x)", -1.0, 2.0)
+
+
+def test_answers_per_prompt(programs: Executor) -> None:
+    tool = PythonAnswer(answers={"a": 1, "b": "1/2"})
+    assert [judge(tool, "print(0.5)", q).verified for q in ("a", "b", "c")] == [False, True, None]
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("options", [{}, {"answer": ""}, {"answers": {}}, {"answer": 1, "credit": -1.0}])
+def test_what_is_no_answer_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="PythonAnswer"):
+        PythonAnswer(**options)
+
+
+@pytest.mark.untyped
+def test_bytes_are_no_program(programs: Executor) -> None:
+    [score] = PythonAnswer(1).score([Rollout.from_text("?", b"print(1)")])  # type: ignore[arg-type]
+    assert not score.judged
+    assert score.explanation == "the completion is bytes; expected text"
