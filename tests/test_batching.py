@@ -13,7 +13,7 @@ import torch
 
 from nabla_agents import BestOfN, Budget, Engine, Greedy, ImplicitReward, LanguageModel, Nabla, Rollout, Sampling
 from nabla_agents.batching import Coalescer
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.objective import Objective
 from nabla_agents.strategies.search import Cancelled, LocalWorker
 from nabla_agents.testing import random_model
@@ -43,6 +43,9 @@ class Recording:
 
     before: Callable[[str, int], None] = lambda kind, rows: None
     calls: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def decoding(self) -> None:
+        """Rollouts come whole, so that their calls can be counted."""
 
     def __getattr__(self, kind: str) -> Callable[..., list[Any]]:
         operation = getattr(worker(), kind)
