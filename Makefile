@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint format types floors check bench tiny api clean
+.PHONY: help demo test slow cookbook docs lint format types floors check bench study tiny api clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -26,6 +26,12 @@ test: $(VENV)/.installed-test ## run the tests (the blocks of README.md among th
 slow: $(VENV)/.installed-test ## run the tests that take long
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
+cookbook: $(VENV)/.installed-test ## run the recipes and compare what they print
+	@$(BIN)/python cookbook
+
+docs: $(VENV)/.installed-dev ## build the site into build/site, warnings are errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: $(VENV)/.installed-dev ## check format and style
 	@$(BIN)/ruff format --check --quiet . || { echo "make format puts this right"; exit 1; }
 	@$(BIN)/ruff check --quiet .
@@ -39,10 +45,14 @@ types: $(VENV)/.installed-dev ## check the types
 floors: $(VENV)/.installed-dev ## check that modules import only from floors below
 	@$(BIN)/lint-imports
 
-check: lint types floors test ## everything that CI runs
+check: lint types floors test cookbook docs ## everything that CI runs
 
 bench: $(VENV)/.installed-core ## strategies x accuracy on the embedded model's test problems
 	@$(BIN)/nabla bench
+
+study: $(VENV)/.installed-test ## measure benchmarks/results anew (hours; resumes where it stopped)
+	@for config in benchmarks/results/*/config.toml; do $(BIN)/nabla bench $$config || exit; done
+	@$(BIN)/python benchmarks/duality.py --pairs 8 --check 1000 --out benchmarks/results/duality
 
 tiny: $(VENV)/.installed-core ## train the embedded models from nothing (resumes where it stopped)
 	@$(BIN)/python -m nabla_agents.tiny.train --resume

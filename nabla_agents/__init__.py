@@ -18,6 +18,7 @@ from nabla_agents.errors import (
     NablaError,
     ProgramError,
     PromptError,
+    RemoteError,
     RewardError,
     RolloutError,
     SandboxError,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from nabla_agents.models.language_model import LanguageModel
     from nabla_agents.objective import Objective
     from nabla_agents.positions import Refinable
+    from nabla_agents.remote import RemoteEngine, RemoteStrategy
     from nabla_agents.rewards import (
         ARMORM,
         MATH_SHEPHERD,
@@ -124,6 +126,8 @@ _LAZY = {
     "PythonAnswer": "rewards",
     "PythonTests": "rewards",
     "Refinable": "positions",
+    "RemoteEngine": "remote",
+    "RemoteStrategy": "remote",
     "Reward": "rewards",
     "Run": "run",
     "Sampling": "config",
@@ -196,6 +200,9 @@ __all__ = [
     "PythonAnswer",
     "PythonTests",
     "Refinable",
+    "RemoteEngine",
+    "RemoteError",
+    "RemoteStrategy",
     "Reply",
     "Result",
     "Reward",

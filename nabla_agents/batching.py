@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from nabla_agents.models.decoding import RolloutJob
 from nabla_agents.models.language_model import LikelihoodGradient
-from nabla_agents.models.transformer import PrefixCache
+from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.strategies.search import Cancelled, Worker
 from nabla_agents.types import Prompt, Rollout, Score, Usage

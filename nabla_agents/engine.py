@@ -22,7 +22,7 @@ from nabla_agents.run import Run
 from nabla_agents.strategies.base import Strategy
 from nabla_agents.strategies.nabla import Nabla
 from nabla_agents.strategies.search import LocalWorker, Search, Worker
-from nabla_agents.types import Budget, Message, Prompt
+from nabla_agents.types import Budget, Message, Prompt, Rollout, Usage
 
 PromptLike = str | Prompt | Sequence[Message] | Sequence[Mapping[str, Any]]
 
@@ -43,6 +43,10 @@ class Engine:
     Raises:
         ConfigurationError, ModelLoadError, VocabularyMismatchError: before any weight is loaded where possible.
     """
+
+    takes_turns = True
+    has_alternatives = True
+    """Whether callers wait for each other, operation by operation: one device has one engine."""
 
     def __init__(
         self,
@@ -82,6 +86,14 @@ class Engine:
             _check_parts(**options)  # before the reward's weights are read
             options["reward"] = ImplicitReward.from_pretrained("tiny")
         return cls(**options)
+
+    def strategy_of(self, strategy: Strategy | None) -> Strategy:
+        """The strategy as this engine runs it; without one, its own.
+
+        Raises:
+            ConfigurationError: it is no strategy.
+        """
+        return self.strategy if strategy is None else _strategy(strategy)
 
     def with_reward(self, reward: Reward | None) -> Engine:
         """An engine that judges by another reward; the model, its rollouts and all settings are shared with this one.
@@ -153,17 +165,31 @@ class Engine:
         """
         seeds = _seeds(prompts, seeds, max_batch)
         coalescer = Coalescer(self.worker, max_batch=max_batch)
-        runs = [
-            self._start(coalescer, prompt, budget, seed, sampling, strategy, tools, formatted)
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        runs = {
+            i: self._start(coalescer, prompt, budget, seed, sampling, strategy, tools, formatted)
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        }
         started = time.perf_counter()
-        results = coalescer.run([run.drain for run in runs])
+        # A run leaves the table when its turn comes, so that the tensors it needs are freed when it ends.
+        results = coalescer.run([lambda i=i: runs.pop(i).drain() for i in list(runs)])
         seconds, flops = time.perf_counter() - started, sum(r.usage.flops for r in results)
         return [
             r.with_usage(replace(r.usage, seconds=seconds * (r.usage.flops / flops if flops else 1 / len(results))))
             for r in results
         ]
+
+    def alternatives(
+        self, prompt: Prompt, result: Result, *, top: int, worker: Worker | None = None
+    ) -> tuple[list[list[tuple[int, float]]], Usage]:
+        """At each place of the result the `top` likeliest tokens with log π in nats, and the cost: one forward pass."""
+        if not (top and result.token_ids):
+            return [], Usage()
+        rollout = Rollout(prompt, result.token_ids, result.text)
+        [states] = (worker or self.worker).states([rollout], [0], [None])
+        rows = states.carrier.logits(range(len(result.token_ids))).float().log_softmax(-1)
+        values, tokens = rows.topk(min(top, rows.shape[-1]))
+        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+        return [list(zip(ids, found, strict=True)) for ids, found in pairs], states.usage
 
     def prompt(
         self, prompt: PromptLike, *, tools: Sequence[dict[str, Any]] | None = None, formatted: bool = False
@@ -222,11 +248,11 @@ class Engine:
         formatted: bool,
         draft: str | None = None,
     ) -> Run:
-        strategy = self.strategy if strategy is None else _strategy(strategy)
+        strategy = self.strategy_of(strategy)
         sampling = Sampling() if sampling is None else _sampling(sampling)
         if sampling.grammar is not None:
             self.model.constraint(sampling.grammar)
-        rendered = self.prompt(prompt, tools=tools, formatted=formatted)
+        rendered = replace(self.prompt(prompt, tools=tools, formatted=formatted))  # its own: models keep what they read
         search = Search(
             objective=self.objective,
             worker=worker,

@@ -49,3 +49,7 @@ class ProgramError(NablaError, ValueError):
 
 class SandboxError(NablaError, RuntimeError):
     """No sandbox can be had that contains untrusted code on this machine, or a closed one was used."""
+
+
+class RemoteError(NablaError, RuntimeError):
+    """A server that cannot be reached, refused the key, failed, or broke off its answer."""

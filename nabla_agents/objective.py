@@ -11,8 +11,8 @@ from torch import Tensor
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.carriers import Carrier, CreditCarrier, LikelihoodCarrier, WeightedCarrier
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
+from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.models.tokenizer import Tokenizer
-from nabla_agents.models.transformer import PrefixCache
 from nabla_agents.rewards.base import Reward, judged
 from nabla_agents.types import Rollout, Score, Span, Usage
 

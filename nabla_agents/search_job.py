@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from nabla_agents.errors import ConfigurationError
 from nabla_agents.result import Result
 from nabla_agents.turns import on_worker, turn
-from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Step
+from nabla_agents.types import Budget, FinishReason, Prompt, Step
 from nabla_agents.watched import Watched
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ class SearchJob:
         report: is told each step on the thread that computes it.
         settled: whether the first completion is good enough to end the search with it.
         top_logprobs: how many `alternatives` each place of the result gets; one forward pass more where it is not 0.
+
+    Raises:
+        ConfigurationError: `top_logprobs` of an engine that has none.
     """
 
     def __init__(
@@ -51,10 +56,14 @@ class SearchJob:
         settled: Callable[[Step], bool] | None = None,
         top_logprobs: int = 0,
     ) -> None:
+        if top_logprobs and not engine.has_alternatives:
+            raise ConfigurationError(
+                f"top_logprobs is {top_logprobs}, which a remote engine has not: set it to 0, or ask the server by an "
+                "OpenAI client."
+            )
         self.engine, self.prompt, self.seed, self.draft = engine, prompt, seed, draft
         self.sampling, self.budget = sampling, budget
-        chosen = engine.strategy if strategy is None else strategy
-        self._watched = Watched(chosen, report=report, settled=settled)
+        self._watched = Watched(engine.strategy_of(strategy), report=report, settled=settled)
         self.alternatives: list[list[tuple[int, float]]] = []
         """Once the search has ended: at each place of its result, the likeliest tokens with log π in nats."""
         self._top_logprobs = top_logprobs
@@ -126,6 +135,8 @@ class SearchJob:
         """As `drain_all`, off the event loop, in one batch with what else waits. A cancelled await stops these."""
         queues = [_queue(job) for job in jobs]
         try:
+            if jobs and not jobs[0].engine.takes_turns:
+                await asyncio.gather(*(on_worker(job.engine, _drain_joined, [job]) for job in jobs))
             for job, queue in zip(jobs, queues, strict=True):
                 if job._outcome is None:  # it may have been joined to another one's batch
                     await on_worker(job.engine, queue.serve, job)
@@ -165,15 +176,10 @@ class SearchJob:
 
     def _with_alternatives(self, result: Result) -> Result:
         """The result, charged for them."""
-        if not (self._top_logprobs and result.token_ids) or self._watched.cancelled:
+        if not self._top_logprobs or self._watched.cancelled:
             return result
-        rollout = Rollout(self.prompt, result.token_ids, result.text)
-        [states] = self.engine.worker.states([rollout], [0], [None])
-        rows = states.carrier.logits(range(len(result.token_ids))).float().log_softmax(-1)
-        values, tokens = rows.topk(min(self._top_logprobs, rows.shape[-1]))
-        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
-        self.alternatives = [list(zip(ids, found, strict=True)) for ids, found in pairs]
-        return result.with_usage(result.usage + states.usage)
+        self.alternatives, usage = self.engine.alternatives(self.prompt, result, top=self._top_logprobs)
+        return result.with_usage(result.usage + usage)
 
     def _check_not_interrupted(self) -> None:
         ended = isinstance(self._outcome, Result) and self._outcome.finish_reason is FinishReason.INTERRUPTED

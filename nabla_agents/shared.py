@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from nabla_agents.errors import ModelLoadError
+from nabla_agents.errors import ConfigurationError, ModelLoadError
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from nabla_agents.engine import Engine
 
 _lock = threading.RLock()
@@ -21,17 +23,33 @@ _shared: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 def loaded(model: str, **loading: Any) -> Engine:
     """The engine of these settings, loaded by the first call of the process and kept to its end.
 
-    `tiny` has its process reward; options are those of `Loading`: dtype, device_map, revision, ...
+    `tiny` has its process reward; options are those of `Loading`: dtype, device_map, revision, ... With `base_url`, and
+    `api_key` where it needs one, the engine is that of a server, and nothing is loaded here.
+
+    Raises:
+        ConfigurationError: loading options for a server's model.
     """
     key = (("model", model), *sorted(loading.items()))
     if key in _loaded:
         return _loaded[key]
     with _lock:
         if key not in _loaded:
-            from nabla_agents.engine import Engine  # loads torch, which a model that is only constructed does not need
-
-            _loaded[key] = Engine.tiny(**loading) if model == "tiny" else Engine(model=model, **loading)
+            _loaded[key] = _connected(model, **loading) if "base_url" in loading else _local(model, **loading)
         return _loaded[key]
+
+
+def _local(model: str, **loading: Any) -> Engine:
+    from nabla_agents.engine import Engine  # loads torch, which a model that is only constructed does not need
+
+    return Engine.tiny(**loading) if model == "tiny" else Engine(model=model, **loading)
+
+
+def _connected(model: str, *, base_url: str, api_key: SecretStr | None = None, **loading: Any) -> Any:
+    from nabla_agents.remote import RemoteEngine
+
+    if loading:
+        raise ConfigurationError(f"{', '.join(loading)}: a server loads its models itself; leave this out.")
+    return RemoteEngine(base_url, model=model, api_key=None if api_key is None else api_key.get_secret_value())
 
 
 class SharedEngine:

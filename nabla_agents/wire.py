@@ -5,6 +5,7 @@ A number that JSON has not, such as the NaN of what could not be judged, is a st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -13,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from nabla_agents.config import Sampling
 from nabla_agents.grammar import Grammar
 from nabla_agents.result import Result
-from nabla_agents.types import Message, Step
+from nabla_agents.trace import Trace
+from nabla_agents.types import FinishReason, Message, Score, Step, Usage
 
 PROMPT: Final = "/v1/nabla/prompt"
 TOKENS: Final = "/v1/nabla/tokens"
@@ -31,10 +33,29 @@ class SentStep(Sent):
 
 
 class SentResult(Sent):
-    """A result without its trace, which the steps before it are, and the texts of its tokens."""
+    """A `Result` without its trace, which the steps before it are, and the texts of its tokens."""
 
-    result: Result
-    token_texts: list[str]
+    text: str
+    token_ids: tuple[int, ...]
+    token_texts: tuple[str, ...]
+    score: Score | None
+    finish_reason: FinishReason
+    usage: Usage
+    log_likelihood: float
+    truncated: bool
+    detail: str
+    seed: int
+    prompt_tokens: int
+    log_probs: tuple[float, ...]
+
+    @staticmethod
+    def of(result: Result, token_texts: Sequence[str]) -> SentResult:
+        names = SentResult.model_fields.keys() - {"token_texts"}
+        return SentResult(token_texts=tuple(token_texts), **{name: getattr(result, name) for name in names})
+
+    def with_trace(self, trace: Trace) -> Result:
+        names = SentResult.model_fields.keys() - {"token_texts"}
+        return Result(trace=trace, **{name: getattr(self, name) for name in names})
 
 
 def sampling_fields(sampling: Sampling) -> dict[str, Any]:

@@ -358,7 +358,8 @@ def test_the_same_prompt_reaches_rollout_objective_and_rewards() -> None:
     for read in reads:
         read.clear()
     objective.gradient([rollout], scores, [0], [None])
-    assert reads == [whole[:-1], whole, whole, whole[:-1]]
+    tail = whole[len(expected) :]  # what a reward has read of the prompt, it keeps
+    assert reads == [whole[:-1], tail, tail, whole[len(expected) - 1 : -1]]
 
 
 # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -38,7 +38,7 @@ class Request:
         prompt: Prompt = self._engine.prompt(asked.told(_messages.conversation(messages)), tools=asked.tools)
         options = self.call._engine_options(self._engine, asked.grammar)
         if (enough := kwargs.get("enough")) is not None:
-            options["strategy"] = UntilEnough(options["strategy"] or self._engine.strategy, enough)
+            options["strategy"] = UntilEnough(self._engine.strategy_of(options["strategy"]), enough)
         options |= {"draft": kwargs.get("draft"), "top_logprobs": self.call.top_logprobs}
         self.jobs: Final = [
             SearchJob(self._engine, prompt, seed=seed, report=report, **options)

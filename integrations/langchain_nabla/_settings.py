@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from langchain_core.load.serializable import Serializable
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from langchain_nabla._identity import described, described_engine
 from nabla_agents import Budget, Sampling, SharedEngine, __version__, loaded
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nabla_agents import Engine, Grammar
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop")
-LOADING = ("revision", "dtype", "device_map", "trust_remote_code")
+LOADING = ("revision", "dtype", "device_map", "trust_remote_code", "base_url", "api_key")
 PER_CALL = (*SAMPLING, "seed", "n", "rollouts", "budget", "strategy", "timeout")
 
 CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)  # each class names it: the last base would win
@@ -40,6 +40,9 @@ class EngineSettings(Serializable):
     dtype: str | None = None
     device_map: str | None = None
     trust_remote_code: bool = False
+    base_url: str | None = None
+    """A server of `nabla serve`, for example `http://127.0.0.1:8000/v1`, that has `model`; nothing is loaded here."""
+    api_key: SecretStr | None = None
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """0 is greedy, None the strategy's own."""
@@ -127,7 +130,7 @@ class EngineSettings(Serializable):
         return {
             "model_name": self.model,
             "engine": None if self.engine is None else described_engine(self.engine),
-            "loading": {name: getattr(self, name) for name in LOADING},
+            "loading": {name: getattr(self, name) for name in LOADING if name != "api_key"},
             # Not under the name `stop`: core overwrites that with the call's, None included.
             "settings": {name: described(getattr(self, name)) for name in self.per_call if name != "model"},
         }
@@ -137,6 +140,10 @@ class EngineSettings(Serializable):
     @classmethod
     def is_lc_serializable(cls) -> bool:
         return True
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        return {"api_key": "NABLA_API_KEY"}
 
     @property
     def lc_attributes(self) -> dict[str, Any]:

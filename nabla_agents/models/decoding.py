@@ -14,7 +14,8 @@ from nabla_agents.config import Sampling
 from nabla_agents.errors import GrammarError
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, token_log_probs
 from nabla_agents.models.constraint import Constraint, Mask, masked
-from nabla_agents.models.transformer import Context, PrefixCache
+from nabla_agents.models.prompt_caches import PrefixCache
+from nabla_agents.models.transformer import Context
 from nabla_agents.types import FinishReason, Prompt, Rollout, Usage
 
 if TYPE_CHECKING:

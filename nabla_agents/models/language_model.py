@@ -23,8 +23,9 @@ from nabla_agents.models.constraint import Compiler, Constraint
 from nabla_agents.models.decoding import RolloutJob, rollout
 from nabla_agents.models.grouping import by_length
 from nabla_agents.models.loading import Loading, load
+from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.models.tokenizer import Tokenizer
-from nabla_agents.models.transformer import PrefixCache, Transformer
+from nabla_agents.models.transformer import Transformer
 from nabla_agents.types import Message, Prompt, Rollout, Usage
 
 
@@ -168,7 +169,15 @@ class LanguageModel:
 
     def prefill(self, prompts: Sequence[Prompt]) -> list[tuple[PrefixCache, Usage]]:
         """Keys and values of each prompt without its last token, to be shared by every pass of a request; the cost."""
-        return [(self.transformer.prefill(p.ids[:-1]), self.usage(prefill=len(p.ids) - 1)) for p in prompts]
+        found = self.transformer.prefill([p.ids[:-1] for p in prompts])
+        return [(cache, self.usage(prefill=tokens)) for cache, tokens in found]
+
+    def prompt_caches(self, rollouts: Sequence[Rollout]) -> tuple[list[PrefixCache | None], list[Usage]]:
+        """Those of the rollouts' prompts that this model keeps while a request lasts, and what each rollout pays."""
+        longest = max((len(r.prompt.ids) + len(r.completion_ids) for r in rollouts), default=0)
+        prompts = [r.prompt for r in rollouts]
+        caches, paid = self.transformer.prompt_caches(prompts, [p.ids[:-1] for p in prompts], longest=longest)
+        return caches, [self.usage(prefill=tokens) for tokens in paid]
 
     def likelihood_gradient(
         self,
@@ -184,12 +193,8 @@ class LanguageModel:
         The prompt and the tokens before `start` are read without gradient. Cost: one forward over everything not
         cached and one backward over the tails; with `embedding_terms=False` the forward only.
         """
-        lengths = [
-            len(r.completion_ids) - start if c is not None else len(r.prompt.ids) + len(r.completion_ids)
-            for r, start, c in zip(rollouts, starts, caches, strict=True)
-        ]
         differentiated = partial(self._likelihood_gradient, embedding_terms=embedding_terms)
-        return by_length(lengths, differentiated, rollouts, starts, caches)
+        return by_length(_lengths(rollouts, starts, caches), differentiated, rollouts, starts, caches)
 
     def _likelihood_gradient(
         self,
@@ -205,8 +210,10 @@ class LanguageModel:
         gradients: list[Tensor | None] = [None] * len(rollouts)
         if embedding_terms:
             cotangent = torch.zeros_like(hidden)
-            for i, tail in enumerate(tails):
-                cotangent[i, : len(tail)] = self._head_gradient(hidden[i, : len(tail)].detach(), tail)
+            rows = [hidden[i, : len(tail)].detach() for i, tail in enumerate(tails)]
+            by_head = self._head_gradient(torch.cat(rows), [token for tail in tails for token in tail])
+            for i, row in enumerate(by_head.split([len(tail) for tail in tails])):
+                cotangent[i, : len(row)] = row
             (gradient,) = torch.autograd.grad(hidden, embeddings, cotangent)
             gradients = [token_gradient(gradient[i], len(tail)) for i, tail in enumerate(tails)]
         usage = self.usage(prefill=read, forward=fed, backward=fed if embedding_terms else 0)
@@ -219,17 +226,23 @@ class LanguageModel:
         ]
 
     def token_log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[Float[Tensor, "time"], Usage]]:
-        """log π of every completion token and the cost; rows of like length in one forward."""
-        lengths = [len(r.prompt.ids) + len(r.completion_ids) for r in rollouts]
-        return by_length(lengths, self._token_log_probs, rollouts)
+        """log π of every completion token and the cost; rows of like length in one forward, their prompts read once
+        while a request lasts.
+        """
+        caches, paid = self.prompt_caches(rollouts)
+        found = by_length(_lengths(rollouts, [0] * len(rollouts), caches), self._token_log_probs, rollouts, caches)
+        return [(log_probs, usage + before) for (log_probs, usage), before in zip(found, paid, strict=True)]
 
-    def _token_log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[Float[Tensor, "time"], Usage]]:
-        none = [None] * len(rollouts)
+    def _token_log_probs(
+        self, rollouts: Sequence[Rollout], caches: Sequence[PrefixCache | None]
+    ) -> list[tuple[Float[Tensor, "time"], Usage]]:
         tails, hidden, _, read, fed = tail_states(
-            self.transformer, rollouts, [0] * len(rollouts), none, needs_grad=False
+            self.transformer, rollouts, [0] * len(rollouts), caches, needs_grad=False
         )
-        usage = self.usage(prefill=read, forward=fed)
-        return [(self.log_probs(hidden[i, : len(t)], t).double().cpu(), usage) for i, t in enumerate(tails)]
+        usage, lengths = self.usage(prefill=read, forward=fed), [len(tail) for tail in tails]
+        rows = torch.cat([hidden[i, :length] for i, length in enumerate(lengths)])
+        log_probs = self.log_probs(rows, [token for tail in tails for token in tail]).double().cpu()
+        return [(row, usage) for row in log_probs.split(lengths)]
 
     def usage(self, *, prefill: int = 0, forward: int = 0, backward: int = 0) -> Usage:
         """The ledger entry of tokens that this model computed; prefill tokens are forward tokens too."""
@@ -274,6 +287,14 @@ class LanguageModel:
                 "would be wrong. Choose another architecture."
             )
         return scale
+
+
+def _lengths(rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]) -> list[int]:
+    """Tokens that each rollout's pass reads, by which passes are grouped."""
+    return [
+        len(r.completion_ids) - start if c is not None else len(r.prompt.ids) + len(r.completion_ids)
+        for r, start, c in zip(rollouts, starts, caches, strict=True)
+    ]
 
 
 def tail_states(

@@ -13,18 +13,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from nabla_agents.errors import ModelLoadError
 from nabla_agents.models.checkpointing import is_checkpointed
+from nabla_agents.models.grouping import by_length
 from nabla_agents.models.kv_cache import growing_cache
+from nabla_agents.models.prompt_caches import PrefixCache, PromptCaches
+from nabla_agents.types import Prompt
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 _LONGEST = 1 << 17  # tokens, for models that know no limit
-
-
-@dataclass(frozen=True, eq=False)
-class PrefixCache:
-    """Keys and values of known tokens [1, heads, time, head_dim], per layer; computed once, shared, never written."""
-
-    ids: tuple[int, ...]
-    layers: tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(eq=False)
@@ -53,7 +48,7 @@ class Context:
 
 
 class Transformer:
-    """The body of a causal model with its weights frozen. Stateless: threads may share it.
+    """The body of a causal model with its weights frozen. Threads may share it: what it keeps belongs to one prompt.
 
     Raises:
         ModelLoadError: the architecture has no plain key/value cache or no linear input embedding.
@@ -67,6 +62,7 @@ class Transformer:
         self.parameter_count = sum(p.numel() for p in module.parameters())
         self.config: Any = module.config.get_text_config(decoder=True)
         self.embedding_scale = self._embedding_scale()
+        self.prompts = PromptCaches()
         windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=self.config).layers]
         self.sliding_window: int | None = min((int(w) for w in windows if w), default=None)
         if not all(hasattr(layer, "keys") for layer in DynamicCache(config=self.config).layers):
@@ -101,14 +97,41 @@ class Transformer:
         weight = self.embedding.weight
         return self.embedding_scale * (vectors.to(weight.dtype) @ weight.T)
 
+    def prefill(self, rows: Sequence[Sequence[int]]) -> list[tuple[PrefixCache, int]]:
+        """Reads known tokens once, rows of like length in one pass: keys and values of each row, and the tokens that
+        were computed for it; none where it has none.
+        """
+        return by_length([len(row) for row in rows], self._prefilled, rows)
+
     @torch.no_grad()
-    def prefill(self, ids: Sequence[int]) -> PrefixCache:
-        """Reads known tokens once; costs one forward over len(ids) tokens, none when there are none."""
-        if not ids:
-            return PrefixCache((), ())
-        context = self.empty_context(1)
-        self.extend(context, ids=torch.tensor([list(ids)], device=self.device))
-        return PrefixCache(tuple(ids), tuple(map(_held, context.cache.layers)))
+    def _prefilled(self, rows: Sequence[Sequence[int]]) -> list[tuple[PrefixCache, int]]:
+        context, hidden = self.read(rows, [None] * len(rows), total_tokens=max(map(len, rows)))
+        caches = [
+            PrefixCache(tuple(row), tuple(_held(layer, i, len(row)) for layer in context.cache.layers) if row else ())
+            for i, row in enumerate(rows)
+        ]
+        return [(cache, hidden.shape[1]) for cache in caches]
+
+    def prompt_caches(
+        self, prompts: Sequence[Prompt], heads: Sequence[Sequence[int]], *, longest: int
+    ) -> tuple[list[PrefixCache | None], list[int]]:
+        """Keys and values of what this model reads of each prompt, and the tokens that each row pays for them.
+
+        They are kept for as long as the `Prompt` object is in use, so that a request reads its prompt once. None where
+        a text of `longest` tokens is beyond a sliding window, or the head is empty.
+        """
+        if not self.within_window(longest):
+            return [None] * len(prompts), [0] * len(prompts)
+        missing: dict[int, int] = {}
+        for i, (prompt, head) in enumerate(zip(prompts, heads, strict=True)):
+            if head and self.prompts.get(prompt, head) is None:
+                missing.setdefault(id(prompt), i)
+        paid = [0] * len(prompts)
+        made = self.prefill([heads[i] for i in missing.values()]) if missing else []
+        for i, (cache, tokens) in zip(missing.values(), made, strict=True):
+            self.prompts.keep(prompts[i], cache)
+            paid[i] = tokens
+        return [self.prompts.get(p, h) if h else None for p, h in zip(prompts, heads, strict=True)], paid
 
     @torch.no_grad()
     def read(
@@ -211,9 +234,9 @@ class Transformer:
         return scale
 
 
-def _held(layer: Any) -> tuple[Tensor, Tensor]:
-    """The keys and values of a layer, without the room that it has for more."""
-    return layer.keys.contiguous(), layer.values.contiguous()
+def _held(layer: Any, row: int, length: int) -> tuple[Tensor, Tensor]:
+    """A copy of the keys and values of a row's last tokens, which lets go of those of other rows."""
+    return layer.keys[row : row + 1, :, -length:].clone(), layer.values[row : row + 1, :, -length:].clone()
 
 
 def _left_padded(x: Float[Tensor, "one heads time dim"], length: int) -> Float[Tensor, "one heads length dim"]:

@@ -207,7 +207,7 @@ class Otherwise(_Wrapped):
     value: float
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
+        if not isinstance(self.value, Real) or not math.isfinite(self.value):
             raise ConfigurationError(f"{self.name}.otherwise got {self.value!r}; expected a finite value.")
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
@@ -224,7 +224,7 @@ class Within(_Wrapped):
     seconds: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds < math.inf:
+        if not isinstance(self.seconds, Real) or not 0 < self.seconds < math.inf:
             raise ConfigurationError(f"{self.name}.within got {self.seconds!r}; expected seconds above 0.")
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:

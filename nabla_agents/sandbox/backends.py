@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nabla_agents.errors import SandboxError
+from nabla_agents.errors import ConfigurationError, SandboxError
 from nabla_agents.sandbox import artefact, building, probes
 from nabla_agents.sandbox.cache import CachedExecutor
 from nabla_agents.sandbox.executor import Executor
@@ -38,8 +38,12 @@ def make_executor(*, workers: int | None = None, remembered: int = 4096) -> Exec
     it). Until that is there, the `fork` backend is taken; an executor stays what it is.
 
     `workers` is how many programs run at once (default: one per processor, at most 4); `remembered` how many results
-    are kept for programs that come again. SandboxError, with what to do, where nothing contains untrusted code.
+    are kept for programs that come again. SandboxError, with what to do, where nothing contains untrusted code;
+    ConfigurationError for a number that is none.
     """
+    for name, value, least in (("workers", workers, 1), ("remembered", remembered, 0)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ConfigurationError(f"make_executor {name} is {value!r}; expected a whole number of at least {least}.")
     reasons: list[str] = []
     for name, worker in BACKENDS.items():
         try:

@@ -65,8 +65,11 @@ def shutting_down() -> Refusal:
 
 
 def invalid_request(problems: list[Any]) -> Refusal:
-    """The first problem that validation found with a body, as OpenAI words it."""
-    problem: Mapping[str, Any] = problems[0]
+    """The first problem that validation found with a body, as OpenAI words it; of a union's, that of the member that
+    came furthest.
+    """
+    first = problems[0]["loc"][:2]
+    problem: Mapping[str, Any] = max((p for p in problems if p["loc"][:2] == first), key=lambda p: len(p["loc"]))
     kind, place = str(problem["type"]), [p for p in problem["loc"] if p != "body" and not _UNION.match(str(p))]
     if kind in ("json_invalid", "value_error.jsondecode"):
         reason = problem.get("ctx", {}).get("error", problem["msg"])

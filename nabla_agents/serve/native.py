@@ -87,8 +87,7 @@ async def steps(request: Request, body: StepsRequest) -> Response:
         if isinstance(item, Step):
             return [SentStep(step=item).model_dump(mode="json")]
         texts = [model.tokenizer.token_text(token) for token in item.token_ids]
-        bare = Result(**{**vars(item), "trace": ()})
-        return [SentResult(result=bare, token_texts=texts).model_dump(mode="json")]
+        return [{"result": SentResult.of(item, texts).model_dump(mode="json")}]
 
     def last(found: list[Result]) -> list[dict[str, Any]]:
         caller.note_results(request, found)

@@ -125,14 +125,13 @@ def encoded(model: LanguageModel, text: str) -> list[int]:
 def _asked(served: Served, body: ChatRequest) -> Asked:
     tools = None if body.tools is None else [tool.model_dump(exclude_none=True) for tool in body.tools]
     shape = None if body.response_format is None else body.response_format.model_dump(by_alias=True, exclude_none=True)
-    thinks = "</think>" in str(served.engine.model.tokenizer.hf.chat_template)
     if isinstance(body.tool_choice, dict) and body.tool_choice.get("type") != "function":
         message = f"tool_choice is {body.tool_choice!r}; expected a string, or type function with a name."
         raise Refusal(400, message, code="unsupported_parameter", param="tool_choice")
     choices: dict[str, Any] = {
         "tool_choice": body.tool_choice,
         "parallel_tool_calls": body.parallel_tool_calls,
-        "reasoning": thinks,
+        "reasoning": served.engine.model.tokenizer.knows_reasoning,
     }
     try:
         Asked.read(tools, **choices)

@@ -162,8 +162,7 @@ def _model(service: Service, served: Served) -> dict[str, Any]:
         "owned_by": "nabla-agents",
         "max_model_len": language_model.context_length,
         "nabla": {
-            "chat_template": bool(template),
-            "reasoning": "</think>" in str(template),
+            "chat_template": str(template) if template else None,
             "vocab_size": language_model.vocab_size,
             "strategies": list(service.strategies),
             "rewards": service.rewards,

@@ -23,7 +23,7 @@ from nabla_agents.serve.keys import ApiKey
 from nabla_agents.serve.metrics import Metrics
 from nabla_agents.serve.settings import ServeSettings
 from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
-from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Step, Usage
+from nabla_agents.types import Budget, FinishReason, Prompt, Step
 
 ResultT = TypeVar("ResultT")
 
@@ -309,9 +309,10 @@ class Searching:
                 for step in self._run:
                     self._tell(self._arrived.put_nowait, step)
                 outcome = self._run.result
-                if self.ask.top_logprobs and not self._cancelled:
-                    self.alternatives, usage = alternatives(self.ask, outcome)
-                    outcome = outcome.with_usage(outcome.usage + usage)
+                if (top := self.ask.top_logprobs) and not self._cancelled:
+                    served = self.ask.served
+                    found = served.engine.alternatives(self.ask.prompt, outcome, top=top, worker=served.batch)
+                    self.alternatives, outcome = found[0], outcome.with_usage(outcome.usage + found[1])
         except BaseException as e:
             outcome = e
         self._tell(self._service.ended, self)
@@ -322,14 +323,3 @@ class Searching:
             self._loop.call_soon_threadsafe(function, argument)
         except RuntimeError:
             self._cancelled = True  # the event loop is gone, and so is everyone who waited
-
-
-def alternatives(ask: Ask, result: Result) -> tuple[list[list[tuple[int, float]]], Usage]:
-    """At each place of the answer the likeliest tokens with log π in nats, and the cost: one forward pass."""
-    if not result.token_ids:
-        return [], Usage()
-    [states] = ask.served.batch.states([Rollout(ask.prompt, result.token_ids, result.text)], [0], [None])
-    rows = states.carrier.logits(range(len(result.token_ids))).float().log_softmax(-1)
-    values, tokens = rows.topk(min(ask.top_logprobs or 0, rows.shape[-1]))
-    pairs = zip(tokens.tolist(), values.tolist(), strict=True)
-    return [list(zip(ids, found, strict=True)) for ids, found in pairs], states.usage

@@ -98,6 +98,9 @@ def events(
                 yield DONE
         except ClientGone:
             request.state.facts["gone"] = True
+        except (asyncio.CancelledError, GeneratorExit):  # how the framework says the same
+            request.state.facts["gone"] = True
+            raise
         except Exception as e:
             request.state.facts["error"] = e
             yield event(refusal_of(e).body)

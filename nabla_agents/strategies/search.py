@@ -18,7 +18,7 @@ from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
 from nabla_agents.models.memory import in_halves
-from nabla_agents.models.transformer import PrefixCache
+from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.objective import Objective, ObjectiveGradient
 from nabla_agents.outcome import outcome_credit
 from nabla_agents.pool import AcceptanceRule, Pool, Scored

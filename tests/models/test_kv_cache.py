@@ -58,7 +58,7 @@ def test_a_thousand_tokens_are_copied_a_few_times() -> None:
 def test_what_is_held_elsewhere_is_never_written() -> None:
     """Two contexts go on from one prefix, one after a cut: each has its own tokens, and the prefix stays."""
     model = random_model(vocabulary=("a", "b", "c"))
-    prefix = model.transformer.prefill([0, 1, 2, 0])
+    [(prefix, _)] = model.transformer.prefill([[0, 1, 2, 0]])
     before = [(keys.clone(), values.clone()) for keys, values in prefix.layers]
     for ids in ([1, 1], [2, 2, 2]):
         context, _ = model.transformer.read([[0, 1, 2, 0, *ids]], [prefix], total_tokens=16)

@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -327,8 +328,9 @@ def test_what_a_part_could_not_judge_counts_as_said() -> None:
     assert [s.usage.reward_calls for s in scores] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_silence_counts_a_finite_value(value: float) -> None:
+@pytest.mark.untyped
+@pytest.mark.parametrize("value", [math.nan, math.inf, "0.5", None])
+def test_silence_counts_a_finite_value(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="otherwise"):
         ArithmeticSteps().otherwise(value)
 
@@ -352,8 +354,9 @@ def test_a_tool_in_time_is_not_touched_by_its_limit() -> None:
     assert [s.judged for s in broken] == [True, False, True]
 
 
-@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
-def test_a_limit_is_a_time(seconds: float) -> None:
+@pytest.mark.untyped
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf, "5", None])
+def test_a_limit_is_a_time(seconds: Any) -> None:
     with pytest.raises(ConfigurationError, match="within"):
         ArithmeticSteps().within(seconds)
 

@@ -6,10 +6,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from nabla_agents import Execution, Executor, Limits, Program, ProgramError, SandboxError, Status
+from nabla_agents import ConfigurationError, Execution, Executor, Limits, Program, ProgramError, SandboxError, Status
 from nabla_agents.sandbox import Capabilities, backends
 from nabla_agents.sandbox.fork import ForkWorker
 from nabla_agents.sandbox.observation import Observation
@@ -218,6 +219,13 @@ def test_a_sandbox_that_does_not_contain_is_refused(monkeypatch: pytest.MonkeyPa
         backends.make_executor()
     [diagnosis] = backends.diagnosis()
     assert (diagnosis.backend, diagnosis.active) == ("fake", False)
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": -3}, {"workers": "2"}, {"remembered": -1}], ids=repr)
+def test_numbers_that_are_none_are_refused_before_anything_starts(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"make_executor {next(iter(options))}"):
+        backends.make_executor(**options)
 
 
 def test_the_diagnosis_names_the_layers() -> None:

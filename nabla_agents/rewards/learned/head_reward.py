@@ -216,7 +216,7 @@ class HeadReward(SelfTested, DifferentiableReward):
         if not readable:
             return scores
         with torch.no_grad():
-            done = self._run([readings[i] for i in readable], None)
+            done = self._run([readings[i] for i in readable], [rollouts[i].prompt for i in readable], None)
             for k, i in enumerate(readable):
                 _, score = self._value(done.outputs[k], readings[i])
                 usage = self._usage(done.forward[k], 0) + Usage(reward_calls=1)
@@ -235,7 +235,7 @@ class HeadReward(SelfTested, DifferentiableReward):
             return gradients
         chosen = [readings[i] for i in steered]
         firsts = [min(s for s in readings[i].sources[starts[i] :] if s >= 0) for i in steered]
-        done = self._run(chosen, firsts)
+        done = self._run(chosen, [rollouts[i].prompt for i in steered], firsts)
         with torch.enable_grad():
             values = [self._value(out, reading)[0] for out, reading in zip(done.outputs, chosen, strict=True)]
             by_index = done.gradients(values)
@@ -244,9 +244,9 @@ class HeadReward(SelfTested, DifferentiableReward):
             gradients[i] = RewardGradient(carrier, self._usage(done.forward[k], done.backward[k]))
         return gradients
 
-    def _run(self, readings: Sequence[Reading], starts: Sequence[int] | None) -> Pass:
+    def _run(self, readings: Sequence[Reading], prompts: Sequence[Prompt], starts: Sequence[int] | None) -> Pass:
         """The head's outputs at each reading's positions; with starts, as functions of the embeddings from there on."""
-        states = read_states(self.transformer, readings, starts)
+        states = read_states(self.transformer, readings, prompts, starts)
         with torch.set_grad_enabled(starts is not None):
             return replace(states, outputs=[applied(self.head, hidden) for hidden in states.outputs])
 

@@ -96,19 +96,20 @@ class ImplicitReward(SelfTested, DifferentiableReward):
                 )
             found = dict(zip(fitting, some, strict=True))
             return [found.get(i) for i in range(len(rollouts))]
-        none = [None] * len(rollouts)
         terms = any(getattr(c, "embedding_gradient", True) is not None for c in likelihoods)
-        tuned = self.model.likelihood_gradient(rollouts, starts, none, embedding_terms=terms)
+        caches, paid = self.model.prompt_caches(rollouts)
+        tuned = self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=terms)
         reference: Sequence[Carrier] = likelihoods
-        usages = [Usage()] * len(rollouts)
         if self.reference is not self._policy and self.reference is not None:
-            passes = self.reference.likelihood_gradient(rollouts, starts, none, embedding_terms=terms)
-            reference, usages = [p.carrier for p in passes], [p.usage for p in passes]
+            caches, more = self.reference.prompt_caches(rollouts)
+            passes = self.reference.likelihood_gradient(rollouts, starts, caches, embedding_terms=terms)
+            reference = [p.carrier for p in passes]
+            paid = [a + b + p.usage for a, b, p in zip(paid, more, passes, strict=True)]
         return [
             RewardGradient(
                 WeightedCarrier(((self.beta, t.carrier), (-self.beta, r))), _as_reward_usage(t.usage + usage)
             )
-            for t, r, usage in zip(tuned, reference, usages, strict=True)
+            for t, r, usage in zip(tuned, reference, paid, strict=True)
         ]
 
     @property

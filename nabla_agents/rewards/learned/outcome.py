@@ -37,7 +37,7 @@ class OutcomeReward(HeadReward):
         min_coverage: float = 0.5,
         name: str = "",
     ) -> None:
-        self.format = format
+        self.format = _format(format)
         self._whole = format.output != "logits"
         head = nn.Identity() if self._whole else found_head(module)
         if not self._whole and width_of(head) != 1:
@@ -62,6 +62,7 @@ class OutcomeReward(HeadReward):
         Raises:
             ConfigurationError, ModelLoadError: before any weight is loaded where possible.
         """
+        _format(format)
 
         def check(config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
             declared = config.num_labels
@@ -87,9 +88,9 @@ class OutcomeReward(HeadReward):
 
     # ── a score that the model's own forward pass computes ────────────────────────────────────────────────────────
 
-    def _run(self, readings: Sequence[Reading], starts: Sequence[int] | None) -> Pass:
+    def _run(self, readings: Sequence[Reading], prompts: Sequence[Prompt], starts: Sequence[int] | None) -> Pass:
         if not self._whole:
-            return super()._run(readings, starts)
+            return super()._run(readings, prompts, starts)
         # One text at a time: how a model of this kind treats padding is not known.
         lengths = [len(r.ids) for r in readings]
         ids = [torch.tensor([r.ids], device=self.transformer.device) for r in readings]
@@ -130,6 +131,12 @@ class OutcomeReward(HeadReward):
         except Exception:  # code that a checkpoint ships fails in its own way without ids
             return False
         return torch.allclose(got, expected, rtol=2e-2, atol=2e-2)
+
+
+def _format(format: object) -> OutcomeFormat:
+    if not isinstance(format, OutcomeFormat):
+        raise ConfigurationError(f"OutcomeReward got format {format!r}; expected an OutcomeFormat, or a preset of it.")
+    return format
 
 
 def _width_error(name: str, width: int) -> str:

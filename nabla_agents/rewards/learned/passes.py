@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nabla_agents.models.transformer import PrefixCache, Transformer
+from nabla_agents.models.transformer import Transformer
 from nabla_agents.rewards.learned.reading import Reading
+from nabla_agents.types import Prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +31,20 @@ class Pass:
         return [row for leaf in torch.autograd.grad(torch.stack([*values]).sum(), self.leaves) for row in leaf]
 
 
-def read_states(transformer: Transformer, readings: Sequence[Reading], starts: Sequence[int] | None = None) -> Pass:
+def read_states(
+    transformer: Transformer,
+    readings: Sequence[Reading],
+    prompts: Sequence[Prompt],
+    starts: Sequence[int] | None = None,
+) -> Pass:
     """The hidden states at each reading's positions.
 
-    From `starts` on, which are indices of ids, embeddings carry gradient; what stands before is read without. A head
-    that several readings share is read once, and counted where it comes first.
+    From `starts` on, which are indices of ids, embeddings carry gradient; what stands before is read without. The head
+    of a prompt is read once while a request lasts, and counted where it comes first.
     """
-    caches, prefilled = _shared_heads(transformer, readings)
+    heads = [r.ids[: r.head] for r in readings]
+    longest = 2 * max(len(r.ids) for r in readings)  # at most: what is known of one row, and what is fed of another
+    caches, prefilled = transformer.prompt_caches(prompts, heads, longest=longest)
     if starts is None:
         known = [r.ids[: len(c.ids) if c else 0] for r, c in zip(readings, caches, strict=True)]
     else:
@@ -58,13 +65,3 @@ def read_states(transformer: Transformer, readings: Sequence[Reading], starts: S
         ]
     forward = [before.shape[1] + width + extra for extra in prefilled]
     return Pass(outputs, [embeddings], forward, [0 if starts is None else width] * len(readings))
-
-
-def _shared_heads(transformer: Transformer, readings: Sequence[Reading]) -> tuple[list[PrefixCache | None], list[int]]:
-    """Keys and values of heads that come more than once, and the tokens that each reading pays for them."""
-    heads = [r.ids[: r.head] for r in readings]
-    longest = 2 * max(len(r.ids) for r in readings)  # at most: what is known of one row, and what is fed of another
-    fits = transformer.sliding_window is None or longest <= transformer.sliding_window
-    caches = {head: transformer.prefill(head) for head, n in Counter(heads).items() if n > 1 and head and fits}
-    first = {head: heads.index(head) for head in caches}
-    return [caches.get(h) for h in heads], [len(h) if first.get(h) == i else 0 for i, h in enumerate(heads)]

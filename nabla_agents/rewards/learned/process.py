@@ -219,6 +219,8 @@ def _head(module: PreTrainedModel, format: StepFormat, tokens: StepTokens, label
 def _settings(
     format: StepFormat | None, separator: str | None, aggregation: Aggregation | None
 ) -> tuple[StepFormat, Aggregation]:
+    if not isinstance(format, StepFormat | None):
+        raise ConfigurationError(f"ProcessReward got format {format!r}; expected a StepFormat, or a preset of it.")
     if format is not None and separator is not None:
         raise ConfigurationError("ProcessReward got a format and a separator; the format declares where steps end.")
     if separator == "" or not (aggregation is None or callable(aggregation) or aggregation in AGGREGATIONS):

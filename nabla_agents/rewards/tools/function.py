@@ -58,10 +58,10 @@ class FunctionReward(Reward):
     ) -> None:
         if not callable(function):
             raise ConfigurationError(f"@reward got {function!r}; expected a function.")
-        if not 0 < timeout_seconds < math.inf:
+        if not isinstance(timeout_seconds, Real) or not 0 < timeout_seconds < math.inf:
             raise ConfigurationError(f"@reward timeout_seconds is {timeout_seconds!r}; expected seconds above 0.")
-        if workers < 1:
-            raise ConfigurationError(f"@reward workers is {workers!r}; expected at least 1.")
+        if not isinstance(workers, int) or workers < 1:
+            raise ConfigurationError(f"@reward workers is {workers!r}; expected a whole number of at least 1.")
         self._function, self._name = function, name or getattr(function, "__name__", type(function).__name__)
         self._arguments = _arguments(function, self._name)
         self.timeout_seconds, self.workers = timeout_seconds, workers

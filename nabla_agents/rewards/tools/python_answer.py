@@ -12,6 +12,7 @@ from nabla_agents.rewards.tools.answer import same
 from nabla_agents.rewards.tools.code import line_span, python_code
 from nabla_agents.rewards.tools.fences import Fenced
 from nabla_agents.rewards.tools.math_answer import Gold, golds, verdict
+from nabla_agents.rewards.tools.text import not_text
 from nabla_agents.sandbox import Execution, Executor, Limits, Program
 from nabla_agents.types import Rollout, Score, Span, Usage
 
@@ -59,7 +60,9 @@ class PythonAnswer(Reward):
             return [Score.not_judged(str(e), Usage(reward_calls=1))] * len(rollouts)
         done = dict(zip(programs, runs, strict=True))
         return [
-            self._judge(self._gold(r), programs[i], done[i]) if i in done else _failed("no Python in the completion")
+            self._judge(self._gold(r), programs[i], done[i])
+            if i in done
+            else (_failed("no Python in the completion") if isinstance(r.text, str) else not_text(r.text))
             for i, r in enumerate(rollouts)
         ]
 

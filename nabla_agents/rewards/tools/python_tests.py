@@ -49,7 +49,7 @@ class PythonTests(Reward):
     all before NaN. Milliseconds each; no model pass. A sandbox that lacks a module, or is broken, is an explained NaN.
 
     Raises:
-        ConfigurationError: when made: no tests, no identifier, values that are not JSON, or longer than `value_bytes`.
+        ConfigurationError: when made: no tests, no identifier, values that are not JSON, or too long for `limits`.
     """
 
     def __init__(
@@ -127,7 +127,11 @@ class PythonTests(Reward):
 
 
 def _fitting(tests: Calls | Script, limits: Limits) -> Calls | Script:
-    """The tests, if a right function's values can come back."""
+    """The tests, if they can be sent, and a right function's values can come back."""
+    if isinstance(tests, Script) and (size := len(tests.appended("").encode())) > limits.source_bytes:
+        raise ConfigurationError(
+            f"PythonTests got tests of {size} bytes as source, limits.source_bytes is {limits.source_bytes}; raise it."
+        )
     for value in tests.expected if isinstance(tests, Calls) else ():
         if (size := len(json.dumps(value))) > limits.value_bytes:
             raise ConfigurationError(

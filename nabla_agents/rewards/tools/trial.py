@@ -63,7 +63,7 @@ class Trial:
                 self._note(i, fine, [value])
         # What is capped for all tests together says nothing of the others: each has that room alone. After any other
         # limit, each of the others could take as long again.
-        if single or execution.status not in (Status.ERROR, Status.OUTPUT_LIMIT):
+        if single or execution.status not in (Status.ERROR, Status.OUTPUT_LIMIT) or self._undefined(execution):
             self._end(execution)
 
     def next(self) -> list[tuple[int, Program]]:
@@ -93,6 +93,12 @@ class Trial:
             )
         source = self.tests.appended(self.code.flush, frozenset(self._beside & {*tests}))
         return Program(source, entry=ENTRY, calls=[[i] for i in tests])
+
+    def _undefined(self, execution: Execution) -> bool:
+        """Whether the program itself failed, and not a test: those of a script report what they raise."""
+        passed_on = ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "ImportError", "ModuleNotFoundError")
+        is_error = execution.status is Status.ERROR and isinstance(self.tests, Script)
+        return is_error and not execution.values and execution.error_type not in passed_on
 
     def _unclear(self, execution: Execution) -> bool:
         """Whether one of the values that were expected to be None is none."""

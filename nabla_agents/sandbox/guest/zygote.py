@@ -4,6 +4,8 @@ It is single-threaded, holds nothing of the host's but one socket, and never rea
 to the host through pipes. End of file on the socket means that the host is gone.
 """
 
+import _signal  # pyright: ignore[reportMissingImports]  CPython has it
+import ctypes
 import gc
 import json
 import os
@@ -44,6 +46,9 @@ class Zygote:
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        # Past `os.fork`, which makes anew what only threads could have left behind (locks, hooks, thread states): a
+        # third of the child's page faults, and here there is one thread.
+        self._fork = ctypes.PyDLL(None, use_errno=True).fork
         sys.path += paths
         preload.load(packages)
         self._filter = seccomp.Filter()
@@ -69,7 +74,9 @@ class Zygote:
         if not fds:  # a kill that came too late
             return True
         header = json.loads(message)
-        child = os.fork()
+        child = self._fork()
+        if child < 0:
+            raise OSError(ctypes.get_errno(), "no child could be forked")
         if child == 0:
             self._become_a_check(header, *fds)
         for fd in fds:
@@ -110,8 +117,8 @@ class Zygote:
         """Never returns. From the filter on, this process can only compute, and write to two pipes."""
         try:
             confinement.die_with(self._pid)
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _signal.set_wakeup_fd(-1)  # `signal` makes enumerations of it, which copies 30 pages
+            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
             with open(request_fd, "rb") as file:
                 request = json.loads(file.read())
             if request["stdin"] and hasattr(os, "memfd_create"):

@@ -364,6 +364,14 @@ def test_settings_of_a_process_reward_that_cannot_work_are_refused(bad: dict[str
         ProcessReward(module, TOKENIZER, **bad)
 
 
+@pytest.mark.untyped
+@pytest.mark.parametrize("kind", [ProcessReward, OutcomeReward])
+def test_a_format_is_a_format_before_anything_is_read(kind: Any) -> None:
+    for format in ("QWEN_MATH_PRM", {"split": "a"}, 3):
+        with pytest.raises(ConfigurationError, match=f"{kind.__name__} got format"):
+            kind.from_pretrained("no/such-model", format=format)
+
+
 @pytest.mark.parametrize("kind", [ProcessReward, OutcomeReward])
 def test_the_embedded_reward_is_no_head_reward(kind: type[ProcessReward] | type[OutcomeReward]) -> None:
     with pytest.raises(ConfigurationError, match="ImplicitReward"):

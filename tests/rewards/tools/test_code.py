@@ -20,6 +20,8 @@ from nabla_agents.rewards.tools.fences import fenced_blocks
         ("```python\nx\n```\n```text\ny\n```", "x\n"),
         ("````python\n```\nx\n````", "```\nx\n"),  # a longer fence holds a shorter one
         ("  ```python\n  x\n  ```", "  x\n"),
+        ("````markdown\nSo:\n```python\nx\n```\n````\nDone.", "x\n"),
+        ("```python\nx\n    ```\n    y\n    ```\nz\n```", "x\n    ```\n    y\n    ```\nz\n"),  # in a docstring
         ("```python\nx", "x"),
         ("```text\nx\n```", None),
         ("```python\n\n```", None),
@@ -64,7 +66,24 @@ def test_a_line_is_found_in_the_completion() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["```\n", "```python\n", "`", "~~~ ", "def f", "x = ", "x(", "x()", "if ", " \n", "a.", "\n", "async\n", "def\n"],
+    [
+        "```\n",
+        "```python\n",
+        "`",
+        "~~~ ",
+        "def f",
+        "x = ",
+        "x(",
+        "x()",
+        "if ",
+        " \n",
+        "a.",
+        "\n",
+        "async\n",
+        "def\n",
+        "```md\n",
+        "````md\n```md\n",
+    ],
 )
 def test_hostile_text_of_100_kb_is_searched_in_time(piece: str) -> None:
     text = piece * (100_000 // len(piece))

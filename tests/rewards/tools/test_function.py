@@ -332,7 +332,12 @@ def test_a_function_that_nothing_is_known_for_is_refused(function: Any) -> None:
 
 @pytest.mark.untyped
 @pytest.mark.parametrize(
-    "options", [{"timeout_seconds": 0}, {"timeout_seconds": math.inf}, {"timeout_seconds": math.nan}, {"workers": 0}]
+    "options",
+    [
+        *({"timeout_seconds": seconds} for seconds in (0, math.inf, math.nan, "5", None)),
+        *({"workers": workers} for workers in (0, 1.5, "2")),
+    ],
+    ids=repr,
 )
 def test_limits_are_limits(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="@reward"):

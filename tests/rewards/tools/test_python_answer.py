@@ -60,4 +60,5 @@ def test_what_is_no_answer_is_refused(options: dict[str, Any]) -> None:
 @pytest.mark.untyped
 def test_bytes_are_no_program(programs: Executor) -> None:
     [score] = PythonAnswer(1).score([Rollout.from_text("?", b"print(1)")])  # type: ignore[arg-type]
-    assert score.verified is not True
+    assert not score.judged
+    assert score.explanation == "the completion is bytes; expected text"

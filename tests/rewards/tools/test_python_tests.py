@@ -369,6 +369,35 @@ def test_leaving_early_passes_no_test(programs: Executor, cheat: str) -> None:
         assert (judge(PythonTests(source), cheat).value == 1.0) is fooled
 
 
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "print('x' * 10**9)",
+        "import os; os.fork()",
+        "import ctypes; ctypes.string_at(0)",
+        "add(a, b)",
+        "open('/tmp/forged', 'w').write('x')",
+        "import socket; socket.create_connection(('127.0.0.1', 9))",
+        "bytearray(10**11)",
+        "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
+        "while True: pass",
+        "import subprocess; subprocess.run(['true'])",
+    ],
+)
+@pytest.mark.parametrize("tests", [PAIRS[:2], "assert add(1, 2) == 3\nassert add(0, 0) == 0"], ids=["pairs", "source"])
+def test_a_hostile_function_is_a_low_score_or_says_what_the_sandbox_lacks(
+    programs: Executor, deed: str, tests: Any
+) -> None:
+    """Beside it, a right one of the same batch is verified."""
+    tool = PythonTests(tests, entry="add", limits=Limits(cpu_seconds=1, wall_seconds=4.0, fuel=2 * 10**9))
+    hostile = f"def add(a, b):\n    {deed}\n    return a + b"
+    scores = tool.score([Rollout.from_text("?", text) for text in (hostile, GOOD)])
+    assert scores[0].verified is not True
+    assert scores[0].value == 0.0 or (not scores[0].judged and "unsupported" in scores[0].explanation)
+    assert scores[0].explanation
+    assert scores[1].verified is True
+
+
 # ── per prompt, and what is refused ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -412,6 +441,11 @@ def test_tests_per_prompt(programs: Executor) -> None:
 def test_what_are_no_tests_is_refused(tests: Any, entry: Any) -> None:
     with pytest.raises(ConfigurationError):
         PythonTests(tests, entry=entry)
+
+
+def test_tests_longer_than_a_source_may_be_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"source_bytes is 262144; raise it"):
+        PythonTests("assert f(1) == 1\n" * 20_000)
 
 
 @pytest.mark.untyped
@@ -499,7 +533,8 @@ RAISED = Execution(Status.ERROR, error_type="ValueError")
         (PAIRS * 10, [RAISED, LATE], 2),  # and the first call that it left
         (PAIRS * 10, [RAISED, RAISED, LATE], 6),  # then four at a time
         (ASSERTIONS, [LATE], 1),
-        (ASSERTIONS, [RAISED, LATE], 2),
+        (ASSERTIONS, [RAISED], 1),  # before any test
+        (ASSERTIONS, [Execution(Status.OUTPUT_LIMIT), LATE], 2),
     ],
 )
 def test_a_program_that_never_ends_is_not_run_for_every_test(tests: Any, ends: list[Execution], runs: int) -> None:

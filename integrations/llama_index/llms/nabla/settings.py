@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from llama_index.core.llms.function_calling import FunctionCallingLLM
+from pydantic import SecretStr
 
 from llama_index.llms.nabla.options import SAMPLING, check_known
 from llama_index.llms.nabla.policy import RefinePolicy, TraceBudget
@@ -18,7 +19,7 @@ from nabla_agents import Budget, ConfigurationError, SharedEngine, loaded
 if TYPE_CHECKING:
     from nabla_agents import Engine
 
-_LOADING = ("revision", "dtype", "device_map", "trust_remote_code")
+_LOADING = ("revision", "dtype", "device_map", "trust_remote_code", "base_url", "api_key")
 _GRAMMARS = importlib.util.find_spec("llguidance") is not None
 
 
@@ -35,6 +36,10 @@ class NablaSettings(FunctionCallingLLM):
     dtype: str | None = None
     device_map: str | None = None
     trust_remote_code: bool = False
+    base_url: str | None = Field(
+        default=None, description="A server of `nabla serve` that has `model`; nothing is loaded here."
+    )
+    api_key: SecretStr | None = Field(default=None, exclude=True)
     context_window: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="Tokens of prompt and answer together, where that is to be less than the model's own."
     )
