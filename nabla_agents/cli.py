@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import math
 import os
 import signal
 import sys
@@ -23,39 +22,12 @@ import typer
 import nabla_agents as na
 from nabla_agents import tiny
 from nabla_agents.errors import ConfigurationError, NablaError
+from nabla_agents.named import LEARNED_REWARDS, REWARDS, STRATEGIES, known, reward_of, terms_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 INTERRUPTED, BAD_INPUT, NO_SANDBOX = 130, 2, 1
-
-STRATEGIES: dict[str, Callable[[int], na.Strategy]] = {
-    "nabla": lambda n: na.Nabla(),
-    "nabla-none": lambda n: na.Nabla(direction="none"),
-    "nabla-random": lambda n: na.Nabla(direction="random"),
-    "nabla-parallel": lambda n: na.NablaParallel(),
-    "nabla-paper": lambda n: na.Nabla.paper(),
-    "greedy": lambda n: na.Greedy(),
-    "best-of-n": lambda n: na.BestOfN(n=n),
-    "self-consistency": lambda n: na.SelfConsistency(n=n),
-    "weighted-vote": lambda n: na.SelfConsistency(n=n, weighting="reward"),
-}
-REWARDS: dict[str, Callable[[], na.Reward]] = {
-    "tiny": lambda: na.ImplicitReward.from_pretrained("tiny"),
-    "arithmetic": lambda: na.ArithmeticSteps(),
-}
-# By hub id or folder, `KIND:MODEL`; the last six are families with a format of their own.
-LEARNED_REWARDS: dict[str, Callable[..., na.Reward]] = {
-    "implicit": lambda name, **loading: na.ImplicitReward.from_pretrained(name, **loading),
-    "process": lambda name, **loading: na.ProcessReward.from_pretrained(name, **loading),
-    "outcome": lambda name, **loading: na.OutcomeReward.from_pretrained(name, **loading),
-    "qwen-math-prm": lambda name, **o: na.ProcessReward.from_pretrained(name, format=na.QWEN_MATH_PRM, **o),
-    "skywork-o1-prm": lambda name, **o: na.ProcessReward.from_pretrained(name, format=na.SKYWORK_O1_PRM, **o),
-    "math-shepherd": lambda name, **o: na.ProcessReward.from_pretrained(name, format=na.MATH_SHEPHERD, **o),
-    "rlhflow-prm": lambda name, **o: na.ProcessReward.from_pretrained(name, format=na.RLHFLOW_PRM, **o),
-    "skywork-reward-v2": lambda name, **o: na.OutcomeReward.from_pretrained(name, format=na.SKYWORK_REWARD_V2, **o),
-    "armorm": lambda name, **o: na.OutcomeReward.from_pretrained(name, format=na.ARMORM, **o),
-}
 
 app = typer.Typer(
     help="Answers refined by gradients: a language model's answer, improved while you watch.",
@@ -183,8 +155,8 @@ def solve(
         raise ConfigurationError("The question is empty; expected some text, for example: nabla solve 'What is 3 * 4?'")
     if report is not None and (report.is_dir() or not os.access(report.parent, os.W_OK)):
         raise ConfigurationError(f"--report {report} cannot be written; expected a file in a folder that can be.")
-    make_strategy = _known(STRATEGIES, strategy, "strategy")
-    terms = _terms(reward if reward is not None else "tiny" if model == "tiny" else "none")
+    make_strategy = known(STRATEGIES, strategy, "strategy")
+    terms = terms_of(reward if reward is not None else "tiny" if model == "tiny" else "none")
     budget = na.Budget(rollouts=rollouts)
     loading = {"trust_remote_code": trust_remote_code, "dtype": dtype, "device_map": device_map}
     loading = {name: value for name, value in loading.items() if value}
@@ -195,7 +167,7 @@ def solve(
         engine = na.Engine(
             strategy=make_strategy(rollouts),
             model=na.LanguageModel.from_pretrained(model, **loading, **({"revision": revision} if revision else {})),
-            reward=_reward(terms, loading),
+            reward=reward_of(terms, loading),
             budget=budget,
             likelihood_weight=likelihood_weight,
         )
@@ -219,9 +191,18 @@ def solve(
 @app.command()
 @_command
 def bench(
-    task: Annotated[str, typer.Option(help="What is asked: `words` or `code`.")] = "words",
-    problems: Annotated[int, typer.Option(help="How many test problems.")] = 300,
-    seed: Annotated[int, typer.Option(help="Of the problems and of the sampling.")] = 0,
+    config: Annotated[
+        Path | None, typer.Argument(help="A TOML file that says what is compared.", show_default=False)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What is asked without a file: `words` (default) or `code`.", show_default=False)
+    ] = None,
+    problems: Annotated[
+        int | None, typer.Option(help="How many test problems; default 300.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the problems and of the sampling; default 0.", show_default=False)
+    ] = None,
     arms: Annotated[
         str,
         typer.Option(
@@ -230,35 +211,56 @@ def bench(
             "`greedy,nabla*@-1,nabla/none@-5,nabla[dto.beta=0.3]`."
         ),
     ] = "*",
-    rollouts: Annotated[int, typer.Option(help="Budget of every question.")] = 8,
-    max_tokens: Annotated[int, typer.Option(help="Length limit of an answer.")] = 192,
-    batch: Annotated[int, typer.Option(help="Questions that run together.")] = 32,
-    out: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")] = Path(
-        "bench-results"
-    ),
+    rollouts: Annotated[
+        int | None, typer.Option(help="Budget of every question; default 8.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Length limit of an answer; default 192.", show_default=False)
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Questions that run together; default 64.", show_default=False)
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default 1.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the results; an unfinished run in it goes on. Default: the file's, else bench-results.",
+            show_default=False,
+        ),
+    ] = None,
     list_arms: Annotated[bool, typer.Option("--list", help="List the arms and exit.")] = False,
 ) -> None:
-    """Measure strategies and their controls on test problems of the embedded model: accuracy and cost.
+    """Measure strategies and their controls: accuracy with intervals, and what it costs.
 
-    Ctrl-C keeps what is done; the same command goes on from there. OUT gets records.jsonl, summary.json and table.md.
+    On test problems of the embedded model, or with a CONFIG on any questions, model and rewards; options go before what
+    it says. Ctrl-C keeps what is done; the same command goes on from there. OUT gets records.jsonl, results.json,
+    table.md and, with the extra `plots`, pictures.
     """
+    given = {
+        "task": task,
+        "problems": problems,
+        "seeds": seed,
+        "budgets": rollouts,
+        "max_tokens": max_tokens,
+        "batch": batch,
+        "workers": workers,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
     with _loading("Loading the arms"):
         from nabla_agents import bench as benches
         from nabla_agents.bench.view import follow
 
-        settings = benches.BenchSettings(
-            problems=problems, seed=seed, rollouts=rollouts, max_tokens=max_tokens, batch=batch
-        )
-        chosen_task = _known(dict(benches.TASKS), task, "task")
-        chosen = benches.choose(arms, chosen_task.arms(rollouts))
+        settings = benches.BenchConfig(**given) if config is None else benches.BenchConfig.read(config).replace(**given)
+        chosen = benches.choose(arms, settings.arms())
     if list_arms:
         print("\n".join(arm.name for arm in chosen))
         return
-    with _loading("Loading tiny"):
-        model = na.LanguageModel.from_pretrained("tiny")
-        rewards = chosen_task.rewards()
-    records = benches.run(chosen, model=model, rewards=rewards, settings=settings, task=chosen_task, out=out)
-    if not follow(records, _console(), arms=chosen, settings=settings, task=chosen_task, out=out):
+    with _loading(f"Loading {settings.model}"):
+        ready = settings.bench(arms)
+    folder = out or (Path("bench-results") if config is None else config.parent)
+    records = benches.run(ready, folder, recipe=functools.partial(settings.bench, arms))
+    report = settings.report(config.as_posix() if config is not None else None, arms)
+    if not follow(records, _console(), bench=ready, out=folder, report=report):
         raise typer.Exit(INTERRUPTED)
 
 
@@ -286,10 +288,10 @@ def mcp(
     device_map: Annotated[str | None, typer.Option(help="Needs accelerate.", show_default=False)] = None,
 ) -> None:
     """Offer `solve` and `verify` as tools to any MCP client."""
-    _known({"stdio": None, "http": None}, transport, "transport")
-    make_strategy = _known(STRATEGIES, strategy, "strategy")
-    terms = _terms(reward if reward is not None else "tiny" if model == "tiny" else "none")
-    offered = {name.strip(): _terms(name) for name in offer.split(",") if name.strip()}
+    known({"stdio": None, "http": None}, transport, "transport")
+    make_strategy = known(STRATEGIES, strategy, "strategy")
+    terms = terms_of(reward if reward is not None else "tiny" if model == "tiny" else "none")
+    offered = {name.strip(): terms_of(name) for name in offer.split(",") if name.strip()}
     budget = na.Budget(rollouts=rollouts)
     loading = {"trust_remote_code": trust_remote_code, "dtype": dtype, "device_map": device_map}
     loading = {name: value for name, value in loading.items() if value}
@@ -302,12 +304,12 @@ def mcp(
         engine = na.Engine(
             strategy=make_strategy(rollouts),
             model=na.LanguageModel.from_pretrained(model, **loading),
-            reward=_reward(terms, loading),
+            reward=reward_of(terms, loading),
             budget=budget,
         )
         tools = mcp_server.NablaTools(
             engine,
-            rewards={name: made for name, each in offered.items() if (made := _reward(each, loading)) is not None},
+            rewards={name: made for name, each in offered.items() if (made := reward_of(each, loading)) is not None},
             strategies={name: make(rollouts) for name, make in STRATEGIES.items()},
             max_rollouts=max_rollouts,
             concurrent=concurrent,
@@ -359,23 +361,23 @@ def serve(
     given: dict[str, Any] = {name: v for name, v in (("host", host), ("port", port)) if v is not None}
     settings = serving.ServeSettings.read(config, **given)
     models = model or ["tiny"]
-    make_strategy = _known(STRATEGIES, strategy, "strategy")
-    offered = {name: _terms(name) for name in offer or []}
-    terms = {name: _terms(reward if reward is not None else "tiny" if name == "tiny" else "none") for name in models}
+    make_strategy = known(STRATEGIES, strategy, "strategy")
+    offered = {name: terms_of(name) for name in offer or []}
+    terms = {name: terms_of(reward if reward is not None else "tiny" if name == "tiny" else "none") for name in models}
     loading = {"trust_remote_code": trust_remote_code, "dtype": dtype, "device_map": device_map}
     loading = {name: value for name, value in loading.items() if value}
     with _loading(f"Loading {', '.join(models)}"):
         engines = {
             name: na.Engine(
                 model=na.LanguageModel.from_pretrained(name, **loading, **({"revision": revision} if revision else {})),
-                reward=_reward(terms[name], loading),
+                reward=reward_of(terms[name], loading),
                 strategy=make_strategy(rollouts),
                 budget=na.Budget(rollouts=rollouts),
             )
             for name in models
         }
         strategies = {name: make(rollouts) for name, make in STRATEGIES.items()}
-        rewards = {name: _some(_reward(of, loading), name) for name, of in offered.items()}
+        rewards = {name: _some(reward_of(of, loading), name) for name, of in offered.items()}
         application = serving.create_app(engines, settings, rewards=rewards, strategies=strategies)
     serving.serve(application, settings)
 
@@ -436,42 +438,6 @@ def _write_report(result: na.Result, file: Path) -> None:
         file.write_text(result.trace.to_html(title="nabla solve"), encoding="utf-8")
     except OSError as e:
         raise ConfigurationError(f"--report {file} cannot be written ({e}).") from e
-
-
-def _known(table: dict[str, Any], name: str, what: str) -> Any:
-    if name not in table:
-        raise ConfigurationError(f"Unknown {what} {name!r}; known are {', '.join(table)}.")
-    return table[name]
-
-
-def _terms(expression: str) -> list[tuple[float, Callable[..., na.Reward], tuple[str, ...]]]:
-    """`tiny+2*arithmetic` as (weight, constructor, its arguments); `none` is no term. Nothing is loaded yet."""
-    if expression.strip() == "none":
-        return []
-    terms: list[tuple[float, Callable[..., na.Reward], tuple[str, ...]]] = []
-    for term in expression.split("+"):
-        weight, star, name = term.rpartition("*")
-        kind, colon, model = name.strip().partition(":")
-        try:
-            factor = float(weight) if star else 1.0
-        except ValueError as e:
-            raise ConfigurationError(f"The weight {weight.strip()!r} in --reward {expression!r} is no number.") from e
-        if not math.isfinite(factor):
-            raise ConfigurationError(f"The weight {weight.strip()!r} in --reward {expression!r} is not finite.")
-        if colon:
-            terms.append((factor, _known(LEARNED_REWARDS, kind, "kind of reward model"), (model,)))
-        else:
-            names = {**REWARDS, "none": None, **{f"{k}:MODEL": None for k in LEARNED_REWARDS}}
-            terms.append((factor, _known(names, kind, "reward") or _known(REWARDS, kind, "term of a sum"), ()))
-    return terms
-
-
-def _reward(
-    terms: list[tuple[float, Callable[..., na.Reward], tuple[str, ...]]], loading: dict[str, Any]
-) -> na.Reward | None:
-    rewards = [(weight, make(*names, **(loading if names else {}))) for weight, make, names in terms]
-    parts = [r if weight == 1 else weight * r for weight, r in rewards]
-    return functools.reduce(lambda a, b: a + b, parts) if parts else None
 
 
 def _some(reward: na.Reward | None, name: str) -> na.Reward:

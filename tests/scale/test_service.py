@@ -41,11 +41,13 @@ def test_more_replicas_than_the_least_mean_autoscaling() -> None:
 
 
 def test_serve_runs_import_path_reads_text_as_settings(tmp_path: Path) -> None:
+    """As `serve run nabla_agents.scale:app name=value ...` calls it."""
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
     file = tmp_path / "serve.toml"
     file.write_text("max_concurrent = 2\nmax_queued = 0\n")
-    made = deployment(
-        app({"model": "tiny", "replicas": "3", "num_cpus": "0.5", "settings": str(file), "anonymous": "true"})
-    )
+    given = {"model": "tiny", "replicas": "3", "num_cpus": "0.5", "settings": str(file), "anonymous": "true"}
+    made = deployment(call_user_app_builder_with_args_if_necessary(app, given))
     assert (made.num_replicas, made.max_ongoing_requests) == (3, 2)
     assert made.ray_actor_options["num_cpus"] == 0.5
 
