@@ -50,9 +50,11 @@ def application(
 ) -> Application:
     """A Ray Serve application of the server's whole API, for `serve.run`; streams too.
 
-    `make_engine` is called once in each replica. A replica that dies is replaced. Requests that it was answering get
-    HTTP 500, or their stream is broken off, which no client can take for an end; nothing is answered twice, and the
-    same request, seed included, may be sent again: it gets the same answer. What waits for a replica goes to another.
+    `make_engine` is called once in each replica. `settings` need keys, or `anonymous`.
+
+    A replica that dies is replaced. Requests that it was answering get HTTP 500, or their stream is broken off, which
+    no client can take for an end; nothing is answered twice, and the same request, seed included, may be sent again: it
+    gets the same answer. What waits for a replica goes to another.
 
     Raises:
         ConfigurationError: settings that cannot work; Ray is not installed.
@@ -69,6 +71,11 @@ def application(
         )
     if wanted.replicas == 0 and wanted.max_replicas is None:
         raise ConfigurationError("replicas is 0; expected at least 1, or max_replicas to scale up to.")
+    if not (settings.keys or settings.anonymous):
+        raise ConfigurationError(
+            "Behind Ray's proxies a server cannot tell its own machine's clients from others: set keys or "
+            "NABLA_SERVE_API_KEY, or anonymous to answer anyone."
+        )
 
     options: dict[str, Any] = {
         "max_ongoing_requests": settings.max_concurrent + settings.max_queued,

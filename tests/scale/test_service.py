@@ -28,14 +28,18 @@ def deployment(application: Any) -> Any:
 
 def test_replicas_are_as_many_and_as_large_as_was_said() -> None:
     replicas = ReplicaSettings(replicas=2, num_cpus=4, num_gpus=0.5, resources={"engine": 1})
-    made = deployment(application(unmade, replicas, ServeSettings(max_concurrent=3, max_queued=5)))
+    made = deployment(application(unmade, replicas, ServeSettings(max_concurrent=3, max_queued=5, anonymous=True)))
     assert made.num_replicas == 2
     assert made.max_ongoing_requests == 8
     assert made.ray_actor_options == {"num_cpus": 4, "num_gpus": 0.5, "resources": {"engine": 1}}
 
 
 def test_more_replicas_than_the_least_mean_autoscaling() -> None:
-    made = deployment(application(unmade, ReplicaSettings(replicas=1, max_replicas=4, target_ongoing=3)))
+    made = deployment(
+        application(
+            unmade, ReplicaSettings(replicas=1, max_replicas=4, target_ongoing=3), ServeSettings(anonymous=True)
+        )
+    )
     scaling = made._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 4, 3)
 
@@ -62,6 +66,7 @@ def test_serve_runs_import_path_reads_text_as_settings(tmp_path: Path) -> None:
         ({"replicas": "3", "max_replicas": "2"}, "max_replicas is 2; expected at least replicas=3"),
         ({"engine": "nowhere"}, "expected package.module:function"),
         ({"settings": "/no/such/file.toml"}, "cannot be read"),
+        ({"replicas": "2"}, "set keys or NABLA_SERVE_API_KEY, or anonymous"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(arguments: dict[str, str], said: str) -> None:
