@@ -41,7 +41,7 @@ from nabla_agents import (
     Sampling,
     Usage,
 )
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 
 VOCABULARY = 151_936
 FORCED = -50.0  # nats: everything plausible is tried

@@ -8,17 +8,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.flights import Flights
 from nabla_agents.models.language_model import LikelihoodGradient
 from nabla_agents.models.prompt_caches import PrefixCache
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.strategies.search import Cancelled, Worker
 from nabla_agents.types import Prompt, Rollout, Score, Usage
 
 ResultT = TypeVar("ResultT")
 
-# Cheap kinds first, so that rollouts, which gain most from a wide batch, wait for the others.
-_KINDS = ("prefill", "score", "score_prefixes", "states", "gradient", "rollout")
+_ROLLOUT = "rollout"
+
+# Cheap kinds first, so that those that gain most from a wide batch wait for the others.
+_KINDS = ("prefill", "score", "score_prefixes", "states", "gradient")
 
 
 @dataclass(eq=False)
@@ -33,8 +36,12 @@ class _Request:
 
 
 class Coalescer:
-    """A `Worker` for many threads at once. An operation waits until every running search waits for one; then the
-    operations of one kind run as one batch, on the thread that called `run`.
+    """A `Worker` for many threads at once. An operation waits until every running search waits for one; what happens
+    next happens on the thread that called `run`.
+
+    Rollouts are written together, a token at a time; searches join and leave the batch when they are in need of it. As
+    soon as half of the searches wait for something else, or nothing is being written, the operations of one kind run as
+    one batch. So the batches of both sorts are at least half full, as long as there are searches enough.
     """
 
     def __init__(self, worker: Worker, *, max_batch: int) -> None:
@@ -43,12 +50,16 @@ class Coalescer:
         self._running = 0
         self._waiting: list[_Request] = []
         self._cancelled = False
+        self._flights: Flights[_Request] = Flights(worker, max_batch=max_batch)
 
     def prefill(self, prompts: Sequence[Prompt]) -> list[tuple[PrefixCache, Usage]]:
         return self._submit("prefill", prompts)
 
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
-        return self._submit("rollout", jobs)
+        return self._submit(_ROLLOUT, jobs)
+
+    def decoding(self) -> None:
+        """None: who asks for rollouts here gets them whole."""
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         return self._submit("score", rollouts)
@@ -107,11 +118,7 @@ class Coalescer:
             return self._serve_once()
         except KeyboardInterrupt:
             with self._changed:
-                self._cancelled = True
-                for request in self._waiting:
-                    request.error = Cancelled()
-                    request.done.set()
-                self._waiting.clear()
+                self._cancel()
             return True
 
     def _submit(self, kind: str, *columns: Sequence[Any]) -> list[Any]:
@@ -127,25 +134,50 @@ class Coalescer:
         return request.results or []
 
     def _serve_once(self) -> bool:
-        """Waits until every running search waits, then runs one kind of operation for all that want it."""
+        """Waits until every running search waits, and does what comes next; False when none runs any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._running == 0 or len(self._waiting) == self._running)
-            if not self._waiting:
-                return self._running > 0
-            kind, batch = self._chosen()
-        self._answer(kind, batch)
+            self._changed.wait_for(lambda: self._running == 0 or self._all_wait)
+            if self._running == 0:
+                return False
+            others = self._chosen()
+        self._go_on(others)
         return True
 
-    def _chosen(self) -> tuple[str, list[_Request]]:
-        kind = min((r.kind for r in self._waiting), key=_KINDS.index)
-        return kind, [r for r in self._waiting if r.kind == kind]
+    @property
+    def _all_wait(self) -> bool:
+        return len(self._waiting) + len(self._flights) == self._running
 
-    def _answer(self, kind: str, batch: Sequence[_Request]) -> None:
-        self._execute(kind, batch)
-        for request in batch:  # before they leave the list, where an interrupt finds what still waits
+    def _chosen(self) -> list[_Request]:
+        """The operations of one kind that are next; none where rollouts go on. Requires the lock."""
+        for request in [r for r in self._waiting if r.kind == _ROLLOUT]:
+            self._flights.add(request, request.columns[0])
+            self._waiting.remove(request)
+        if self._flights.writing and 2 * len(self._waiting) < self._running:
+            return []
+        kind = min((r.kind for r in self._waiting), key=_KINDS.index, default="")
+        return [r for r in self._waiting if r.kind == kind]
+
+    def _go_on(self, others: Sequence[_Request]) -> None:
+        """Runs these operations as one batch, or a step of the rollouts."""
+        if not others:
+            for request, found in self._flights.advance().items():
+                request.results, request.error = ([], found) if isinstance(found, Exception) else (found, None)
+                request.done.set()
+                self._flights.remove(request)
+            return
+        self._execute(others[0].kind, others)
+        for request in others:  # before they leave the list, where an interrupt finds what still waits
             request.done.set()
         with self._changed:
-            self._waiting = [r for r in self._waiting if r not in batch]
+            self._waiting = [r for r in self._waiting if r not in others]
+
+    def _cancel(self) -> None:
+        """Cancels every search that waits. Requires the lock."""
+        self._cancelled = True
+        for request in (*self._waiting, *self._flights.clear()):
+            request.error = Cancelled()
+            request.done.set()
+        self._waiting.clear()
 
     def _execute(self, kind: str, batch: Sequence[_Request]) -> None:
         """Gives each request its results. Where a batch fails, each of its requests is run alone, so that an error
@@ -207,16 +239,11 @@ class OpenBatch(Coalescer):
     def _serve(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._cancelled or (self._waiting and len(self._waiting) == self._running)
-                )
+                self._changed.wait_for(lambda: self._cancelled or (self._running > 0 and self._all_wait))
                 if self._cancelled:
                     break
-                kind, batch = self._chosen()
+                others = self._chosen()
             with self._turn:
-                self._answer(kind, batch)
+                self._go_on(others)
         with self._changed:
-            for request in self._waiting:
-                request.error = Cancelled()
-                request.done.set()
-            self._waiting.clear()
+            self._cancel()

@@ -34,7 +34,7 @@ from nabla_agents import (
     Step,
     Strategy,
 )
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.testing import FixedReward, random_model, random_process_reward
 
 WORDS = ("1", "2", "3", "4", "+", "=", "\n")

@@ -29,7 +29,7 @@ from nabla_agents import (
     SelfConsistency,
     Usage,
 )
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.models.transformer import Transformer
 from nabla_agents.testing import random_model, random_outcome_reward, random_process_reward
 

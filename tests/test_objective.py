@@ -25,8 +25,8 @@ from nabla_agents import (
     Score,
     Span,
 )
-from nabla_agents.models.decoding import RolloutJob
 from nabla_agents.models.language_model import HEAD_CHUNK
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.models.transformer import Transformer
 from nabla_agents.objective import ObjectiveGradient, token_credit
 from nabla_agents.testing import (

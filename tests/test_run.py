@@ -26,7 +26,7 @@ from nabla_agents import (
     Sampling,
     SelfConsistency,
 )
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.testing import FixedReward, random_model
 
 WORDS = ("1", "2", "3", "4", "+", "=", "\n")

@@ -24,7 +24,7 @@ from nabla_agents import (
     SelfConsistency,
     Strategy,
 )
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.rewards.base import RewardGradient
 from nabla_agents.testing import random_model, random_process_reward
 

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#222222")  # Okabe and Ito
 _MARKERS = "osD^vP*X<>hpd8"
@@ -31,7 +32,8 @@ _MOST_CURVES = 8
 def draw(results: Mapping[str, Any], folder: Path, *, curves: Sequence[str] = ("*",)) -> list[Path]:
     """The pictures of `results.json` as SVG files in a folder; `curves` are globs of the arms whose course is shown.
 
-    `accuracy` has every arm with its interval, `cost` the same against rollouts, FLOPs and seconds, `rollouts` the
+    `accuracy` has every arm with its interval, `cost` the same against rollouts, FLOPs and seconds, `rewards` every
+    strategy that had several rewards, one beside the other, `rollouts` the
     course of some arms (accuracy, reward and log-likelihood of what would have been returned after each rollout: where
     the reward rises and the accuracy falls, the reward is being hacked), `vary-SETTING` what a sweep did.
     """
@@ -46,6 +48,9 @@ def draw(results: Mapping[str, Any], folder: Path, *, curves: Sequence[str] = ("
         ]
         if chosen:
             made["rollouts"] = course(chosen[:_MOST_CURVES])
+        judged = _families([arm for arm in arms if arm.get("reward") and not arm.get("varied")])
+        if len(judged) > 1:
+            made["rewards"] = by_reward(judged)
         swept = [arm for arm in arms if arm.get("varied")]
         for setting in dict.fromkeys(name for arm in swept for name in arm["varied"]):
             made[f"vary-{setting}"] = sweep(setting, [arm for arm in swept if setting in arm["varied"]])
@@ -116,9 +121,27 @@ def course(arms: Sequence[Mapping[str, Any]]) -> Figure:
                 panel.plot(*zip(*known, strict=True), "-o", color=_colour(i), markersize=3, linewidth=1.4)
                 panel.plot([known[-1][0], longest], [known[-1][1]] * 2, ":", color=_colour(i), linewidth=1.2)
         panel.set_xlabel("rollouts allowed")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_title(label, fontsize=9)
     _keys(panels[-1], [(arm["arm"], _colour(i), "o") for i, arm in enumerate(arms)])
     figure.tight_layout()
+    return figure
+
+
+def by_reward(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Accuracy and its interval with each reward, one line for each strategy."""
+    rewards = list(dict.fromkeys(arm["reward"] for own in families.values() for arm in own))
+    figure = Figure(figsize=(1.6 + max(1.1, 0.085 * max(map(len, rewards))) * len(rewards), 4))
+    axes: Axes = figure.add_subplot()
+    for i, (name, own) in enumerate(families.items()):
+        at = [rewards.index(arm["reward"]) + 0.06 * (i - len(families) / 2) for arm in own]
+        edges = [[100 * abs(arm["accuracy"] - arm["interval"][j]) for arm in own] for j in (0, 1)]
+        marker = _MARKERS[i % len(_MARKERS)]
+        style: dict[str, Any] = {"color": _colour(i), "marker": marker, "markersize": 5, "linewidth": 1.0, "capsize": 2}
+        axes.errorbar(at, [100 * arm["accuracy"] for arm in own], edges, label=name, **style)
+    axes.set_xticks(range(len(rewards)), rewards)
+    axes.set_ylabel("accuracy in %, with its 95 % interval")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8)
     return figure
 
 
@@ -158,6 +181,14 @@ def _colour(index: int) -> str:
 
 def _reward(arm: Mapping[str, Any]) -> str:
     return arm.get("reward") or "none"
+
+
+def _families(arms: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The strategies that were measured with more than one reward."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for arm in arms:
+        found.setdefault(_family(arm), []).append(arm)
+    return {name: own for name, own in found.items() if len({arm["reward"] for arm in own}) > 1}
 
 
 def _family(arm: Mapping[str, Any]) -> str:

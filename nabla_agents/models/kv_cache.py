@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,13 +39,26 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps these rows, and the room ahead."""
-        store, held = self._in_use, self.get_seq_length()
+        self.select(indices.tolist())
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps these rows, and the room ahead. Where rows move only into places of rows that go, nothing else is
+        copied.
+        """
+        store, held, count = self._in_use, self.get_seq_length(), len(rows)
         if store is None:
-            super().batch_select_indices(indices)
+            super().batch_select_indices(torch.tensor(rows, device=None if self.keys is None else self.keys.device))
             return
-        keys, values = self._store = (store[0][indices], store[1][indices])
-        self.keys, self.values = keys[:, :, :held], values[:, :, :held]
+        moved = [(to, place) for to, place in enumerate(rows) if to != place]
+        if all(place >= count for _, place in moved):
+            to, place = [to for to, _ in moved], [place for _, place in moved]
+            for part in store if moved else ():
+                part[to, :, :held] = part[place, :, :held]
+            store = (store[0][:count], store[1][:count])
+        else:
+            store = (store[0][list(rows)], store[1][list(rows)])
+        self._store = store
+        self.keys, self.values = store[0][:, :, :held], store[1][:, :, :held]
 
     @property
     def _in_use(self) -> tuple[Tensor, Tensor] | None:

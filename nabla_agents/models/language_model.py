@@ -20,7 +20,7 @@ from nabla_agents.functional import HEAD_CHUNK, token_log_probs
 from nabla_agents.grammar import Grammar
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.constraint import Compiler, Constraint
-from nabla_agents.models.decoding import RolloutJob, rollout
+from nabla_agents.models.decoding import Decoding, RolloutJob, rollout
 from nabla_agents.models.grouping import by_length
 from nabla_agents.models.loading import Loading, load
 from nabla_agents.models.prompt_caches import PrefixCache
@@ -151,6 +151,12 @@ class LanguageModel:
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
         """Completes every job's prefix in one batch; see `decoding.rollout`."""
         return rollout(self, jobs)
+
+    def decoding(self) -> Decoding | None:
+        """A batch of rollouts that further ones may join. None with a sliding window, in which joined rows would see
+        each other's padding.
+        """
+        return Decoding(self) if self.transformer.sliding_window is None else None
 
     # ── tensors ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -28,12 +28,18 @@ def in_halves(operation: Callable[..., list[ResultT]], *columns: Sequence[Any]) 
         if len(columns[0]) < 2:
             raise
     # Only here has the failed attempt let go of its tensors: a handled exception holds the frames it came through.
+    return after_failure(operation, *columns)
+
+
+def after_failure(operation: Callable[..., list[ResultT]], *columns: Sequence[Any]) -> list[ResultT]:
+    """The results of a batch that did not fit into memory: in two halves, the failure counted in the first row."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    half = len(columns[0]) // 2
-    first = in_halves(operation, *(column[:half] for column in columns))
-    second = in_halves(operation, *(column[half:] for column in columns))
-    return [_counted(first[0]), *first[1:], *second]
+    half = max(1, len(columns[0]) // 2)
+    found = in_halves(operation, *(column[:half] for column in columns))
+    if half < len(columns[0]):
+        found += in_halves(operation, *(column[half:] for column in columns))
+    return [_counted(found[0]), *found[1:]]
 
 
 def _counted(result: Any) -> Any:

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from nabla_agents.errors import ModelLoadError
 from nabla_agents.models.checkpointing import is_checkpointed
 from nabla_agents.models.grouping import by_length
-from nabla_agents.models.kv_cache import growing_cache
+from nabla_agents.models.kv_cache import GrowingLayer, growing_cache
 from nabla_agents.models.prompt_caches import PrefixCache, PromptCaches
 from nabla_agents.types import Prompt
 
@@ -31,10 +31,16 @@ class Context:
     lengths: Int[Tensor, "batch"]
     padded: bool = False
 
-    def select(self, rows: Int[Tensor, "kept"]) -> None:
-        """Keeps only these rows of the batch."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.lengths = self.mask[rows], self.lengths[rows]
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps only these rows of the batch, in this order."""
+        index = torch.tensor(rows, device=self.mask.device)
+        layer: Any
+        for layer in self.cache.layers:
+            if isinstance(layer, GrowingLayer):
+                layer.select(rows)
+            else:
+                layer.batch_select_indices(index)
+        self.mask, self.lengths = self.mask[index], self.lengths[index]
 
     def keep(self, kept: Sequence[int], newest: int) -> None:
         """Of the `newest` places read last, each row keeps its first `kept`; what no row keeps is freed."""
@@ -186,6 +192,26 @@ class Transformer:
             use_cache=True,
         )
         return output.last_hidden_state
+
+    def joined(self, contexts: Sequence[Context]) -> Context:
+        """One batch of several, left-padded to the longest, without places that are padding in every row. Requires that
+        all of it fits into a sliding window, if there is one. One host sync for each context.
+        """
+        begins = [int(c.mask.any(0).long().argmax()) for c in contexts]
+        width = max(c.mask.shape[1] - first for c, first in zip(contexts, begins, strict=True))
+        joined = self.empty_context(0)
+        layers: Any
+        for i, layers in enumerate(zip(*(c.cache.layers for c in contexts), strict=True)):
+            keys, values = (
+                torch.cat([_left_padded(t[:, :, first:], width) for t, first in zip(parts, begins, strict=True)])
+                for parts in ([layer.keys for layer in layers], [layer.values for layer in layers])
+            )
+            joined.cache.update(keys, values, i)
+        masks = [c.mask[:, first:] for c, first in zip(contexts, begins, strict=True)]
+        joined.mask = torch.cat([nn.functional.pad(m, (width - m.shape[1], 0)) for m in masks])
+        joined.lengths = torch.cat([c.lengths for c in contexts])
+        joined.padded = any(c.padded for c in contexts) or any(m.shape[1] < width for m in masks)
+        return joined
 
     def empty_context(self, batch: int) -> Context:
         return Context(

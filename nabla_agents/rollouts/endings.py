@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nabla_agents.errors import RolloutError
-from nabla_agents.models.decoding import RolloutJob, before_stop
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.rows import RolloutJob, before_stop
 from nabla_agents.rollouts.completions import Choice
 from nabla_agents.types import FinishReason
 

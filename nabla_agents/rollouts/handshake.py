@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from nabla_agents.config import Sampling
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, ModelMismatchError, VocabularyMismatchError
-from nabla_agents.models.decoding import RolloutJob
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.rollouts.completions import Choice, Completions
 from nabla_agents.rollouts.formats import ServerFormat
 from nabla_agents.rollouts.reading import read

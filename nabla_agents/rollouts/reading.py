@@ -9,9 +9,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from nabla_agents.models.decoding import RolloutJob
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.memory import in_halves
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.types import Rollout, Usage
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from nabla_agents.config import Sampling
 from nabla_agents.errors import ConfigurationError, RolloutError
-from nabla_agents.models.decoding import RolloutJob
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.rollouts.completions import Choice, Completions
 from nabla_agents.rollouts.endings import Ending, ending
 from nabla_agents.rollouts.formats import VLLM, ServerFormat

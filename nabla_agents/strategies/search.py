@@ -15,7 +15,7 @@ from torch import Tensor
 from nabla_agents.config import Sampling
 from nabla_agents.errors import RewardError, RolloutError
 from nabla_agents.models.carriers import LikelihoodCarrier
-from nabla_agents.models.decoding import RolloutBackend, RolloutJob
+from nabla_agents.models.decoding import Decoding, RolloutBackend, RolloutJob
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
 from nabla_agents.models.memory import in_halves
 from nabla_agents.models.prompt_caches import PrefixCache
@@ -35,6 +35,8 @@ class Worker(Protocol):
     def prefill(self, prompts: Sequence[Prompt]) -> list[tuple[PrefixCache, Usage]]: ...
 
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]: ...
+
+    def decoding(self) -> Decoding | None: ...
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]: ...
 
@@ -64,6 +66,10 @@ class LocalWorker:
 
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
         return in_halves(self._rollout, jobs)
+
+    def decoding(self) -> Decoding | None:
+        """A batch of rollouts that grows and shrinks as it is written; None where the backend has none."""
+        return self._backend.decoding() if isinstance(self._backend, LanguageModel) else None
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         return in_halves(self._objective.score, rollouts)

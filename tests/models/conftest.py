@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nabla_agents import LanguageModel, Prompt, Sampling
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.testing import random_model
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3")

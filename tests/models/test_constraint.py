@@ -23,7 +23,7 @@ from nabla_agents import (
     Reply,
     Sampling,
 )
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.testing import FixedReward, random_model
 
 SCHEMA: dict[str, Any] = {

@@ -234,3 +234,49 @@ def test_without_max_tokens_a_completion_fills_the_context_to_its_last_position(
 def test_max_tokens_beyond_the_context_is_the_context(endless) -> None:
     result = Engine(model=endless, strategy=Greedy()).generate("aa", sampling=Sampling(max_tokens=1000))
     assert result.prompt_tokens + len(result.token_ids) == 20
+
+
+# ── joining a batch that is being written ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+@pytest.mark.parametrize("cached", [False, True])
+def test_jobs_that_join_later_are_written_as_alone(model, job, cached, every) -> None:
+    """One more row every so many steps, into a batch whose rows have other lengths, and drafts, some of them right."""
+    if model.decoding() is None:
+        pytest.skip("rows of a sliding window do not join")
+    jobs = [
+        job(model, prompt, prefix, max_tokens=n, seed=i, cached=cached) for i, (prompt, prefix, n) in enumerate(RAGGED)
+    ]
+    alone = [model.rollout([one])[0] for one in jobs]
+    drafted = [
+        replace(one, draft=tuple(r.completion_ids[len(one.prefix_ids) :][: 3 * i]))
+        for i, (one, r) in enumerate(zip(jobs, alone, strict=True))
+    ]
+    decoding, rows = model.decoding(), []
+    for one in drafted:
+        rows += decoding.add([one])
+        for _ in range(every):
+            decoding.step()
+    while decoding:
+        decoding.step()
+    for row, expected in zip(rows, alone, strict=True):
+        found = decoding.finished(row)
+        assert found.completion_ids == expected.completion_ids
+        assert found.finish_reason == expected.finish_reason
+        assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-4)
+
+
+def test_places_that_are_padding_in_every_row_are_dropped_when_rows_join(model, job) -> None:
+    """A long row has gone: the next ones do not carry its length along."""
+    if model.decoding() is None:
+        pytest.skip("rows of a sliding window do not join")
+    decoding = model.decoding()
+    decoding.add([job(model, "abcdefghabcdefghabcdefgh", "", max_tokens=2), job(model, "ab", "", max_tokens=9)])
+    while len(decoding) > 1:
+        decoding.step()
+    decoding.add([job(model, "cd", "", max_tokens=9)])
+    context = decoding._context
+    assert context is not None
+    assert context.mask.shape[1] == int(context.lengths.max())
+    assert context.mask.any(0).all()

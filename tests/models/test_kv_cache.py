@@ -32,7 +32,8 @@ def test_it_holds_what_the_copying_layer_holds(seed: int) -> None:
             for got, expected in zip(ours.update(*new), theirs.update(*new), strict=True):
                 assert torch.equal(got, expected)
         elif kind == "select":
-            rows = torch.tensor(sorted(chance.sample(range(batch), chance.randint(max(1, batch - 1), batch))))
+            kept = chance.sample(range(batch), chance.randint(max(1, batch - 1), batch))
+            rows = torch.tensor(sorted(kept) if chance.random() < 0.5 else kept)  # in order, or in any other
             batch = len(rows)
             ours.batch_select_indices(rows)
             theirs.batch_select_indices(rows)
@@ -53,6 +54,16 @@ def test_a_thousand_tokens_are_copied_a_few_times() -> None:
         layer.update(*tokens(2, 1, generator))
         places.add(layer.keys.data_ptr())
     assert len(places) < 14  # by a quarter each time, from 64 on: 64 · 1.25^n > 1000 for n = 13
+
+
+def test_rows_that_stay_in_their_places_are_not_copied() -> None:
+    """Of six rows the second and the last go: the fifth takes the second place, and the tensors stay where they are."""
+    layer: Any = GrowingLayer()
+    layer.update(*tokens(6, 9, torch.Generator().manual_seed(0)))
+    before, place = layer.keys.clone(), layer.keys.data_ptr()
+    layer.select([0, 4, 2, 3])
+    assert layer.keys.data_ptr() == place
+    assert torch.equal(layer.keys, before[[0, 4, 2, 3]])
 
 
 def test_what_is_held_elsewhere_is_never_written() -> None:

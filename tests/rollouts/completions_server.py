@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from nabla_agents import FinishReason, LanguageModel, Prompt, Sampling
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 
 Fault = Callable[[dict[str, Any]], Any]  # of what would be answered: another body, or a whole Response
 

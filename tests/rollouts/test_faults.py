@@ -19,7 +19,7 @@ from nabla_agents import (
     VocabularyMismatchError,
 )
 from nabla_agents.errors import ContextOverflowError, ModelMismatchError
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.rollouts import ServerFormat, ServerRollouts
 from nabla_agents.rollouts.completions import Completions
 from nabla_agents.testing import permuted_tokenizer, random_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nabla_agents import BestOfN, Budget, Engine, FinishReason, Grammar, Greedy, LanguageModel, Nabla, Sampling
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.rollouts import SGLANG, ServerFormat, ServerRollouts
 from nabla_agents.testing import FixedReward, random_model
 

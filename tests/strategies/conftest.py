@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from nabla_agents import DifferentiableReward, Engine, LanguageModel, Prompt, Result, Reward, Rollout, Score
-from nabla_agents.models.decoding import RolloutJob
+from nabla_agents.models.rows import RolloutJob
 from nabla_agents.rewards.base import RewardGradient
 from nabla_agents.testing import FixedReward, random_model
 

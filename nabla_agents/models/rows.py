@@ -1,0 +1,119 @@
+"""A completion being written: its tokens so far, how far its draft is right, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nabla_agents.config import Sampling
+from nabla_agents.models.constraint import Constraint
+from nabla_agents.models.prompt_caches import PrefixCache
+from nabla_agents.types import FinishReason, Prompt, Rollout, Usage
+
+if TYPE_CHECKING:
+    from nabla_agents.models.language_model import LanguageModel
+
+FIRST_WINDOW, LARGEST_WINDOW = 4, 64  # guesses read at a time; doubled as long as all of them are right
+MOST_MISSES = 3  # rounds in a row without a right guess, after which a draft is given up
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutJob:
+    """One completion to sample: `prefix_ids` of it are given, up to `max_tokens` (prefix included) may be.
+
+    `uniforms` [max_tokens] are the job's own random numbers in [0, 1), the i-th for completion token i, so its text
+    does not depend on what shares the batch. `cache` may hold keys and values of the prompt. `draft` guesses the
+    tokens after the prefix, place by place: right guesses save decode steps, wrong ones change nothing. `known` are
+    log π of the first prefix tokens as this backend once gave them, for one that does not read the prefix itself.
+    """
+
+    prompt: Prompt
+    prefix_ids: tuple[int, ...]
+    sampling: Sampling
+    max_tokens: int
+    uniforms: Tensor
+    cache: PrefixCache | None = None
+    draft: tuple[int, ...] = ()
+    known: Float[Tensor, "time"] | None = None
+
+
+@dataclass(eq=False)
+class Row:
+    """What has been written of a job."""
+
+    job: RolloutJob
+    ids: list[int]
+    log_probs: list[float] = field(default_factory=list[float])
+    constraint: Constraint | None = None
+    computed_tokens: int = 0
+    prefilled_tokens: int = 0
+    finish: FinishReason | None = None
+    text: str | None = None
+    window: int = FIRST_WINDOW
+    misses: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.uniforms: list[float] = self.job.uniforms.tolist()
+
+    def guess(self) -> tuple[int, ...]:
+        """What the draft has at the next places; one token more than the guess always fits."""
+        if self.misses >= MOST_MISSES:
+            return ()
+        at, room = len(self.ids) - len(self.job.prefix_ids), self.job.max_tokens - len(self.ids) - 1
+        return self.job.draft[at : at + min(self.window, room)]
+
+    def judge(self, guess: Sequence[int], accepted: int) -> None:
+        """Reads more at a time while guesses are right, and less, in the end nothing, while they are wrong."""
+        self.draft_tokens += len(guess)
+        self.accepted_draft_tokens += accepted
+        self.misses = 0 if accepted else self.misses + 1
+        self.window = min(2 * self.window, LARGEST_WINDOW) if accepted == len(guess) else FIRST_WINDOW
+
+    def close_if_finished(self, model: LanguageModel) -> None:
+        """A terminal token, a stop string, the end of its grammar or the length ends a row, in this order."""
+        if self.ids[-1] in model.eos_ids:
+            self.finish = FinishReason.STOP
+        elif self.job.sampling.stop and (text := before_stop(model, self.job.sampling.stop, self.ids)) is not None:
+            self.finish, self.text = FinishReason.STOP, text
+        elif self.constraint is not None and self.constraint.complete:
+            self.finish = FinishReason.STOP
+        elif len(self.ids) >= self.job.max_tokens:
+            self.finish = FinishReason.LENGTH
+
+    def rollout(self, model: LanguageModel) -> Rollout:
+        """The finished completion."""
+        ids = tuple(self.ids)
+        visible = ids[:-1] if ids and ids[-1] in model.eos_ids else ids
+        usage = model.usage(prefill=self.prefilled_tokens, forward=self.computed_tokens - self.prefilled_tokens)
+        return Rollout(
+            prompt=self.job.prompt,
+            completion_ids=ids,
+            text=self.text if self.text is not None else model.tokenizer.decode(visible),
+            log_probs=torch.tensor(self.log_probs, dtype=torch.float64),
+            finish_reason=self.finish or FinishReason.STOP,
+            usage=usage
+            + Usage(
+                rollouts=1,
+                generated_tokens=len(ids) - len(self.job.prefix_ids),
+                draft_tokens=self.draft_tokens,
+                accepted_draft_tokens=self.accepted_draft_tokens,
+            ),
+        )
+
+
+def before_stop(model: LanguageModel, stop: Sequence[str], ids: Sequence[int]) -> str | None:
+    """The text before the first stop string, or None if the newest tokens complete none: only they are decoded."""
+    window = max(len(s.encode()) for s in stop) + 8  # a token is at least one byte; margin for merged characters
+    recent = model.tokenizer.decode(ids[-window:])
+    if not any(s in recent for s in stop):
+        return None
+    text = model.tokenizer.decode(ids)
+    ends = [text.find(s) for s in stop if s in text]
+    return text[: min(ends)] if ends else None
