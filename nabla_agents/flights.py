@@ -39,6 +39,7 @@ class Flights(Generic[OwnerT]):
         self._worker, self._max_batch = worker, max_batch
         self._decoding: Decoding | None = worker.decoding()
         self._flights: dict[OwnerT, list[_Flight[OwnerT]]] = {}
+        self._joined = False  # just now: those that were there before have their turn first
 
     def __len__(self) -> int:
         """How many owners have not left."""
@@ -73,7 +74,9 @@ class Flights(Generic[OwnerT]):
             failed = self._at_once(waiting)
         else:
             room = self._max_batch - len(self._decoding)
-            joining = waiting[:room] if not self._decoding or room >= _JOIN_SHARE * self._max_batch else []
+            enough = room >= _JOIN_SHARE * self._max_batch and not self._joined
+            joining = waiting[:room] if enough or not self._decoding else []
+            self._joined = bool(joining)
             failed = self._step(self._decoding, joining)
         landed = {o: [f.rollout for f in found if f.rollout is not None] for o, found in self._flights.items()}
         return {
