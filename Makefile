@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow cookbook docs lint format types floors check bench tiny api clean
+.PHONY: help demo test slow cookbook docs lint format types floors check bench study tiny api clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -49,6 +49,10 @@ check: lint types floors test cookbook docs ## everything that CI runs
 
 bench: $(VENV)/.installed-core ## strategies x accuracy on the embedded model's test problems
 	@$(BIN)/nabla bench
+
+study: $(VENV)/.installed-test ## measure benchmarks/results anew (hours; resumes where it stopped)
+	@for config in benchmarks/results/*/config.toml; do $(BIN)/nabla bench $$config || exit; done
+	@$(BIN)/python benchmarks/duality.py --pairs 8 --check 1000 --out benchmarks/results/duality
 
 tiny: $(VENV)/.installed-core ## train the embedded models from nothing (resumes where it stopped)
 	@$(BIN)/python -m nabla_agents.tiny.train --resume

@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import torch
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables import RunnableLambda
 from llama_index.core.llms import ChatMessage
 
 from langchain_nabla import ChatNabla, NablaLLM
@@ -105,7 +107,8 @@ async def cancellation(llm: ChatNabla) -> None:
     """From the cancellation of a task until the engine is free for somebody else's shortest call."""
     question = QUESTIONS["one step"]
     await llm.ainvoke(question)
-    steps = [step async for step in timed(llm.astream_events(question, version="v2"))]
+    steps: list[float] = []
+    await chain(llm, steps).ainvoke(question)
     waits: list[float] = []
     for i in range(15):
         task = asyncio.create_task(llm.ainvoke(question))
@@ -119,13 +122,17 @@ async def cancellation(llm: ChatNabla) -> None:
     print(f"one step takes {statistics.median(steps):.0f} ms (at most {max(steps):.0f} ms)")
 
 
-async def timed(events: Any) -> Any:
-    """Milliseconds of each step of a search."""
+def chain(llm: ChatNabla, steps: list[float]) -> Any:
+    """The model in a chain, with the milliseconds of each step of its search."""
     before = time.perf_counter()
-    async for event in events:
-        if event["name"] == "nabla_step":
-            yield 1000 * (time.perf_counter() - before)
+
+    class Steps(BaseCallbackHandler):
+        def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
+            nonlocal before
+            steps.append(1000 * (time.perf_counter() - before))
             before = time.perf_counter()
+
+    return (RunnableLambda(lambda question: question) | llm).with_config(callbacks=[Steps()])
 
 
 if __name__ == "__main__":

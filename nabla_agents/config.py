@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.grammar import Grammar
@@ -22,10 +24,19 @@ class Settings(BaseModel):
             super().__init__(**data)
         except ValidationError as e:
             problems = "; ".join(
-                f"{'.'.join(map(str, p['loc'])) or 'settings'} = {p['input']!r}: {p['msg']}" for p in e.errors()
+                f"{'.'.join(map(str, p['loc'])) or 'settings'} = {p['input']!r}: {p['msg']}{self._meant(p)}"
+                for p in e.errors()
             )
             known = ", ".join(type(self).model_fields)
             raise ConfigurationError(f"{type(self).__name__}: {problems}. Known settings: {known}.") from e
+
+    @classmethod
+    def _meant(cls, problem: ErrorDetails) -> str:
+        """The known name that an unknown one is nearest to, if there is one."""
+        if problem["type"] != "extra_forbidden" or len(problem["loc"]) != 1:
+            return ""
+        nearest = get_close_matches(str(problem["loc"][0]), cls.model_fields, 1)
+        return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
     def replace(self: SettingsT, **changes: Any) -> SettingsT:
         """A validated copy with some settings changed."""

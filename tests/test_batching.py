@@ -11,8 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from nabla_agents import BestOfN, Budget, Engine, Greedy, ImplicitReward, LanguageModel, Nabla, Rollout, Sampling
-from nabla_agents.batching import Coalescer
+from nabla_agents import (
+    BestOfN,
+    Budget,
+    Engine,
+    FinishReason,
+    Greedy,
+    ImplicitReward,
+    LanguageModel,
+    Nabla,
+    Rollout,
+    RolloutError,
+    Sampling,
+)
+from nabla_agents.batching import Coalescer, OpenBatch
 from nabla_agents.models.rows import RolloutJob
 from nabla_agents.objective import Objective
 from nabla_agents.strategies.search import Cancelled, LocalWorker
@@ -349,3 +361,75 @@ def test_a_signal_while_a_search_computes_on_its_own_cancels_those_that_wait() -
         return "cancelled later"
 
     assert coalescer.run([waiting, computing]) == ["cancelled", "cancelled later"]
+
+
+# ── searches that come and go ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.timeout(60)
+def test_searches_that_come_and_go_are_joined_and_each_is_as_alone() -> None:
+    engine = Engine(model=language_model(), strategy=BestOfN(n=2), budget=Budget(rollouts=2))
+    batch, widths = OpenBatch(engine.worker, max_batch=8), list[int]()
+    rollout = engine.worker.rollout
+    engine.worker.rollout = lambda jobs: widths.append(len(jobs)) or rollout(jobs)  # type: ignore[method-assign]
+    results: dict[int, str] = {}
+
+    def search(seed: int) -> None:
+        with batch.joining():
+            run = engine.steps("12", seed=seed, sampling=Sampling(max_tokens=8), worker=batch)
+            results[seed] = run.drain().text
+
+    for seeds in (range(4), range(4, 6)):
+        threads = [threading.Thread(target=search, args=(seed,)) for seed in seeds]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    batch.close()
+    assert max(widths) > 2
+    alone = [engine.generate("12", seed=seed, sampling=Sampling(max_tokens=8)).text for seed in range(6)]
+    assert [results[seed] for seed in range(6)] == alone
+
+
+@pytest.mark.timeout(60)
+def test_an_error_in_an_open_batch_reaches_only_the_search_that_causes_it() -> None:
+    engine = Engine(model=language_model(), strategy=Greedy(), budget=Budget(rollouts=1))
+    batch, outcomes = OpenBatch(engine.worker, max_batch=8), dict[str, Any]()
+    rollout = engine.worker.rollout
+
+    def fragile(jobs: Sequence[RolloutJob]) -> list[Rollout]:
+        if any(job.prompt.question == "3" for job in jobs):
+            raise RolloutError("this prompt breaks it")
+        return rollout(jobs)
+
+    engine.worker.rollout = fragile  # type: ignore[method-assign]
+    ready = threading.Barrier(3)
+
+    def search(question: str) -> None:
+        with batch.joining():
+            run = engine.steps(question, sampling=Sampling(max_tokens=4), worker=batch)
+            ready.wait(30)
+            try:
+                outcomes[question] = run.drain().text
+            except RolloutError as e:
+                outcomes[question] = e
+
+    threads = [threading.Thread(target=search, args=(q,)) for q in ("12", "3", "4=4")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    batch.close()
+    assert isinstance(outcomes["3"], RolloutError)
+    assert isinstance(outcomes["12"], str)
+    assert isinstance(outcomes["4=4"], str)
+
+
+@pytest.mark.timeout(60)
+def test_a_closed_open_batch_cancels_what_comes() -> None:
+    engine = Engine(model=language_model(), strategy=Greedy())
+    batch = OpenBatch(engine.worker, max_batch=8)
+    with batch.joining():
+        batch.close()
+        run = engine.steps("12", worker=batch)
+        assert run.drain().finish_reason is FinishReason.INTERRUPTED

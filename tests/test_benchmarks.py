@@ -43,3 +43,16 @@ def test_the_scaling_benchmark_finds_an_exponent() -> None:
     refused = run("scaling.py", *small, "--most", "-9")
     assert refused.returncode == 1
     assert "Time grows as T to the power of" in refused.stderr
+
+
+def test_the_duality_benchmark_computes_what_the_engine_draws(tmp_path: Path) -> None:
+    """73 completions: the engine's answers are as near to the exact distribution as exact draws are (about 0.1)."""
+    done = run("duality.py", "--pairs", "1", "--length", "2", "--check", "300", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    for kind in ("implicit", "outcome"):
+        check, samplers = found[f"check, {kind}"], found["rewards"][kind]
+        assert check["engine_to_exact"] < check["draws_to_exact"] + 0.06
+        assert samplers["the optimum q"]["1"]["total_variation"] < 1e-6
+        assert 0 < samplers["no gradient"]["1"]["total_variation"] < 1
+    assert "<path" in (tmp_path / "duality.svg").read_text()

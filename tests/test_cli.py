@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 import nabla_agents as na
 from nabla_agents import tiny
-from nabla_agents.cli import STRATEGIES, app
+from nabla_agents.cli import app
+from nabla_agents.named import STRATEGIES
 from nabla_agents.testing import random_model, random_process_reward
 
 Nabla = Callable[..., Invoked]
@@ -204,7 +205,7 @@ def test_an_answer_that_was_cut_is_said_to_be(nabla: Nabla) -> None:
         ("solve ''", ["question is empty"]),
         ("solve ' \t\n'", ["question is empty"]),
         ("solve a --strategy best", ["Unknown strategy 'best'", "best-of-n, self-consistency"]),
-        ("solve a --reward good", ["Unknown reward 'good'", "tiny, arithmetic, none, implicit:MODEL"]),
+        ("solve a --reward good", ["Unknown reward 'good'", "tiny, arithmetic, located, tests, none, implicit:MODEL"]),
         ("solve a --reward ''", ["Unknown reward ''"]),
         ("solve a --reward tiny+", ["Unknown reward ''"]),
         ("solve a --reward tiny+none", ["'none'", "tiny, arithmetic"]),
@@ -220,11 +221,11 @@ def test_an_answer_that_was_cut_is_said_to_be(nabla: Nabla) -> None:
         ("solve a --dtype float99", ["dtype = 'float99'", "bfloat16"]),
         ("bench --arms nope", ["No arm matches 'nope'", "greedy, majority@8"]),
         ("bench --arms nabla[x=1]", ["x = 1", "Known settings: direction"]),
-        ("bench --rollouts 0", ["BenchSettings: rollouts = 0"]),
+        ("bench --rollouts 0", ["Budget.rollouts is 0; expected"]),
         ("solve a --report /no/such/folder/x.html", ["--report /no/such/folder/x.html", "cannot be written"]),
         ("bench --task poems", ["Unknown task 'poems'", "words, code"]),
         ("bench --problems 0", ["problems = 0"]),
-        ("bench --seed -1", ["seed = -1"]),
+        ("bench --seed -1", ["seeds.0 = -1"]),
         ("bench --batch 0", ["batch = 0"]),
     ],
 )
@@ -279,7 +280,8 @@ def test_bench_measures_keeps_and_goes_on(nabla: Nabla, tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "2/4 greedy: " in done.stdout
     assert "\x1b" not in done.stdout
-    assert {"records.jsonl", "settings.json", "summary.json", "table.md"} == {f.name for f in tmp_path.iterdir()}
+    assert {"records.jsonl", "settings.json", "results.json", "table.md"} < {f.name for f in tmp_path.iterdir()}
+    assert "accuracy.svg" in done.stdout
     before = (tmp_path / "records.jsonl").read_text()
     with (tmp_path / "records.jsonl").open("a") as file:
         file.write('{"arm": "nabl')
@@ -287,12 +289,12 @@ def test_bench_measures_keeps_and_goes_on(nabla: Nabla, tmp_path: Path) -> None:
     after = (tmp_path / "records.jsonl").read_text()
     assert after.startswith(before)
     assert after.count("\n") == 6
-    assert_refused(
-        nabla(*bench, "--problems", "2", "--seed", "1"), "holds results of other settings", "seed was 0, is 1"
-    )
+    other = nabla(*bench, "--problems", "2", "--rollouts", "2")
+    assert_refused(other, "holds results of other settings", "rollouts was 3, is 2")
+    assert nabla(*bench, "--problems", "1", "--seed", "1").exit_code == 0  # another seed is added
     with (tmp_path / "records.jsonl").open("a") as file:
         file.write("garbage\n")
-    assert_refused(nabla(*bench, "--problems", "2"), "records.jsonl:7 is no record", "Remove the line")
+    assert_refused(nabla(*bench, "--problems", "2"), "records.jsonl:9 is no record", "Remove the line")
 
 
 def test_bench_into_a_place_that_cannot_be_written_is_refused(nabla: Nabla, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_comparison_that_was_interrupted_goes_on_to_the_same_accuracies(tmp_pa
         ]
 
     def accuracies(out: Path) -> list[tuple[str, int, float]]:
-        arms = json.loads((out / "summary.json").read_text())["arms"]
+        arms = json.loads((out / "results.json").read_text())["arms"]
         return [(arm["arm"], arm["problems"], arm["accuracy"]) for arm in arms]
 
     def invoke(out: Path) -> Invoked:

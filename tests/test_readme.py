@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from nabla_agents.bench import BenchConfig
+from nabla_agents.bench.summary import resolved
+
 README = Path(__file__).resolve().parent.parent / "README.md"
 pytestmark = pytest.mark.timeout(600)  # the whole README, on a machine that may have other work
 COMMAND = "import sys; from nabla_agents.cli import main; sys.exit(main())"
@@ -41,6 +44,16 @@ def test_python_blocks_run_in_order_and_their_questions_are_answered(capsys: pyt
     assert "Answer: 19" in shown[0]
     assert "refine True" in shown[1]
     assert [text for text in shown if "Answer: 49" in text] == shown[-2:]
+
+
+def test_files_for_bench_are_understood(tmp_path: Path) -> None:
+    [block] = code_blocks("toml")
+    (tmp_path / "config.toml").write_text(block, encoding="utf-8")
+    (tmp_path / "gsm8k-test.jsonl").write_text('{"question": "6 * 7?", "answer": "#### 42"}', encoding="utf-8")
+    config = BenchConfig.read(tmp_path / "config.toml")
+    assert len(config.arms()) == 3 * 2 * 2
+    assert resolved(config.compare, list(config.arms()))
+    assert config.the_task().draw(1, 0)[0].right(["It is 42."]) == [True]
 
 
 @pytest.mark.parametrize("command", commands())

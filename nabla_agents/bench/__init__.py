@@ -1,11 +1,19 @@
-"""Strategies × accuracy on the embedded models' test problems, with intervals, controls and the whole ledger."""
+"""Strategies × rewards × budgets × seeds: accuracy with intervals, controls and the whole ledger."""
 
 from nabla_agents.bench.arms import Arm, choose
+from nabla_agents.bench.config import BenchConfig, StrategyChoice
+from nabla_agents.bench.controls import Flipped, Shuffled, Unlocated, blur
+from nabla_agents.bench.files import FileTask, file_task
 from nabla_agents.bench.records import Record, Store
-from nabla_agents.bench.run import BenchSettings, run
+from nabla_agents.bench.report import Report
+from nabla_agents.bench.results import Results
+from nabla_agents.bench.rewards import ControlledReward
+from nabla_agents.bench.run import Bench, Job, Measured
+from nabla_agents.bench.settings import BenchSettings
 from nabla_agents.bench.statistics import bootstrap_interval, wilson_interval
-from nabla_agents.bench.summary import ArmSummary, summarise, trust
+from nabla_agents.bench.summary import ArmSummary, Comparison, compare, summarise, trust
 from nabla_agents.bench.tasks import CODE, TASKS, WORDS, Question, Task
+from nabla_agents.bench.workers import run
 
 __all__ = [
     "CODE",
@@ -13,13 +21,29 @@ __all__ = [
     "WORDS",
     "Arm",
     "ArmSummary",
+    "Bench",
+    "BenchConfig",
     "BenchSettings",
+    "Comparison",
+    "ControlledReward",
+    "FileTask",
+    "Flipped",
+    "Job",
+    "Measured",
     "Question",
     "Record",
+    "Report",
+    "Results",
+    "Shuffled",
     "Store",
+    "StrategyChoice",
     "Task",
+    "Unlocated",
+    "blur",
     "bootstrap_interval",
     "choose",
+    "compare",
+    "file_task",
     "run",
     "summarise",
     "trust",

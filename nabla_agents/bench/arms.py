@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,17 +14,23 @@ from pydantic import BaseModel
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
+from nabla_agents.types import Budget
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A strategy, the name of the reward that it works with (None: the likelihood alone), and how the two weigh."""
+    """A strategy, the name of the reward that it works with (None: the likelihood alone), and how the two weigh.
+
+    `budget` None is that of the comparison. `varied` has the settings that a sweep gave it.
+    """
 
     name: str
     strategy: Strategy
     reward: str | None = None
     likelihood_weight: float = 1.0
     embedding_terms: bool = True
+    budget: Budget | None = None
+    varied: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the arm's answers, as JSON."""
@@ -35,24 +41,34 @@ class Arm:
             "reward": self.reward,
             "likelihood_weight": self.likelihood_weight,
             "embedding_terms": self.embedding_terms,
+            "budget": None if self.budget is None else {k: v for k, v in asdict(self.budget).items() if v is not None},
         }
 
 
 def word_arms(rollouts: int = 8) -> dict[str, Arm]:
     """The arms for word problems. Greedy decoding and the plain majority need no reward and pay for none."""
-    n = rollouts
-    table = [Arm("greedy", Greedy()), Arm(f"majority@{n}", SelfConsistency(n=n))]
-    table += [Arm(f"weighted-vote@{n}", SelfConsistency(n=n, weighting="reward"), "process")]
-    for reward in ("process", "arithmetic", "both"):
-        table += _searches(n, reward, "" if reward == "process" else f"/{reward}")
-    table.append(Arm("nabla/located", Nabla(), "located"))
-    table.insert(7, Arm("nabla-paper", Nabla.paper(), "process"))
-    return {arm.name: arm for arm in table}
+    table = default_arms(rollouts, ("process", "arithmetic", "both"), bare="process")
+    paper = {"nabla-paper": Arm("nabla-paper", Nabla.paper(), "process")}
+    return {**table, **paper, "nabla/located": Arm("nabla/located", Nabla(), "located")}
 
 
 def code_arms(rollouts: int = 8) -> dict[str, Arm]:
     """The arms for code tasks: every search has the unit tests that the question shows, and no learned reward."""
     return {arm.name: arm for arm in [Arm("greedy", Greedy()), *_searches(rollouts, "tests", "/tests")]}
+
+
+def default_arms(n: int, rewards: Sequence[str], *, bare: str = "") -> dict[str, Arm]:
+    """Greedy decoding, votes, and with every reward best-of-n, both searches and their controls; `bare` names the
+    reward that no name says.
+    """
+    table = [Arm("greedy", Greedy()), Arm(f"majority@{n}", SelfConsistency(n=n))]
+    for reward in rewards:
+        suffix = "" if reward == bare else f"/{reward}"
+        if reward == bare or not bare:
+            vote = SelfConsistency(n=n, weighting="reward")
+            table.append(Arm(f"weighted-vote@{n}{suffix}", vote, reward))
+        table += _searches(n, reward, suffix)
+    return {arm.name: arm for arm in table}
 
 
 def _searches(n: int, reward: str, suffix: str) -> list[Arm]:
@@ -83,35 +99,41 @@ def choose(expression: str, table: Mapping[str, Arm]) -> list[Arm]:
 
 
 def _matching(part: str, table: Mapping[str, Arm]) -> list[Arm]:
+    if part in table:
+        return [table[part]]
     head, bracket, inside = part.partition("[")
-    names, changes = _names(head, table), []
+    names, changes = _names(head, table), dict[str, Any]()
     if not names and "@" in head:
         head, _, promise = head.rpartition("@")
-        names, changes = _names(head, table), [("min_promise", promise)]
+        names, changes = _names(head, table), {"min_promise": _value(promise)}
     if not names or (bracket and not inside.endswith("]")):
         raise ConfigurationError(f"No arm matches {part!r}; known are {', '.join(table)}.")
     for change in inside.removesuffix("]").split(",") if bracket else ():
         name, equals, value = change.partition("=")
         if not equals:
             raise ConfigurationError(f"{change!r} in {part!r} changes nothing; expected setting=value.")
-        changes.append((name.strip(), value.strip()))
+        changes[name.strip()] = _value(value.strip())
     suffix = part.removeprefix(head)
-    return [_changed(replace(table[name], name=name + suffix), changes) for name in names]
+    return [changed(replace(table[name], name=name + suffix), changes) for name in names]
 
 
 def _names(pattern: str, table: Mapping[str, Arm]) -> list[str]:
     return [name for name in table if fnmatchcase(name, pattern)]
 
 
-def _changed(arm: Arm, changes: Sequence[tuple[str, str]]) -> Arm:
-    for name, text in changes:
-        value = _value(text)
+def changed(arm: Arm, changes: Mapping[str, Any]) -> Arm:
+    """The arm with settings changed: `likelihood_weight`, `embedding_terms`, or the strategy's by dotted path.
+
+    Raises:
+        ConfigurationError: no such setting, or no such value of it.
+    """
+    for name, value in changes.items():
         if name == "embedding_terms" and isinstance(value, bool):
             arm = replace(arm, embedding_terms=value)
-        elif name == "likelihood_weight" and isinstance(value, int | float):
+        elif name == "likelihood_weight" and isinstance(value, int | float) and not isinstance(value, bool):
             arm = replace(arm, likelihood_weight=float(value))
         elif name in ("embedding_terms", "likelihood_weight"):
-            raise ConfigurationError(f"{arm.name}: {name} is {text!r}; expected true or false, or a number.")
+            raise ConfigurationError(f"{arm.name}: {name} is {value!r}; expected true or false, or a number.")
         else:
             arm = replace(arm, strategy=_with(arm.strategy, name.split("."), value, arm.name))
     return arm

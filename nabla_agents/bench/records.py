@@ -1,4 +1,4 @@
-"""One line per arm and problem, written as soon as it is known; a run goes on from what is there."""
+"""One line per arm, seed and problem, written as soon as it is known; a run goes on from what is there."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nabla_agents.bench.curve import Point
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.types import Usage
+
+_GROWING = ("arms", "questions", "rewards")  # what may have more entries later
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one arm made of one problem.
+    """What one arm made of one problem with one seed.
 
-    `pool_correct` says whether any completion that the search saw was correct: what a perfect reward could have chosen.
-    `proposed` counts refinements, `accepted` those that were kept. `reward` is None where none judged.
+    `question` is a hash of what was asked: problems of different seeds may be the same question. `pool_correct` says
+    whether any completion that the search saw was correct: what a perfect reward could have chosen.
+    `proposed` counts refinements, `accepted` those that were kept. `reward` is None where none judged. `curve` has for
+    each rollout what would have been returned after it.
     """
 
     arm: str
@@ -33,6 +38,19 @@ class Record:
     log_likelihood: float | None = None
     proposed: int = 0
     accepted: int = 0
+    seed: int = 0
+    question: str = ""
+    curve: tuple[Point, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What no two records share."""
+        return (self.arm, self.seed, self.problem)
+
+    @property
+    def case(self) -> tuple[str, int, int]:
+        """What arms are compared on: a question with a seed, at its place."""
+        return (self.question or str(self.problem), self.seed, self.problem)
 
     def as_line(self) -> str:
         fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
@@ -41,7 +59,10 @@ class Record:
     @staticmethod
     def from_line(line: str) -> Record:
         fields = json.loads(line)
-        return Record(**{**fields, "usage": Usage(**fields["usage"])})
+        if not isinstance(fields, dict):
+            raise ValueError("no object")
+        curve = tuple((right, reward, nats) for right, reward, nats in fields.get("curve", ()))
+        return Record(**{**fields, "usage": Usage(**fields["usage"]), "curve": curve})
 
 
 class Store:
@@ -63,12 +84,12 @@ class Store:
             raise ConfigurationError(f"Cannot keep results in {folder} ({e}). Choose another --out.") from e
 
     def read(self) -> list[Record]:
-        """Every record so far, the first of each arm and problem; a line that was cut off while written is removed."""
+        """Every record so far, the first of each arm, seed and problem; a line cut off while written is removed."""
         raw = self._lines.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
         if len(whole) < len(raw):
             os.truncate(self._lines, len(whole))
-        found: dict[tuple[str, int], Record] = {}
+        found: dict[tuple[str, int, int], Record] = {}
         for number, line in enumerate(whole.split(b"\n")[:-1], 1):  # str.splitlines would split texts too
             try:
                 record = Record.from_line(line.decode())
@@ -76,7 +97,7 @@ class Store:
                 raise ConfigurationError(
                     f"{self._lines}:{number} is no record ({e}). Remove the line or choose another --out."
                 ) from e
-            found.setdefault((record.arm, record.problem), record)
+            found.setdefault(record.key, record)
         return list(found.values())
 
     def append(self, record: Record) -> None:
@@ -91,7 +112,7 @@ class Store:
         return os.open(self._lines, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def _check(self, settings: dict[str, Any]) -> None:
-        """Equal settings go on; arms that are new are added."""
+        """Equal settings go on; arms and seeds that are new are added."""
         old: dict[str, Any] = {}
         if self._settings.exists():
             old = self._read_settings()
@@ -101,7 +122,7 @@ class Store:
                     f"{self._folder} holds results of other settings: {'; '.join(differences)}. Go on with the old "
                     "settings, choose another --out, or remove the folder."
                 )
-        merged = {**old, **settings, "arms": {**old.get("arms", {}), **settings.get("arms", {})}}
+        merged = {**old, **settings, **{name: {**old.get(name, {}), **settings.get(name, {})} for name in _GROWING}}
         partial = self._settings.with_suffix(".partial")
         partial.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
         partial.replace(self._settings)
@@ -119,7 +140,7 @@ class Store:
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Settings that both have and that differ, as `rollouts was 8, is 4`."""
     if isinstance(old, dict) and isinstance(new, dict):
-        at_top = path in ("", "arms")  # an arm may be new; a setting of an arm may not
+        at_top = path in ("", *_GROWING)  # an arm may be new; a setting of an arm may not
         names = [name for name in new if name in old] if at_top else sorted({*old, *new})
         return [d for name in names for d in _differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))]
     return [] if old == new else [f"{path} was {json.dumps(old)}, is {json.dumps(new)}"]

@@ -3,149 +3,146 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from nabla_agents.bench.arms import Arm
-from nabla_agents.bench.records import Record, Store
+from nabla_agents.bench.curve import known, points, reward_of, rollouts
+from nabla_agents.bench.records import Record
+from nabla_agents.bench.settings import BenchSettings
 from nabla_agents.bench.tasks import WORDS, Question, Task
-from nabla_agents.config import Sampling, Settings
+from nabla_agents.config import Sampling
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.result import Result
 from nabla_agents.rewards.base import Reward, RewardSum
-from nabla_agents.types import Budget, FinishReason
+from nabla_agents.types import FinishReason
 
 _FINGERPRINTED = 32  # problems; a longer list begins with the shorter one
 
 
-class BenchSettings(Settings):
-    """What a comparison holds equal. `batch` changes the clock, not the answers."""
+@dataclass(frozen=True)
+class Job:
+    """One arm on some problems of one seed, which run as one batch."""
 
-    problems: Annotated[int, Field(ge=1)] = 300
-    seed: Annotated[int, Field(ge=0)] = 0
-    rollouts: Annotated[int, Field(ge=1)] = 8
-    max_tokens: Annotated[int, Field(ge=1)] = 192
-    batch: Annotated[int, Field(ge=1)] = 32
+    arm: str
+    seed: int
+    problems: tuple[int, ...]
 
 
-def run(
-    arms: Sequence[Arm],
-    *,
-    model: LanguageModel,
-    rewards: Mapping[str, Reward],
-    settings: BenchSettings,
-    task: Task = WORDS,
-    out: Path | None = None,
-) -> Iterator[Record]:
-    """Every record of the arms on the task's test questions; those already in `out` come first and cost nothing.
+@dataclass(frozen=True)
+class Measured:
+    """The records of a job, and whether an interrupt ended it before all were there."""
 
-    New ones are appended to `out/records.jsonl` before they are yielded. Problem i is sampled with seed + i by every
-    arm. An interrupt is raised as KeyboardInterrupt after the finished records of its chunk have been yielded.
+    records: tuple[Record, ...]
+    interrupted: bool = False
+
+
+class Bench:
+    """Arms with their model, rewards and questions, ready to be measured.
+
+    Problem i is sampled with seed + i by every arm.
 
     Raises:
-        ConfigurationError: an arm's reward is not among `rewards`, or `out` holds results of other settings.
+        ConfigurationError: an arm's reward is not among `rewards`.
     """
-    asked = task.draw(settings.problems, settings.seed)
-    engines = {arm.name: _engine(arm, model, rewards, settings) for arm in arms}
-    store = (
-        None if out is None else Store(out, described(arms, model=model, rewards=rewards, settings=settings, task=task))
-    )
-    done: set[tuple[str, int]] = set()
-    for record in [] if store is None else store.read():
-        if record.arm in engines and record.problem < len(asked):
-            done.add((record.arm, record.problem))
-            yield record
-    for first in range(0, len(asked), settings.batch):
-        chunk = range(first, min(first + settings.batch, len(asked)))
-        for arm in arms:
-            todo = [i for i in chunk if (arm.name, i) not in done]
-            results = _answers(engines[arm.name], [asked[i] for i in todo], todo, settings)
-            finished = [(i, r) for i, r in zip(todo, results, strict=True) if not _interrupted(r)]
-            for i, result in finished:
-                record = recorded(arm.name, i, asked[i], result)
-                if store is not None:
-                    store.append(record)
-                yield record
-            if len(finished) < len(todo):
-                raise KeyboardInterrupt
+
+    def __init__(
+        self,
+        arms: Sequence[Arm],
+        *,
+        model: LanguageModel,
+        rewards: Mapping[str, Reward],
+        settings: BenchSettings,
+        task: Task = WORDS,
+    ) -> None:
+        self.arms = {arm.name: arm for arm in arms}
+        self.settings, self.task = settings, task
+        self._model, self._rewards = model, rewards
+        self._engines = {arm.name: self._engine(arm) for arm in arms}
+        self.questions = {seed: task.draw(settings.problems, seed) for seed in settings.seeds}
+
+    def jobs(self, done: Collection[tuple[str, int, int]] = ()) -> Iterator[Job]:
+        """What is still to be measured, in order; `done` has the keys of the records that are there."""
+        size, longest = self.settings.batch, max(map(len, self.questions.values()))
+        for first in range(0, longest, size):
+            for seed, asked in self.questions.items():
+                chunk = range(first, min(first + size, len(asked)))
+                for arm in self.arms:
+                    todo = tuple(i for i in chunk if (arm, seed, i) not in done)
+                    if todo:
+                        yield Job(arm, seed, todo)
+
+    def measure(self, job: Job) -> Measured:
+        """The records of a job; an interrupt leaves those that are finished."""
+        asked = [self.questions[job.seed][i] for i in job.problems]
+        arm = self.arms[job.arm]
+        results = self._engines[job.arm].generate_batch(
+            [question.text for question in asked],
+            seeds=[job.seed + i for i in job.problems],
+            sampling=Sampling(max_tokens=self.settings.max_tokens),
+            max_batch=self.settings.batch,
+        )
+        finished = [
+            recorded(arm, job.seed, i, question, result)
+            for i, question, result in zip(job.problems, asked, results, strict=True)
+            if result.finish_reason is not FinishReason.INTERRUPTED
+        ]
+        return Measured(tuple(finished), len(finished) < len(results))
+
+    def described(self) -> dict[str, Any]:
+        """What must be equal for two runs to be one; problems may become more, and arms, seeds and rewards be added."""
+        return {
+            "task": self.task.name,
+            "max_tokens": self.settings.max_tokens,
+            "rollouts": self.settings.budget.rollouts,
+            "questions": {
+                str(seed): _hash(repr([q.text for q in self.task.draw(_FINGERPRINTED, seed)]).encode())
+                for seed in self.questions
+            },
+            "model": _fingerprint(self._model),
+            "rewards": {name: _fingerprint(reward) for name, reward in sorted(self._rewards.items())},
+            "arms": {name: arm.settings() for name, arm in self.arms.items()},
+        }
+
+    def _engine(self, arm: Arm) -> Engine:
+        if arm.reward is not None and arm.reward not in self._rewards:
+            names = ", ".join(self._rewards) or "none"
+            raise ConfigurationError(f"Arm {arm.name} needs a reward {arm.reward!r}; given are {names}.")
+        return Engine(
+            model=self._model,
+            reward=None if arm.reward is None else self._rewards[arm.reward],
+            strategy=arm.strategy,
+            budget=self.settings.budget if arm.budget is None else arm.budget,
+            likelihood_weight=arm.likelihood_weight,
+            embedding_terms=arm.embedding_terms,
+        )
 
 
-def recorded(arm: str, index: int, question: Question, result: Result) -> Record:
+def recorded(arm: Arm, seed: int, index: int, question: Question, result: Result) -> Record:
     """A result as it is written down."""
-    seen = [step.text for step in result.trace if step.kind != "commit"]
-    right, *others = question.right([result.text, *seen])
+    right, *others = question.right([result.text, *(step.text for step in rollouts(result.trace))])
     refinements = [step for step in result.trace if step.kind == "refine"]
     return Record(
-        arm=arm,
+        arm=arm.name,
         problem=index,
         correct=right,
         pool_correct=any(others),
         text=result.text,
         finish_reason=str(result.finish_reason),
         usage=result.usage,
-        reward=result.score.value if result.score is not None and result.score.judged else None,
-        log_likelihood=result.log_likelihood,
+        reward=reward_of(result.score),
+        log_likelihood=known(result.log_likelihood),
         proposed=len(refinements),
         accepted=sum(step.accepted for step in refinements),
+        seed=seed,
+        question=_hash(question.text.encode()),
+        curve=tuple(points(arm.strategy, result.trace, others, arm.likelihood_weight)),
     )
-
-
-def described(
-    arms: Sequence[Arm],
-    *,
-    model: LanguageModel,
-    rewards: Mapping[str, Reward],
-    settings: BenchSettings,
-    task: Task = WORDS,
-) -> dict[str, Any]:
-    """What must be equal for two runs to be one; problems may become more, and arms may be added."""
-    shown = [question.text for question in task.draw(_FINGERPRINTED, settings.seed)]
-    return {
-        "task": task.name,
-        "seed": settings.seed,
-        "rollouts": settings.rollouts,
-        "max_tokens": settings.max_tokens,
-        "problems": _hash(repr(shown).encode()),
-        "model": _fingerprint(model),
-        "rewards": {name: _fingerprint(reward) for name, reward in sorted(rewards.items())},
-        "arms": {arm.name: arm.settings() for arm in arms},
-    }
-
-
-def _answers(
-    engine: Engine, asked: Sequence[Question], indices: Sequence[int], settings: BenchSettings
-) -> list[Result]:
-    if not asked:
-        return []
-    return engine.generate_batch(
-        [question.text for question in asked],
-        seeds=[settings.seed + i for i in indices],
-        sampling=Sampling(max_tokens=settings.max_tokens),
-        max_batch=settings.batch,
-    )
-
-
-def _engine(arm: Arm, model: LanguageModel, rewards: Mapping[str, Reward], settings: BenchSettings) -> Engine:
-    if arm.reward is not None and arm.reward not in rewards:
-        raise ConfigurationError(f"Arm {arm.name} needs a reward {arm.reward!r}; given are {', '.join(rewards)}.")
-    return Engine(
-        model=model,
-        reward=None if arm.reward is None else rewards[arm.reward],
-        strategy=arm.strategy,
-        budget=Budget(rollouts=settings.rollouts),
-        likelihood_weight=arm.likelihood_weight,
-        embedding_terms=arm.embedding_terms,
-    )
-
-
-def _interrupted(result: Result) -> bool:
-    return result.finish_reason is FinishReason.INTERRUPTED
 
 
 def _fingerprint(part: LanguageModel | Reward) -> str:
@@ -153,7 +150,8 @@ def _fingerprint(part: LanguageModel | Reward) -> str:
     if isinstance(part, RewardSum):
         return " + ".join(f"{weight:g} * {_fingerprint(reward)}" for weight, reward in part.terms)
     plain = sorted((k, v) for k, v in vars(part).items() if isinstance(v, int | float | str))
-    digest = hashlib.sha256(repr((type(part).__name__, plain)).encode())
+    inner = [_fingerprint(v) for v in vars(part).values() if isinstance(v, Reward)]
+    digest = hashlib.sha256(repr((type(part).__name__, plain, *inner)).encode())
     for owner in (part, *vars(part).values()):
         transformer = getattr(owner, "transformer", None)
         for tensor in transformer.module.state_dict().values() if transformer is not None else ():

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nabla_agents.bench.records import Record
-from nabla_agents.bench.run import BenchSettings
-from nabla_agents.bench.summary import ArmSummary, points, summarise, trust
-from nabla_agents.bench.tasks import WORDS, Task
+from nabla_agents.bench.results import Results
+from nabla_agents.bench.summary import ArmSummary, Comparison, points
 
 _LEFT_OUT = (
     (),
@@ -42,8 +37,7 @@ _NOTES = """\
 Means per question. Accuracy has its 95 % Wilson interval. “− greedy” is the paired difference in points, with its 95 %
 bootstrap interval over problems. “pool” is the accuracy of a perfect choice among the completions that the arm saw;
 pass@n is the same as a row: oracles, not strategies. Tokens and FLOPs are those of language model and rewards together:
-2·N per token forward, 2·N more backward. Seconds are wall-clock of the batch, shared out by FLOPs. `/none` and
-`/random` are the controls without the gradient. `@X` sets the least promise in nats."""
+2·N per token forward, 2·N more backward. Seconds are wall-clock of the batch, shared out by FLOPs."""
 
 
 def cells(summary: ArmSummary) -> tuple[str, ...]:
@@ -84,31 +78,43 @@ def table(summaries: Sequence[ArmSummary], *, width: int) -> Table:
     return made
 
 
-def markdown(records: Sequence[Record], settings: BenchSettings, *, task: Task = WORDS) -> str:
-    """The whole report."""
-    rows = [cells(s) for s in summarise(records)]
+def markdown(found: Results, command: str, notes: str = "") -> str:
+    """The whole report; `command` is what measures it anew."""
     lines = [
-        *(f"**{line}**  " for line in trust(records)),
+        *(f"**{line}**  " for line in found.trust),
         "",
-        f"`nabla bench --task {task.name} --problems {settings.problems} --seed {settings.seed} "
-        f"--rollouts {settings.rollouts} --max-tokens {settings.max_tokens}`",
+        f"`{command}`",
         "",
-        f"| {' | '.join(_HEADINGS)} |",
-        f"|---|{'---:|' * (len(_HEADINGS) - 1)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        *rows(_HEADINGS, [cells(s) for s in found.arms]),
         "",
-        _NOTES + "\n\n" + task.notes,
+        *(_compared(found.comparisons) if found.comparisons else ()),
+        _NOTES + ("\n\n" + notes if notes else ""),
     ]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def write(records: Sequence[Record], settings: BenchSettings, out: Path, *, task: Task = WORDS) -> None:
-    """`summary.json` and `table.md`; the settings and the records lie beside them."""
-    found = {
-        "task": task.name,
-        "bench": settings.model_dump(),
-        "trust": trust(records),
-        "arms": [asdict(summary) for summary in summarise(records)],
-    }
-    (out / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (out / "table.md").write_text(markdown(records, settings, task=task), encoding="utf-8")
+def rows(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, its first column left and the others right."""
+    return [
+        f"| {' | '.join(headings)} |",
+        f"|---|{'---:|' * (len(headings) - 1)}",
+        *(f"| {' | '.join(row)} |" for row in cells),
+    ]
+
+
+def _compared(comparisons: Sequence[Comparison]) -> list[str]:
+    """Paired differences, those whose interval excludes 0 in bold."""
+    table = [
+        (
+            f"{c.arm} − {c.other}",
+            str(c.cases),
+            _bold(f"{points(c.difference)} [{points(c.interval[0])}, {points(c.interval[1])}]", c.interval),
+            f"{c.rollouts:+.2f} [{c.rollouts_interval[0]:+.2f}, {c.rollouts_interval[1]:+.2f}]",
+        )
+        for c in comparisons
+    ]
+    return ["Paired, with 95 % bootstrap intervals:", "", *rows(("difference", "n", "points", "rollouts"), table), ""]
+
+
+def _bold(text: str, interval: tuple[float, float]) -> str:
+    return f"**{text}**" if interval[0] > 0 or interval[1] < 0 else text

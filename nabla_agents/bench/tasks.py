@@ -24,8 +24,8 @@ class Question:
 class Task:
     """A family of questions: `draw(n, seed)`, whose longer lists begin with the shorter, and what answers them.
 
-    `arms` makes the table of named arms for a number of rollouts, `rewards` loads the rewards that they name, and
-    `notes` tell a reader of the results which arm has which.
+    `arms` makes the table of named arms for a number of rollouts, `rewards` loads the rewards that they name, which are
+    `reward_names`, and `notes` tell a reader of the results which arm has which.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Task:
     arms: Callable[[int], dict[str, Arm]]
     rewards: Callable[[], Mapping[str, Reward]]
     notes: str
+    reward_names: tuple[str, ...] = ()
 
 
 def _word_problems(n: int, seed: int) -> list[Question]:
@@ -81,6 +82,8 @@ the sum, `/located` the calculator when it says only where a result is wrong."""
 _CODE_NOTES = """\
 `/tests` arms are led by the unit tests that the question shows, and by no learned reward. An answer is right if its
 function passes these and the tests that no question shows."""
-WORDS = Task("words", _word_problems, word_arms, _word_rewards, _WORD_NOTES)
-CODE = Task("code", _code_tasks, code_arms, _code_rewards, _CODE_NOTES)
+WORDS = Task(
+    "words", _word_problems, word_arms, _word_rewards, _WORD_NOTES, ("process", "arithmetic", "both", "located")
+)
+CODE = Task("code", _code_tasks, code_arms, _code_rewards, _CODE_NOTES, ("tests",))
 TASKS: Mapping[str, Task] = {task.name: task for task in (WORDS, CODE)}

@@ -11,40 +11,31 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from nabla_agents.bench.arms import Arm
 from nabla_agents.bench.records import Record
-from nabla_agents.bench.run import BenchSettings
+from nabla_agents.bench.report import Report
+from nabla_agents.bench.run import Bench
 from nabla_agents.bench.summary import ArmSummary, summarise, trust
-from nabla_agents.bench.table import table, write
-from nabla_agents.bench.tasks import WORDS, Task
+from nabla_agents.bench.table import table
 
 _WIDE = 200
 
 
-def follow(
-    records: Iterator[Record],
-    console: Console,
-    *,
-    arms: Sequence[Arm],
-    settings: BenchSettings,
-    task: Task = WORDS,
-    out: Path,
-) -> bool:
-    """Takes all records, then prints and writes the table. False if Ctrl-C ended it early; what is done is kept."""
+def follow(records: Iterator[Record], console: Console, *, bench: Bench, out: Path, report: Report) -> bool:
+    """Takes all records, then prints and writes what they say. False if Ctrl-C ended it early; what is done is kept."""
     found: list[Record] = []
-    total = len(arms) * settings.problems
+    arms, total = list(bench.arms), len(bench.arms) * sum(map(len, bench.questions.values()))
     complete = True
-    with _Progress(console, arms, total, settings.batch) as progress:
+    with _Progress(console, arms, total, bench.settings.batch) as progress:
         try:
             for record in records:
                 found.append(record)
                 progress.update(found)
         except KeyboardInterrupt:
             complete = False
-    order = {arm.name: i for i, arm in enumerate(arms)}
-    found.sort(key=lambda r: (order[r.arm], r.problem))
+    order = {name: i for i, name in enumerate(arms)}
+    found.sort(key=lambda r: (order[r.arm], r.seed, r.problem))
+    written = report.write(found, list(bench.arms.values()), out) if found else []
     if found:
-        write(found, settings, out, task=task)
         _show(found, console)
     if not complete:
         console.print(
@@ -53,7 +44,9 @@ def follow(
             soft_wrap=True,
         )
     elif found:
-        console.print(f"Written to {out}: records.jsonl, summary.json, table.md", style="dim", soft_wrap=True)
+        console.print(f"Written to {out}: records.jsonl, {', '.join(written)}", style="dim", soft_wrap=True)
+        if report.hint:
+            console.print(report.hint, style="dim", soft_wrap=True)
     return complete
 
 
@@ -71,9 +64,9 @@ def _show(records: Sequence[Record], console: Console) -> None:
 class _Progress:
     """The bar over all arms, above it the table so far, renewed when a chunk is done."""
 
-    def __init__(self, console: Console, arms: Sequence[Arm], total: int, batch: int) -> None:
+    def __init__(self, console: Console, arms: Sequence[str], total: int, batch: int) -> None:
         self._console, self._total, self._batch = console, total, batch
-        self._names = [arm.name for arm in arms]
+        self._names = list(arms)
         self._summaries: list[ArmSummary] = []
         self._seen: Counter[str] = Counter()
         self._per_arm = total // max(1, len(arms))

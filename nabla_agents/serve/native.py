@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from nabla_agents.config import Sampling
 from nabla_agents.grammar import Grammar
@@ -55,7 +55,12 @@ async def tokens(request: Request, body: TokensRequest) -> Response:
     return JSONResponse(await service.reading(read))
 
 
-@router.post(STEPS, responses=REFUSALS, response_model=None)
+_STREAM: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"description": "Steps, and at last the result, as server-sent events.", "content": {"text/event-stream": {}}}
+}
+
+
+@router.post(STEPS, responses={**_STREAM, **REFUSALS}, response_class=StreamingResponse, response_model=None)
 async def steps(request: Request, body: StepsRequest) -> Response:
     """A search's steps as server-sent events, and at last its result."""
     service, caller = service_of(request), Caller.of(request)

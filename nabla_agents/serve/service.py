@@ -86,7 +86,7 @@ class Service:
     ) -> None:
         self.settings, self.strategies, self.metrics = settings, strategies, metrics
         self.admission = Admission(concurrent=settings.max_concurrent, queued=settings.max_queued)
-        self.draining = False
+        self.draining = self._closed = False
         self.created = int(time.time())
         self._device = threading.Lock()
         self._served = {
@@ -172,7 +172,13 @@ class Service:
             raise Refusal(400, str(e), code="invalid_value", param="nabla.budget") from e
 
     async def reading(self, function: Callable[[], ResultT]) -> ResultT:
-        """The function's result, off the event loop: templates, tokenizers, grammars."""
+        """The function's result, off the event loop: templates, tokenizers, grammars.
+
+        Raises:
+            Refusal: 503 after `close`; and what the function raises.
+        """
+        if self._closed:
+            raise shutting_down()
         return await asyncio.get_running_loop().run_in_executor(self._readers, function)
 
     async def prompt(self, served: Served, prompt: PromptLike, **options: Any) -> Prompt:
@@ -230,7 +236,7 @@ class Service:
 
     def close(self) -> None:
         """Cancels what runs and ends the threads."""
-        self.draining = True
+        self.draining = self._closed = True
         for search in list(self._searches):
             search.cancel()
         for served in self._served.values():

@@ -79,7 +79,7 @@ def test_brackets_change_any_setting() -> None:
         ("nabla@much", "min_promise = 'much'"),
         ("greedy@-1", "Greedy: min_promise = -1"),
         ("nabla[likelihood_weight=much]", "likelihood_weight is 'much'; expected"),
-        ("nabla[embedding_terms=1]", "embedding_terms is '1'; expected true or false"),
+        ("nabla[embedding_terms=1]", "embedding_terms is 1; expected true or false"),
     ],
 )
 def test_a_wrong_expression_says_what_is_known(expression: str, says: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from nabla_agents import BestOfN, Budget, ConfigurationError, Engine, Greedy, Nabla, Reward, Rollout, Sampling
-from nabla_agents.bench import Arm, BenchSettings, Record, run
+from nabla_agents.bench import Arm, Bench, BenchSettings, Record, Report, run
 from nabla_agents.bench.view import follow
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.testing import FixedReward, random_model
@@ -37,7 +37,7 @@ def letters(rollout: Rollout) -> float:
 
 
 def settings(count: int = 4, **changes: Any) -> BenchSettings:
-    return BenchSettings(**{"problems": count, "rollouts": 3, "max_tokens": 8, "batch": 2, **changes})
+    return BenchSettings(**{"problems": count, "budgets": 3, "max_tokens": 8, "batch": 2, **changes})
 
 
 def measured(
@@ -50,13 +50,16 @@ def measured(
     **changes: Any,
 ) -> Iterator[Record]:
     rewards = {"letters": reward or FixedReward(letters)}
-    return run(arms, model=model, rewards=rewards, settings=settings(count, **changes), out=out)
+    return run(Bench(arms, model=model, rewards=rewards, settings=settings(count, **changes)), out)
 
 
-def answers(records: Any) -> dict[tuple[str, int], tuple[Any, ...]]:
+Answers = dict[tuple[str, int, int], tuple[Any, ...]]
+
+
+def answers(records: Any) -> Answers:
     """What must be equal: all but the clock and the padding of a batch."""
     found = {
-        (r.arm, r.problem): (
+        (r.arm, r.problem, r.seed): (
             r.text,
             r.reward,
             r.correct,
@@ -65,6 +68,7 @@ def answers(records: Any) -> dict[tuple[str, int], tuple[Any, ...]]:
             r.proposed,
             r.accepted,
             r.usage.rollouts,
+            tuple(point[:2] for point in r.curve),
         )
         for r in records
     }
@@ -73,35 +77,33 @@ def answers(records: Any) -> dict[tuple[str, int], tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def whole(model: LanguageModel) -> dict[tuple[str, int], tuple[Any, ...]]:
+def whole(model: LanguageModel) -> Answers:
     """Of an uninterrupted run that keeps nothing."""
     found = answers(list(measured(model)))
     assert len(found) == 12
     assert len({text for text, *_ in found.values()}) > 6
-    assert sum(proposed for *_, proposed, _, _ in found.values()) > 0
+    assert sum(proposed for *_, proposed, _, _, _ in found.values()) > 0
     return found
 
 
 def test_problem_i_is_sampled_with_seed_plus_i_by_every_arm(model: LanguageModel) -> None:
-    found = answers(list(measured(model, seed=5)))
+    found = answers(list(measured(model, seeds=5)))
     for arm in ARMS:
         reward = None if arm.reward is None else FixedReward(letters)
         engine = Engine(model=model, reward=reward, strategy=arm.strategy, budget=Budget(rollouts=3))
         for i, problem in enumerate(problems(4, seed=5, split="test")):
             alone = engine.generate(problem.question, seed=5 + i, sampling=Sampling(max_tokens=8))
-            assert found[arm.name, i][0] == alone.text
+            assert found[arm.name, i, 5][0] == alone.text
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32])
-def test_batch_size_does_not_change_the_answers(
-    model: LanguageModel, whole: dict[tuple[str, int], tuple[Any, ...]], batch: int
-) -> None:
+def test_batch_size_does_not_change_the_answers(model: LanguageModel, whole: Answers, batch: int) -> None:
     assert answers(list(measured(model, batch=batch))) == whole
 
 
 @pytest.mark.parametrize("done", [1, 3, 7, 11])
 def test_a_run_that_was_ended_anywhere_goes_on_to_the_same_answers(
-    model: LanguageModel, whole: dict[tuple[str, int], tuple[Any, ...]], tmp_path: Path, done: int
+    model: LanguageModel, whole: Answers, tmp_path: Path, done: int
 ) -> None:
     first = list(islice(measured(model, out=tmp_path), done))
     kept = (tmp_path / "records.jsonl").read_bytes()
@@ -115,9 +117,7 @@ def test_a_run_that_was_ended_anywhere_goes_on_to_the_same_answers(
     assert list(measured(model, out=tmp_path, reward=FixedReward(lambda _: pytest.fail("judged again")))) == resumed
 
 
-def test_problems_and_arms_may_be_added_later(
-    model: LanguageModel, whole: dict[tuple[str, int], tuple[Any, ...]], tmp_path: Path
-) -> None:
+def test_problems_and_arms_may_be_added_later(model: LanguageModel, whole: Answers, tmp_path: Path) -> None:
     two = answers(list(measured(model, count=2, arms=ARMS[:1], out=tmp_path)))
     assert two == {key: value for key, value in whole.items() if key[0] == "greedy" and key[1] < 2}
     list(measured(model, count=2, arms=ARMS[1:2], out=tmp_path))
@@ -125,9 +125,7 @@ def test_problems_and_arms_may_be_added_later(
     assert answers(list(measured(model, count=2, arms=ARMS[:1], out=tmp_path))) == two  # and fewer are asked for again
 
 
-def test_ctrl_c_keeps_what_has_finished(
-    model: LanguageModel, whole: dict[tuple[str, int], tuple[Any, ...]], tmp_path: Path
-) -> None:
+def test_ctrl_c_keeps_what_has_finished(model: LanguageModel, whole: Answers, tmp_path: Path) -> None:
     """In the second arm of the second chunk: each chunk of the first had 6 completions to judge."""
     calls = iter(range(100))
 
@@ -149,8 +147,7 @@ def test_ctrl_c_keeps_what_has_finished(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"seed": 1}, "seed was 0, is 1"),
-        ({"rollouts": 2}, "rollouts was 3, is 2"),
+        ({"budgets": 2}, "rollouts was 3, is 2"),
         ({"max_tokens": 9}, "max_tokens was 8"),
     ],
 )
@@ -174,14 +171,15 @@ def test_an_arm_without_its_reward_is_refused_before_anything_is_kept(model: Lan
     assert not (tmp_path / "new").exists()
 
 
-def followed(records: Iterator[Record], out: Path, console: Console) -> bool:
+def followed(model: LanguageModel, out: Path, console: Console, records: Iterator[Record] | None = None) -> bool:
+    bench = Bench(ARMS, model=model, rewards={"letters": FixedReward(letters)}, settings=settings())
     out.mkdir(exist_ok=True)
-    return follow(records, console, arms=ARMS, settings=settings(), out=out)
+    return follow(records or run(bench, out), console, bench=bench, out=out, report=Report("nabla bench"))
 
 
 def test_a_pipe_gets_a_line_for_each_arm_and_chunk_and_then_the_table(model: LanguageModel, tmp_path: Path) -> None:
     console = Console(file=StringIO(), width=40)
-    assert followed(measured(model, out=tmp_path), tmp_path, console)
+    assert followed(model, tmp_path, console)
     output = console.file.getvalue()  # type: ignore[attr-defined]
     assert not set("\x1b\r") & set(output)
     lines = output.splitlines()
@@ -196,13 +194,13 @@ def test_a_pipe_gets_a_line_for_each_arm_and_chunk_and_then_the_table(model: Lan
         "pass@3",
         "nabla",
     ]
-    assert json.loads((tmp_path / "summary.json").read_text())["arms"][0]["problems"] == 4
+    assert json.loads((tmp_path / "results.json").read_text())["arms"][0]["problems"] == 4
     assert "| best-of-3 | 4 |" in (tmp_path / "table.md").read_text()
 
 
 def test_a_terminal_shows_the_bar_and_has_its_cursor_back(model: LanguageModel, tmp_path: Path) -> None:
     console = Console(file=StringIO(), force_terminal=True, width=100, height=20, _environ={"TERM": "xterm"})
-    assert followed(measured(model, out=tmp_path), tmp_path, console)
+    assert followed(model, tmp_path, console)
     output = console.file.getvalue()  # type: ignore[attr-defined]
     assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")
     assert "12/12" in output[: output.rindex("\x1b[?25h")]
@@ -216,7 +214,7 @@ def test_an_interrupted_comparison_says_how_much_is_kept(model: LanguageModel, t
         raise KeyboardInterrupt
 
     console = Console(file=StringIO())
-    assert not followed(impatient(), tmp_path, console)
+    assert not followed(model, tmp_path, console, impatient())
     output = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"Interrupted: {done} of 12 done and kept in {tmp_path}; the same command goes on." in output
     assert (tmp_path / "table.md").exists() == (done > 0)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from nabla_agents import Usage
-from nabla_agents.bench import BenchSettings, Record, bootstrap_interval, summarise, trust, wilson_interval
-from nabla_agents.bench.table import cells, markdown, table, write
+from nabla_agents import ConfigurationError, Usage
+from nabla_agents.bench import Arm, Record, Results, bootstrap_interval, compare, summarise, trust, wilson_interval
+from nabla_agents.bench.report import Report
+from nabla_agents.bench.table import cells, markdown, table
+from nabla_agents.strategies import BestOfN, Greedy, Nabla
 
 
 def records(arm: str, verdicts: Sequence[int], *, pool: Sequence[int] | None = None, first: int = 0) -> list[Record]:
@@ -155,30 +158,89 @@ def test_a_table_has_the_columns_that_fit_and_cuts_none(width: int, headings: li
 
 
 def test_the_report_says_what_was_run_and_has_a_row_for_each_arm() -> None:
-    text = markdown(three(), BenchSettings(problems=2, seed=3, rollouts=4, max_tokens=9))
+    text = markdown(Results.of(three(), [("best-of-8", "greedy")]), "nabla bench --task words --problems 2", "Notes.")
     lines = text.splitlines()
     assert lines[0].startswith("**Reward process: best-of-8 by it")
-    assert "`nabla bench --task words --problems 2 --seed 3 --rollouts 4 --max-tokens 9`" in lines
+    assert "`nabla bench --task words --problems 2`" in lines
+    assert lines[-1] == "Notes."
     rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 2 + 4
-    assert {row.count("|") for row in rows} == {13}
+    assert len(rows) == 2 + 4 + 2 + 1
+    assert {row.count("|") for row in rows[:6]} == {13}
     assert rows[0].startswith("| arm | n | accuracy % |")
-    assert rows[-1].startswith("| pass@8 (oracle) |")
+    assert rows[5].startswith("| pass@8 (oracle) |")
+    assert rows[8] == "| best-of-8 − greedy | 2 | +0.0 [+0.0, +0.0] | +0.00 [+0.00, +0.00] |"
 
 
 def test_the_report_of_arms_without_best_of_n_begins_with_the_command() -> None:
-    assert markdown(records("greedy", [1]), BenchSettings(problems=1)).startswith(
-        "`nabla bench --task words --problems 1 "
-    )
+    assert markdown(Results.of(records("greedy", [1])), "nabla bench").startswith("`nabla bench`")
 
 
-def test_summary_json_has_every_figure(tmp_path: Path) -> None:
-    settings = BenchSettings(problems=2)
-    write(three(), settings, tmp_path)
-    found = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
-    assert found["bench"] == settings.model_dump()
+ARMS = [
+    Arm("greedy", Greedy()),
+    Arm("nabla/random/arithmetic", Nabla(), "both"),
+    Arm("best-of-8", BestOfN(), "process"),
+]
+
+
+def test_results_json_has_every_figure_and_every_outcome(tmp_path: Path) -> None:
+    written = Report("nabla bench", {"problems": 2}, curves=()).write(three(), ARMS, tmp_path)
+    assert written == ["results.json", "table.md", "accuracy.svg", "cost.svg"]
+    found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert found["settings"] == {"problems": 2}
     assert found["trust"] == trust(three())
     assert [arm["arm"] for arm in found["arms"]] == [s.arm for s in summarise(three())]
     assert found["arms"][1]["gain"] == 0.5
     assert found["arms"][0]["gain"] is None
-    assert (tmp_path / "table.md").read_text(encoding="utf-8") == markdown(three(), settings)
+    assert found["arms"][0]["outcomes"] == {"0": "10"}
+    assert found["arms"][1]["reward"] == "both"
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == markdown(Results.of(three()), "nabla bench")
+
+
+def test_an_arm_is_compared_on_the_cases_that_both_have_done() -> None:
+    """Of problems 0 to 3 and 2 to 4, the last two of the first: +1 and 0 right, two rollouts more on each."""
+    [found] = compare(records("a", [0, 0, 1, 1]) + records("b", [0, 1, 1], first=2), [("a", "b")])
+    assert (found.cases, found.difference, found.rollouts) == (2, 0.5, 2.0)
+    assert found.interval == bootstrap_interval([1.0, 0.0])
+    assert found.rollouts_interval == (2.0, 2.0)
+    assert compare(records("a", [1]) + records("b", [1], first=5), [("a", "b")]) == []
+
+
+def test_globs_compare_arm_by_arm_and_one_with_each() -> None:
+    found = [r for name in ("x/p", "x/q", "y/p", "y/q", "z[a=1]/p") for r in records(name, [1])]
+    pairs = compare(found, [("x/*", "y/*"), ("x/p", "y/*"), ("z[a=1]/p", "x/q"), ("no*", "y/*")])
+    assert [(c.arm, c.other) for c in pairs] == [
+        ("x/p", "y/p"),
+        ("x/q", "y/q"),
+        ("x/p", "y/p"),
+        ("x/p", "y/q"),
+        ("z[a=1]/p", "x/q"),
+    ]
+    with pytest.raises(ConfigurationError, match=r"'\*/p' with 3 arms .*'y/\*' with 2"):
+        compare(found, [("*/p", "y/*")])
+
+
+def test_seeds_of_one_question_are_resampled_together() -> None:
+    """Two questions, two seeds each: the bootstrap sees two values, not four."""
+    both = [
+        replace(r, seed=seed, question=f"q{r.problem}")
+        for seed, right in ((0, [1, 0]), (1, [1, 0]))
+        for r in records("a", right)
+    ]
+    none = [replace(r, arm="b", correct=False) for r in both]
+    [a, _] = summarise(both + none)
+    assert a.problems == 4
+    assert a.interval == bootstrap_interval([1.0, 0.0])
+    [found] = compare(both + none, [("a", "b")])
+    assert found.cases == 4
+    assert found.interval == bootstrap_interval([1.0, 0.0])
+
+
+def test_the_course_goes_on_with_what_was_found_where_a_search_has_ended() -> None:
+    short, long = (
+        replace(records("a", [1])[0], curve=curve)
+        for curve in (((True, 2.0, -1.0),), ((False, 0.0, -2.0), (False, None, -4.0), (True, 1.0, -3.0)))
+    )
+    first, second, third = Results.of([short, replace(long, problem=1)]).course["a"]
+    assert first == {"accuracy": 0.5, "reward": 1.0, "log_likelihood": -1.5, "searching": 1.0}
+    assert second == {"accuracy": 0.5, "reward": 2.0, "log_likelihood": -2.5, "searching": 0.5}
+    assert third == {"accuracy": 1.0, "reward": 1.5, "log_likelihood": -2.0, "searching": 0.5}

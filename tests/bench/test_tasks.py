@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nabla_agents import Rollout, SandboxError, prompt_assertions
-from nabla_agents.bench import CODE, TASKS, WORDS, BenchSettings, choose, run
+from nabla_agents.bench import CODE, TASKS, WORDS, Bench, BenchSettings, choose, run
 from nabla_agents.bench import tasks as module
 from nabla_agents.rewards import PythonTests
 from nabla_agents.testing import random_model
@@ -60,11 +60,11 @@ def test_every_arm_has_its_reward_and_runs() -> None:
     for name in ("code", "words"):
         arms = TASKS[name].arms(2)
         rewards = TASKS[name].rewards()
-        assert {arm.reward for arm in arms.values()} - {None} == set(rewards)
+        assert {arm.reward for arm in arms.values()} - {None} == set(rewards) == set(TASKS[name].reward_names)
     model = random_model(width=16, layers=1)
-    settings = BenchSettings(problems=2, rollouts=2, max_tokens=8, batch=2)
+    settings = BenchSettings(problems=2, budgets=2, max_tokens=8, batch=2)
     chosen = choose("greedy,best-of-2/tests,nabla/tests", CODE.arms(2))
-    records = list(run(chosen, model=model, rewards=CODE.rewards(), settings=settings, task=CODE))
+    records = list(run(Bench(chosen, model=model, rewards=CODE.rewards(), settings=settings, task=CODE)))
     assert [(r.arm, r.problem, r.correct) for r in records] == [
         (arm.name, problem, False) for arm in chosen for problem in range(2)
     ]

@@ -48,6 +48,7 @@ from llama_index.llms.nabla import (
     numbers_in_sources,
     sandboxed,
 )
+from llama_index.llms.nabla.callers import Caller, is_final
 from nabla_agents import ArithmeticSteps, BestOfN, Budget, ConfigurationError, Engine, Limits, Score, reward
 from nabla_agents.scripted import scripted_model
 
@@ -143,6 +144,14 @@ def test_the_leaves_of_a_summary_are_not_refined_and_its_root_is(
     get_response_synthesizer(llm=llm, response_mode="tree_summarize").synthesize(QUESTION, nodes)  # type: ignore[arg-type]
     assert len(searches.refined) > 2
     assert searches.refined == [False] * (len(searches.refined) - 1) + [True]
+
+
+def test_of_a_chunk_that_is_read_in_parts_the_last_part_is_final(llm: NablaLLM) -> None:
+    """A synthesizer splits what does not fit into one prompt: no call reads the whole of the last chunk."""
+    refine: Any = get_response_synthesizer(llm=llm, response_mode="refine")  # type: ignore[arg-type]
+    around = [Caller("1", refine, None, ("first chunk", "one two three four five six seven eight"))]
+    parts = ["Context: one two three four", "Context: five six\nseven eight\nAnswer:"]
+    assert [is_final(part, around) for part in ("first chunk", *parts)] == [False, False, True]
 
 
 def test_a_reranker_is_not_refined(llm: NablaLLM, index: VectorStoreIndex, searches: Any) -> None:

@@ -34,6 +34,7 @@ _HELPERS: Final = (
 )
 _ASK_OTHERS: Final = (FLAREInstructQueryEngine, MultiStepQueryEngine, SubQuestionQueryEngine)
 _CONDENSE: Final = (CondensePlusContextChatEngine, CondenseQuestionChatEngine)
+_WORDS: Final = 4  # of a chunk that tell its end from its other parts
 _MOST: Final = 4096  # open spans that are kept; a span that its owner never closes is forgotten in time
 
 
@@ -134,7 +135,12 @@ def is_final(text: str, around: Sequence[Caller]) -> bool:
 
 def _reads_enough(synthesizer: BaseSynthesizer, chunks: Sequence[str], text: str) -> bool:
     if isinstance(synthesizer, Refine):
-        return not chunks or chunks[-1].strip() in text
+        return not chunks or _end_of(chunks[-1]) in " ".join(text.split())
     if isinstance(synthesizer, TreeSummarize | Accumulate):
         return all(chunk.strip() in text for chunk in chunks)
     return True
+
+
+def _end_of(chunk: str) -> str:
+    """The last words of a text: where it does not fit into one prompt, the last call reads these alone of it."""
+    return " ".join(chunk.split()[-_WORDS:])

@@ -1,0 +1,127 @@
+"""The OpenAI-compatible server as a Ray Serve deployment: replicas with one engine each, behind Ray's proxies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from nabla_agents.config import Settings
+from nabla_agents.errors import ConfigurationError
+from nabla_agents.scale.engines import EngineMaker, engine_maker, needs_ray
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from nabla_agents.serve import ServeSettings
+
+
+class ReplicaSettings(Settings):
+    """How many replicas there are and what each has. With `max_replicas` above `replicas`, as many run between the two
+    as keep about `target_ongoing` answers in progress on each.
+
+    `num_cpus` and `num_gpus` are what Ray reserves for a replica; parts of a GPU are shared.
+    """
+
+    replicas: Annotated[int, Field(ge=0)] = 1
+    max_replicas: Annotated[int, Field(ge=1)] | None = None
+    target_ongoing: Annotated[float, Field(gt=0)] = 8.0
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    resources: Mapping[str, float] = {}
+    """Of the cluster's own kinds, to say on which nodes replicas may be."""
+    health_check_seconds: Annotated[float, Field(gt=0)] = 10.0
+
+
+class Replica:
+    """One engine behind the server's application, which Ray's ingress adds."""
+
+    async def check_health(self) -> None:
+        """Raises once the replica takes no more requests."""
+        app: Any = getattr(self, "app", None)
+        if app is not None and not app.state.service.ready:
+            raise RuntimeError("the replica shuts down")
+
+
+def application(
+    make_engine: EngineMaker, replicas: ReplicaSettings | None = None, settings: ServeSettings | None = None
+) -> Application:
+    """A Ray Serve application of the server's whole API, for `serve.run`; streams too.
+
+    `make_engine` is called once in each replica. `settings` need keys, or `anonymous`.
+
+    A replica that dies is replaced. Requests that it was answering get HTTP 500, or their stream is broken off, which
+    no client can take for an end; nothing is answered twice, and the same request, seed included, may be sent again: it
+    gets the same answer. What waits for a replica goes to another.
+
+    Raises:
+        ConfigurationError: settings that cannot work; Ray is not installed.
+    """
+    needs_ray()
+    from ray import serve
+
+    from nabla_agents.serve import ServeSettings
+
+    wanted, settings = replicas or ReplicaSettings(), settings or ServeSettings()
+    if wanted.max_replicas is not None and wanted.max_replicas < wanted.replicas:
+        raise ConfigurationError(
+            f"max_replicas is {wanted.max_replicas}; expected at least replicas={wanted.replicas}."
+        )
+    if wanted.replicas == 0 and wanted.max_replicas is None:
+        raise ConfigurationError("replicas is 0; expected at least 1, or max_replicas to scale up to.")
+    if not (settings.keys or settings.anonymous):
+        raise ConfigurationError(
+            "Behind Ray's proxies a server cannot tell its own machine's clients from others: set keys or "
+            "NABLA_SERVE_API_KEY, or anonymous to answer anyone."
+        )
+
+    options: dict[str, Any] = {
+        "max_ongoing_requests": settings.max_concurrent + settings.max_queued,
+        "ray_actor_options": {
+            "num_cpus": wanted.num_cpus,
+            "num_gpus": wanted.num_gpus,
+            "resources": dict(wanted.resources),
+        },
+        "health_check_period_s": wanted.health_check_seconds,
+        "graceful_shutdown_timeout_s": settings.shutdown_seconds,
+    }
+    if wanted.max_replicas is None:
+        options["num_replicas"] = wanted.replicas
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": wanted.replicas,
+            "max_replicas": wanted.max_replicas,
+            "target_ongoing_requests": wanted.target_ongoing,
+        }
+    replica = serve.ingress(lambda: _served(make_engine, settings))(Replica)  # called in each replica
+    return serve.deployment(name="nabla", **options)(replica).bind()
+
+
+def _served(make_engine: EngineMaker, settings: ServeSettings) -> Any:
+    from nabla_agents.serve import create_app
+
+    return create_app(make_engine(), settings)
+
+
+def app(arguments: Mapping[str, Any]) -> Application:
+    """The application for `serve run nabla_agents.scale:app model=tiny replicas=2` and config files.
+
+    Arguments: `model` or `engine` (see `engine_maker`), `dtype`, `revision`, `device_map`; the fields of
+    `ReplicaSettings`; `settings`, a TOML file of `ServeSettings`; `anonymous=true` to answer without keys, behind a
+    gateway that checks them. `NABLA_SERVE_...` variables of the environment count as with `nabla serve`.
+
+    Raises:
+        ConfigurationError: an unknown argument, or a value that is not allowed.
+    """
+    from nabla_agents.serve import ServeSettings
+
+    given = dict(arguments)
+    file, anonymous = given.pop("settings", None), given.pop("anonymous", None)
+    loading = {name: given.pop(name) for name in ("dtype", "revision", "device_map") if name in given}
+    make_engine = engine_maker(given.pop("model", "tiny"), engine=given.pop("engine", None), loading=loading)
+    served = ServeSettings.read(
+        None if file is None else Path(str(file)), **({} if anonymous is None else {"anonymous": anonymous})
+    )
+    return application(make_engine, ReplicaSettings(**given), served)

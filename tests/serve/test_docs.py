@@ -1,0 +1,47 @@
+"""The page docs/serving.md: its Python blocks run, one after the other, against a server."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nabla_agents import ArithmeticSteps, Engine, shared
+from nabla_agents.serve import ServeSettings, create_app
+from tests.serve.serving import running
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "serving.md"
+
+
+@pytest.mark.enable_socket
+def test_what_the_page_shows_runs(tiny_engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    text, settings = PAGE.read_text(encoding="utf-8"), ServeSettings(port=0)
+    app = create_app(tiny_engine, settings, rewards={"arithmetic": ArithmeticSteps()})
+    namespace: dict[str, Any] = {"__name__": "page"}
+    with running(app, settings) as server:
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            exec(compile(block.replace(":8000", f":{server.port}"), str(PAGE), "exec"), namespace)
+        for key in [key for key in shared._loaded if "base_url" in dict(key)]:
+            engine: Any = shared._loaded.pop(key)
+            engine.close()
+        namespace["engine"].close()
+        namespace["client"].close()
+        namespace["app"].state.service.close()
+    shown = capsys.readouterr().out
+    assert shown.count("Answer: 19") == 4
+    assert "True" in shown
+
+
+def test_the_page_names_every_setting_and_error_as_they_are() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for row in re.findall(r"^\| (`[a-z_`, ]+`) \| [^|]*\| ", text, re.MULTILINE):
+        names = set(re.findall(r"`([a-z_]+)`", row))
+        if not names & {"strategy", "budget", "reward", "draft"}:
+            assert names <= set(ServeSettings.model_fields)
+    source = "".join(
+        file.read_text(encoding="utf-8") for file in (PAGE.parent.parent / "nabla_agents/serve").glob("*.py")
+    )
+    codes = set(re.findall(r'code="([a-z_]+)"', source)) | {"invalid_type"}
+    assert {code for code in codes if f"`{code}`" not in text} == set()
