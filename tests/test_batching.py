@@ -369,6 +369,7 @@ def test_a_signal_while_a_search_computes_on_its_own_cancels_those_that_wait() -
 @pytest.mark.timeout(60)
 def test_searches_that_come_and_go_are_joined_and_each_is_as_alone() -> None:
     engine = Engine(model=language_model(), strategy=BestOfN(n=2), budget=Budget(rollouts=2))
+    engine.worker.decoding = lambda: None  # type: ignore[method-assign]  # rollouts come whole, by `rollout`
     batch, widths = OpenBatch(engine.worker, max_batch=8), list[int]()
     rollout = engine.worker.rollout
     engine.worker.rollout = lambda jobs: widths.append(len(jobs)) or rollout(jobs)  # type: ignore[method-assign]
@@ -394,6 +395,7 @@ def test_searches_that_come_and_go_are_joined_and_each_is_as_alone() -> None:
 @pytest.mark.timeout(60)
 def test_an_error_in_an_open_batch_reaches_only_the_search_that_causes_it() -> None:
     engine = Engine(model=language_model(), strategy=Greedy(), budget=Budget(rollouts=1))
+    engine.worker.decoding = lambda: None  # type: ignore[method-assign]  # rollouts come whole, by `rollout`
     batch, outcomes = OpenBatch(engine.worker, max_batch=8), dict[str, Any]()
     rollout = engine.worker.rollout
 
