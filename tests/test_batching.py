@@ -368,7 +368,6 @@ def test_a_signal_while_a_search_computes_on_its_own_cancels_those_that_wait() -
 # ── searches that come and go ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.timeout(60)
 class SlowTool(Reward):
     """A tool that is done when it is let go."""
 
@@ -422,9 +421,10 @@ def test_an_interrupt_leaves_no_search_waiting_for_a_tool() -> None:
     assert sorted(ended) == ["interrupting", "judged"]
 
 
+@pytest.mark.timeout(60)
 def test_searches_that_come_and_go_are_joined_and_each_is_as_alone() -> None:
     engine = Engine(model=language_model(), strategy=BestOfN(n=2), budget=Budget(rollouts=2))
-    engine.worker.decoding = lambda: None  # type: ignore[method-assign] # so that rollouts come whole
+    engine.worker.decoding = lambda: None  # type: ignore[method-assign]  # rollouts come whole, by `rollout`
     batch, widths = OpenBatch(engine.worker, max_batch=8), list[int]()
     rollout = engine.worker.rollout
     engine.worker.rollout = lambda jobs: widths.append(len(jobs)) or rollout(jobs)  # type: ignore[method-assign]
@@ -450,7 +450,7 @@ def test_searches_that_come_and_go_are_joined_and_each_is_as_alone() -> None:
 @pytest.mark.timeout(60)
 def test_an_error_in_an_open_batch_reaches_only_the_search_that_causes_it() -> None:
     engine = Engine(model=language_model(), strategy=Greedy(), budget=Budget(rollouts=1))
-    engine.worker.decoding = lambda: None  # type: ignore[method-assign] # so that rollouts come whole
+    engine.worker.decoding = lambda: None  # type: ignore[method-assign]  # rollouts come whole, by `rollout`
     batch, outcomes = OpenBatch(engine.worker, max_batch=8), dict[str, Any]()
     rollout = engine.worker.rollout
 
