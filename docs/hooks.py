@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from mkdocs.structure.files import File, Files
@@ -35,9 +36,10 @@ def on_files(files: Files, config: Any) -> Files:
     made["cookbook/index.md"] = re.sub(r"\((\d\d_\w+)\.py\)", r"(\1.md)", readme)
     for name in ("textbook.md", "08_chat_ui.html"):
         made[f"cookbook/{name}"] = (COOKBOOK / name).read_text(encoding="utf-8")
-    for file in (file for ending in ("md", "svg", "toml") for file in sorted(STUDY.rglob(f"*.{ending}"))):
-        name = file.relative_to(STUDY).as_posix().replace("README.md", "index.md")
-        made[f"study/{name}"] = file.read_text(encoding="utf-8")
+    for file in (file for ending in ("md", "svg", "toml") for file in sorted(STUDY.glob(f"*/*.{ending}"))):
+        made[f"study/{file.relative_to(STUDY).as_posix()}"] = file.read_text(encoding="utf-8")
+    study = (STUDY / "README.md").read_text(encoding="utf-8")
+    made["study.md"] = re.sub(r"\]\((\w+/)", r"](study/\1", study)
     if _unlisted():
         made[FURTHER] = "# Further names\n\n" + "\n\n".join(f"::: nabla_agents.{name}" for name in _unlisted())
     for name, content in made.items():
@@ -47,7 +49,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links that are right in the repository become those of the site."""
-    return markdown.replace("](../benchmarks/results/README.md)", "](study/index.md)").replace(
+    return markdown.replace("](../benchmarks/results/README.md)", "](study.md)").replace(
         "](../benchmarks/results/", "](study/"
     )
 
@@ -79,10 +81,10 @@ def _page(recipe: Path) -> str:
     return f"""# {name.rstrip(".")}
 
 {rest.strip().capitalize() if rest else ""}
-{about}
+{_spaced(about)}
 !!! tip "Real model and GPU"
 
-{_indented(real[:1].upper() + real[1:])}
+{indent(_spaced(real[:1].upper() + real[1:]), "    ")}
 
 ```python title="cookbook/{recipe.name}"
 {code}
@@ -96,12 +98,6 @@ It prints:
 """
 
 
-def _indented(text: str) -> str:
-    """Inside of the box; lines of code become a block of code."""
-    lines = [f"    {line}" if line else "" for line in text.splitlines()]
-    out: list[str] = []
-    for line in lines:
-        if line.startswith("        ") and out and not out[-1].startswith("        "):
-            out.append("")  # an indented block needs an empty line before it
-        out.append(line)
-    return "\n".join(out)
+def _spaced(text: str) -> str:
+    """With an empty line around indented lines, which makes them a block of code."""
+    return re.sub(r"(?m)^(?! |$)(.*)\n(?=    )", r"\1\n\n", re.sub(r"(?m)^(    .*)\n(?! |$)", r"\1\n\n", text))

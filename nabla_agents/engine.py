@@ -45,8 +45,8 @@ class Engine:
     """
 
     takes_turns = True
-    has_alternatives = True
     """Whether callers wait for each other, operation by operation: one device has one engine."""
+    has_alternatives = True
 
     def __init__(
         self,

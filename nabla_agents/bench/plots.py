@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#222222")  # Okabe and Ito
 _MARKERS = "osD^vP*X<>hpd8"
@@ -120,6 +121,7 @@ def course(arms: Sequence[Mapping[str, Any]]) -> Figure:
                 panel.plot(*zip(*known, strict=True), "-o", color=_colour(i), markersize=3, linewidth=1.4)
                 panel.plot([known[-1][0], longest], [known[-1][1]] * 2, ":", color=_colour(i), linewidth=1.2)
         panel.set_xlabel("rollouts allowed")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_title(label, fontsize=9)
     _keys(panels[-1], [(arm["arm"], _colour(i), "o") for i, arm in enumerate(arms)])
     figure.tight_layout()

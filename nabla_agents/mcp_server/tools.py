@@ -177,9 +177,8 @@ class NablaTools:
 
     def _strategy(self, name: str) -> Strategy:
         if name not in self._strategies:
-            raise ConfigurationError(
-                f"Unknown strategy {name!r}; the server offers {', '.join(self._strategies) or 'none'}."
-            )
+            known = ", ".join(map(repr, self._strategies)) or "none"
+            raise ConfigurationError(f"Unknown strategy {name!r}; the server offers {known}.")
         return self._strategies[name]
 
     def _budget(self, engine: Engine, rollouts: int | None) -> Budget:

@@ -173,7 +173,7 @@ def _chosen(
     masks: dict[tuple[int, int], Mask],
 ) -> list[tuple[int, float]]:
     """Token and log π for each (row, further token) place, by the row's own sampling, grammar and random numbers."""
-    found: list[tuple[int, float]] = []
+    pairs: list[Tensor] = []
     for first in range(0, len(places), HEAD_CHUNK):
         chunk = places[first : first + HEAD_CHUNK]
         logits = model.head(hidden[[i for i, _ in chunk], [j for _, j in chunk]])
@@ -185,8 +185,9 @@ def _chosen(
         for sampling in dict.fromkeys(samplings):
             mine = [k for k, other in enumerate(samplings) if other == sampling]
             tokens[mine] = choose_tokens(choosable[mine], sampling, uniforms[mine])
-        found += zip(tokens.tolist(), token_log_probs(logits, tokens).tolist(), strict=True)
-    return found
+        pairs.append(torch.stack([tokens.double(), token_log_probs(logits, tokens).double()], dim=1))
+    # The only wait for the device in a step, whatever the batch; ids are whole numbers far below 2^53.
+    return [(int(token), log_prob) for token, log_prob in torch.cat(pairs).tolist()]
 
 
 def _constraint(model: LanguageModel, job: RolloutJob) -> Constraint | None:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from nabla_agents.committed import CommittedReply
 from nabla_agents.reply import Reply
 from nabla_agents.result import Result
 from nabla_agents.serve.service import Searching
@@ -39,21 +40,20 @@ class ChatChoice:
 
     def __init__(self, index: int, search: Searching, *, tools: bool) -> None:
         self.index, self.search = index, search
-        self._tools = tools
-        self._thinking = Reply.opens_thinking(search.ask.prompt.text)
-        self._sent = Reply("")
-        self._ids: list[str] = []
+        self._replies = CommittedReply(search.ask.prompt, search.ask.seed, tools=tools)
 
     def grown(self, text: str) -> dict[str, Any]:
         """What a longer committed text adds; may be empty."""
-        return self._delta(Reply.read(text, tools=self._tools, thinking=self._thinking, partial=True))
+        first = len(self._replies.reply.tool_calls)
+        return self._delta(self._replies.grown(text), first)
 
     def rest(self, result: Result) -> dict[str, Any]:
         """What the whole text adds; may be empty."""
-        return self._delta(self.read(result))
+        first = len(self._replies.reply.tool_calls)
+        return self._delta(self._replies.ended(result.text), first)
 
     def read(self, result: Result) -> Reply:
-        return Reply.read(result.text, tools=self._tools, thinking=self._thinking)
+        return self._replies.read(result.text)
 
     def whole(self, result: Result) -> dict[str, Any]:
         """The choice of an answer that is not streamed."""
@@ -77,24 +77,22 @@ class ChatChoice:
             found["logprobs"] = {"content": entries, "refusal": None}
         return found
 
-    def _delta(self, reply: Reply) -> dict[str, Any]:
-        sent, self._sent = self._sent, reply
+    def _delta(self, added: Reply, first: int) -> dict[str, Any]:
         delta: dict[str, Any] = {}
-        if content := reply.content[len(sent.content) :]:
-            delta["content"] = content
-        if reasoning := reply.reasoning[len(sent.reasoning) :]:
-            delta["reasoning_content"] = reasoning
-        first = len(sent.tool_calls)
-        if calls := reply.tool_calls[first:]:
-            delta["tool_calls"] = [{"index": first + i, **self._call(c, first + i)} for i, c in enumerate(calls)]
+        if added.content:
+            delta["content"] = added.content
+        if added.reasoning:
+            delta["reasoning_content"] = added.reasoning
+        if added.tool_calls:
+            calls = enumerate(added.tool_calls, first)
+            delta["tool_calls"] = [{"index": i, **self._call(call, i)} for i, call in calls]
         return delta
 
     def _call(self, call: ToolCall, index: int) -> dict[str, Any]:
         """A call; one that cannot be read has what the model wrote as arguments."""
-        while len(self._ids) <= index:
-            self._ids.append(f"call_{uuid.uuid4().hex[:24]}")
         arguments = json.dumps(dict(call.arguments), ensure_ascii=False) if call.error is None else call.raw
-        return {"id": self._ids[index], "type": "function", "function": {"name": call.name, "arguments": arguments}}
+        function = {"name": call.name, "arguments": arguments}
+        return {"id": self._replies.call_id(index), "type": "function", "function": function}
 
 
 def text_choice(index: int, search: Searching, result: Result, text: str) -> dict[str, Any]:

@@ -36,12 +36,18 @@ class Refusal(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _writable(self.param)
+        return {"error": {"message": _writable(self.message), "type": self.type, "param": param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
         headers = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
         return {**headers, "WWW-Authenticate": "Bearer"} if self.status == 401 else headers
+
+
+def _writable(text: str) -> str:
+    """The text without halves of surrogate pairs, which a client may have sent and UTF-8 has not."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def refusal_of(error: BaseException) -> Refusal:

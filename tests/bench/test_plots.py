@@ -58,8 +58,8 @@ def test_only_chosen_arms_have_their_course_drawn(tmp_path: Path) -> None:
 
 def test_strategies_with_several_rewards_are_shown_one_beside_the_other(tmp_path: Path) -> None:
     several = [{**arm(f"{s}/{r}", 0.5), "reward": r} for s in ("nabla", "best-of-8") for r in ("process", "both")]
-    files = plots.draw({"arms": [*several, arm("alone/process", 0.1)]}, tmp_path)
+    files = plots.draw({"arms": [*several, arm("once/process", 0.1)]}, tmp_path)
     text = (tmp_path / "rewards.svg").read_text(encoding="utf-8")
     assert tmp_path / "rewards.svg" in files
     assert all(name in text for name in ("nabla", "best-of-8", "process", "both"))
-    assert "alone" not in text
+    assert "once" not in text

@@ -30,19 +30,16 @@ async def still_answers(client: httpx.AsyncClient) -> None:
     [
         (b'{"model": "tiny", "messages": [', "invalid_json", "no JSON"),
         (b"", "invalid_body", "Expected a JSON object"),
-        (b"[]", "invalid_type", ""),
-        (b'"text"', "invalid_type", ""),
+        (b"[]", "invalid_body", "Expected a JSON object"),
+        (b'"text"', "invalid_body", "Expected a JSON object"),
         (b'{"model": "tiny", "messages": "\xff\xfe"}', "invalid_json", "UTF-8"),
-        (b"[" * 100_000, "invalid_json", ""),
-        (b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', "invalid_prompt", "surrogate"),
+        (b"[" * 100_000, "invalid_json", "JSON"),
+        (b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', "invalid_prompt", "cannot read"),
     ],
 )
 async def test_a_body_that_is_no_request(client: httpx.AsyncClient, content: bytes, code: str, words: str) -> None:
     response = await client.post(CHAT, content=content, headers={"content-type": "application/json"})
-    assert response.status_code == 400
-    error = response.json()["error"]
-    assert error["code"] in (code, "invalid_body", "invalid_type")
-    assert set(error) == {"message", "type", "param", "code"}
+    refused(response, 400, code, words)
     await still_answers(client)
 
 

@@ -1,0 +1,51 @@
+"""Options: how `solve`, `serve` and `mcp` are told of models, and the engine that they make of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+import nabla_agents as na
+from nabla_agents.errors import ConfigurationError
+from nabla_agents.named import Term, reward_of, terms_of
+
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the model's own.")]
+Dtype = Annotated[str | None, typer.Option(help="For example bfloat16.", show_default=False)]
+DeviceMap = Annotated[str | None, typer.Option(help="Needs accelerate.", show_default=False)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default=False)]
+Offer = Annotated[
+    list[str] | None,
+    typer.Option(help="A further reward that may be chosen by this name; may be repeated.", show_default=False),
+]
+
+
+def loading_of(**given: Any) -> dict[str, Any]:
+    """What is said of loading; what is not said is left to the library."""
+    return {name: value for name, value in given.items() if value}
+
+
+def terms_for(model: str, reward: str | None) -> list[Term]:
+    """The terms of the named reward; of the model's own, if it has one, where none is named."""
+    return terms_of(reward if reward is not None else "tiny" if model == "tiny" else "none")
+
+
+def engine_of(
+    model: str, terms: list[Term], *, loading: dict[str, Any], revision: str | None, **options: Any
+) -> na.Engine:
+    """An engine with this model and the reward of these terms."""
+    only_the_models = {"revision": revision} if revision else {}
+    loaded = na.LanguageModel.from_pretrained(model, **loading, **only_the_models)
+    return na.Engine(model=loaded, reward=reward_of(terms, loading), **options)
+
+
+def offered_reward(terms: list[Term], loading: dict[str, Any], name: str) -> na.Reward:
+    """The reward of these terms.
+
+    Raises:
+        ConfigurationError: `none`, which is nothing to offer.
+    """
+    reward = reward_of(terms, loading)
+    if reward is None:
+        raise ConfigurationError(f"--offer {name!r} is no reward; expected for example --offer arithmetic.")
+    return reward
