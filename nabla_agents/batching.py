@@ -20,6 +20,8 @@ ResultT = TypeVar("ResultT")
 
 _ROLLOUT = "rollout"
 
+_MOMENT = 0.05  # seconds that searches wait for a tool before they go on without those that it judges
+
 # Cheap kinds first, so that those that gain most from a wide batch wait for the others.
 _KINDS = ("prefill", "score", "score_prefixes", "states", "gradient")
 
@@ -42,6 +44,8 @@ class Coalescer:
     Rollouts are written together, a token at a time; searches join and leave the batch when they are in need of it. As
     soon as half of the searches wait for something else, or nothing is being written, the operations of one kind run as
     one batch. So the batches of both sorts are at least half full, as long as there are searches enough.
+
+    Tools judge on a thread of their own. Who waits for a slow one holds up no other search.
     """
 
     def __init__(self, worker: Worker, *, max_batch: int) -> None:
@@ -49,8 +53,13 @@ class Coalescer:
         self._changed = threading.Condition()
         self._running = 0
         self._waiting: list[_Request] = []
+        self._judged: list[_Request] = []  # by tools, at this moment
         self._cancelled = False
         self._flights: Flights[_Request] = Flights(worker, max_batch=max_batch)
+
+    @property
+    def tools_judge(self) -> bool:
+        return self._worker.tools_judge
 
     def prefill(self, prompts: Sequence[Prompt]) -> list[tuple[PrefixCache, Usage]]:
         return self._submit("prefill", prompts)
@@ -136,7 +145,7 @@ class Coalescer:
     def _serve_once(self) -> bool:
         """Waits until every running search waits, and does what comes next; False when none runs any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._running == 0 or self._all_wait)
+            self._changed.wait_for(lambda: self._running == 0 or self._can_go_on)
             if self._running == 0:
                 return False
             others = self._chosen()
@@ -144,15 +153,17 @@ class Coalescer:
         return True
 
     @property
-    def _all_wait(self) -> bool:
-        return len(self._waiting) + len(self._flights) == self._running
+    def _can_go_on(self) -> bool:
+        """Whether every running search waits, and one of them for more than a tool. Requires the lock."""
+        here = len(self._waiting) + len(self._flights)
+        return here > 0 and here + len(self._judged) == self._running
 
     def _chosen(self) -> list[_Request]:
         """The operations of one kind that are next; none where rollouts go on. Requires the lock."""
         for request in [r for r in self._waiting if r.kind == _ROLLOUT]:
             self._flights.add(request, request.columns[0])
             self._waiting.remove(request)
-        if self._flights.writing and 2 * len(self._waiting) < self._running:
+        if self._flights.writing and len(self._waiting) < len(self._flights):
             return []
         kind = min((r.kind for r in self._waiting), key=_KINDS.index, default="")
         return [r for r in self._waiting if r.kind == kind]
@@ -165,19 +176,42 @@ class Coalescer:
                 request.done.set()
                 self._flights.remove(request)
             return
-        self._execute(others[0].kind, others)
+        kind = others[0].kind
+        if kind == "score" and self.tools_judge:
+            self._judge(others)
+            return
+        self._execute(kind, others)
         for request in others:  # before they leave the list, where an interrupt finds what still waits
             request.done.set()
         with self._changed:
             self._waiting = [r for r in self._waiting if r not in others]
 
+    def _judge(self, requests: Sequence[_Request]) -> None:
+        """Has tools score, and waits a moment for them, so that those that a fast one judges stay together."""
+
+        def judge() -> None:
+            self._execute("score", requests)
+            with self._changed:
+                self._judged = [r for r in self._judged if r not in requests]
+                self._changed.notify_all()
+            for request in requests:
+                request.done.set()
+
+        with self._changed:
+            self._waiting = [r for r in self._waiting if r not in requests]
+            self._judged += requests
+        thread = threading.Thread(target=judge, name="nabla-judge", daemon=True)
+        thread.start()
+        thread.join(_MOMENT)
+
     def _cancel(self) -> None:
         """Cancels every search that waits. Requires the lock."""
         self._cancelled = True
-        for request in (*self._waiting, *self._flights.clear()):
+        for request in (*self._waiting, *self._judged, *self._flights.clear()):
             request.error = Cancelled()
             request.done.set()
         self._waiting.clear()
+        self._judged.clear()
 
     def _execute(self, kind: str, batch: Sequence[_Request]) -> None:
         """Gives each request its results. Where a batch fails, each of its requests is run alone, so that an error
@@ -239,7 +273,7 @@ class OpenBatch(Coalescer):
     def _serve(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._cancelled or (self._running > 0 and self._all_wait))
+                self._changed.wait_for(lambda: self._cancelled or (self._can_go_on))
                 if self._cancelled:
                     break
                 others = self._chosen()

@@ -18,6 +18,8 @@ OwnerT = TypeVar("OwnerT", bound=Hashable)
 
 _JOIN_SHARE = 0.25  # of the batch is free before others join: each time costs a prefill and a copy of the cache
 
+_MOST_JOINED = 2.0  # batches before a step is due: jobs that end with their first token keep out no other
+
 
 @dataclass(eq=False)
 class _Flight(Generic[OwnerT]):
@@ -39,6 +41,7 @@ class Flights(Generic[OwnerT]):
         self._worker, self._max_batch = worker, max_batch
         self._decoding: Decoding | None = worker.decoding()
         self._flights: dict[OwnerT, list[_Flight[OwnerT]]] = {}
+        self._joined = 0  # since the last step
 
     def __len__(self) -> int:
         """How many owners have not left."""
@@ -73,7 +76,9 @@ class Flights(Generic[OwnerT]):
             failed = self._at_once(waiting)
         else:
             room = self._max_batch - len(self._decoding)
-            joining = waiting[:room] if not self._decoding or room >= _JOIN_SHARE * self._max_batch else []
+            enough = room >= _JOIN_SHARE * self._max_batch and self._joined < _MOST_JOINED * self._max_batch
+            joining = waiting[:room] if enough or not self._decoding else []
+            self._joined = self._joined + len(joining) if joining else 0
             failed = self._step(self._decoding, joining)
         landed = {o: [f.rollout for f in found if f.rollout is not None] for o, found in self._flights.items()}
         return {

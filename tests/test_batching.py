@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from nabla_agents import (
     ImplicitReward,
     LanguageModel,
     Nabla,
+    Reward,
     Rollout,
     RolloutError,
     Sampling,
@@ -53,6 +54,7 @@ def worker() -> LocalWorker:
 class Recording:
     """The real worker; keeps (operation, rows, thread) of every call, and calls `before` first."""
 
+    tools_judge: ClassVar[bool] = False
     before: Callable[[str, int], None] = lambda kind, rows: None
     calls: list[tuple[str, int, int]] = field(default_factory=list)
 
@@ -366,9 +368,63 @@ def test_a_signal_while_a_search_computes_on_its_own_cancels_those_that_wait() -
 # ── searches that come and go ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+class SlowTool(Reward):
+    """A tool that is done when it is let go."""
+
+    def __init__(self) -> None:
+        self.asked, self.released = threading.Event(), threading.Event()
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        self.asked.set()
+        assert self.released.wait(8)
+        return [Score(float(len(rollout.text))) for rollout in rollouts]
+
+
+def test_a_slow_tool_holds_up_only_the_search_that_it_judges() -> None:
+    tool = SlowTool()
+    coalescer = Coalescer(LocalWorker(Objective(language_model(), tool), language_model()), max_batch=8)
+
+    def judged() -> list[Score | None]:
+        return coalescer.score(coalescer.rollout([job("12")]))
+
+    def another() -> list[Rollout]:
+        while not tool.asked.is_set():
+            coalescer.rollout([job("3")])
+        made = coalescer.rollout([job("4=4")])
+        tool.released.set()  # only now, after a rollout that went on beside it
+        return made
+
+    scores, made = coalescer.run([judged, another])
+    assert texts(made) == texts(worker().rollout([job("4=4")]))
+    assert [score and score.value for score in scores] == [len(worker().rollout([job("12")])[0].text)]
+
+
+def test_an_interrupt_leaves_no_search_waiting_for_a_tool() -> None:
+    tool = SlowTool()
+    coalescer = Coalescer(LocalWorker(Objective(language_model(), tool), language_model()), max_batch=8)
+    ended: list[str] = []
+
+    def judged() -> None:
+        with pytest.raises(Cancelled):
+            coalescer.score([worker().rollout([job("12")])[0]])
+        ended.append("judged")
+
+    def interrupting() -> None:
+        while not tool.asked.is_set():
+            coalescer.rollout([job("3")])
+        with coalescer._changed:
+            coalescer._cancel()
+        ended.append("interrupting")
+
+    coalescer.run([judged, interrupting])
+    tool.released.set()
+    assert sorted(ended) == ["interrupting", "judged"]
+
+
 @pytest.mark.timeout(60)
 def test_searches_that_come_and_go_are_joined_and_each_is_as_alone() -> None:
     engine = Engine(model=language_model(), strategy=BestOfN(n=2), budget=Budget(rollouts=2))
+    engine.worker.decoding = lambda: None  # type: ignore[method-assign]  # rollouts come whole, by `rollout`
     batch, widths = OpenBatch(engine.worker, max_batch=8), list[int]()
     rollout = engine.worker.rollout
     engine.worker.rollout = lambda jobs: widths.append(len(jobs)) or rollout(jobs)  # type: ignore[method-assign]
@@ -394,6 +450,7 @@ def test_searches_that_come_and_go_are_joined_and_each_is_as_alone() -> None:
 @pytest.mark.timeout(60)
 def test_an_error_in_an_open_batch_reaches_only_the_search_that_causes_it() -> None:
     engine = Engine(model=language_model(), strategy=Greedy(), budget=Budget(rollouts=1))
+    engine.worker.decoding = lambda: None  # type: ignore[method-assign]  # rollouts come whole, by `rollout`
     batch, outcomes = OpenBatch(engine.worker, max_batch=8), dict[str, Any]()
     rollout = engine.worker.rollout
 

@@ -11,6 +11,7 @@ import pytest
 from nabla_agents import ArithmeticSteps, Engine, Score, Span, Step, Trace, Usage, tiny
 from nabla_agents.types import TokenGain
 
+pytestmark = pytest.mark.timeout(300)  # on a machine that has other work
 HOSTILE = "</script><img src=x onerror=alert(1)><script>document.title='taken'</script>"
 
 

@@ -32,6 +32,11 @@ GRADIENT = ("gradient_passes", "flops", "seconds")
 class Worker(Protocol):
     """Runs a search's operations; batch-first, so that the operations of several searches can be joined."""
 
+    @property
+    def tools_judge(self) -> bool:
+        """Whether scores come from tools alone, and so need neither models nor their device."""
+        ...
+
     def prefill(self, prompts: Sequence[Prompt]) -> list[tuple[PrefixCache, Usage]]: ...
 
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]: ...
@@ -63,6 +68,10 @@ class LocalWorker:
     def __init__(self, objective: Objective, backend: RolloutBackend) -> None:
         self._objective, self._backend = objective, backend
         self.prefill = objective.model.prefill
+
+    @property
+    def tools_judge(self) -> bool:
+        return self._objective.reward is not None and not self._objective.reward.learned
 
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
         return in_halves(self._rollout, jobs)
