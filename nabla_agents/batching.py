@@ -190,7 +190,11 @@ class Coalescer:
         """Has tools score, and waits a moment for them, so that those that a fast one judges stay together."""
 
         def judge() -> None:
-            self._execute("score", requests)
+            try:
+                self._execute("score", requests)
+            except BaseException as e:  # an interrupt, or a tool that exits: no search may wait for it for ever
+                for request in requests:
+                    request.error = e
             with self._changed:
                 self._judged = [r for r in self._judged if r not in requests]
                 self._changed.notify_all()

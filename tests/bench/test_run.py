@@ -137,7 +137,7 @@ def test_ctrl_c_keeps_what_has_finished(model: LanguageModel, whole: Answers, tm
     arms, found = ARMS[:2], list[Record]()
     with pytest.raises(KeyboardInterrupt):
         found.extend(measured(model, arms=arms, out=tmp_path, reward=FixedReward(impatient)))
-    assert len(found) == 6
+    assert 6 <= len(found) < 8  # a search that was judged beside the interrupted one may have ended
     assert all(answers(found)[key] == whole[key] for key in answers(found))
     assert (tmp_path / "records.jsonl").read_bytes().count(b"\n") == len(found)
     resumed = answers(list(measured(model, arms=arms, out=tmp_path)))
