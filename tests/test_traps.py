@@ -101,11 +101,13 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ProcessReward, l
     fed: list[int] = []
 
     def watch(_: Any, args: Any, given: Any) -> None:
-        """Ids as they are; embeddings as the token whose row they are."""
+        """Ids as they are, embeddings as the token whose row they are, after what is read of the prompt already."""
+        past = given.get("past_key_values")
+        known = 0 if past is None else past.get_seq_length()
         if given.get("input_ids") is not None:
-            fed.extend(given["input_ids"][0].tolist())
+            fed[known:] = given["input_ids"][0].tolist()
         else:
-            fed.extend(torch.cdist(given["inputs_embeds"][0].detach(), rows).argmin(-1).tolist())
+            fed[known:] = torch.cdist(given["inputs_embeds"][0].detach(), rows).argmin(-1).tolist()
 
     hook = reward.transformer.body.register_forward_pre_hook(watch, with_kwargs=True)
     seen: list[Reading] = []
@@ -113,7 +115,6 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ProcessReward, l
 
     def score(self: ProcessReward, rollouts: Sequence[Rollout]) -> list[Score]:
         assert len(rollouts) == 1
-        fed.clear()
         scores = original(self, rollouts)
         if rollouts[0].text.strip():
             seen.append(Reading(rollouts[0], scores[0], tuple(fed)))

@@ -1,6 +1,7 @@
 """Prompts and their ids, what the model refuses, and its head against transformers' logits."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,7 +76,8 @@ def test_the_same_ids_of_system_prompt_and_turns_reach_rollout_objective_and_rew
     for calls in reads:
         calls.clear()
     [entry] = run._search.pool
-    engine.objective.gradient([entry.rollout], [entry.score], [0], [None])
+    anew = replace(entry.rollout, prompt=replace(entry.rollout.prompt))  # of this one rewards have read nothing yet
+    engine.objective.gradient([anew], [entry.score], [0], [None])
     likelihood, *rewarded = [[token for call in calls for token in call] for calls in reads]
     assert likelihood == [*expected, *completion[:-1]]
     assert rewarded == [[*expected, *completion]] * 2

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -386,7 +386,7 @@ def test_committed_tokens_stay_in_the_value_and_out_of_the_gradient(name: str) -
 
 @family
 def test_tokens_computed_are_those_that_the_body_saw(name: str) -> None:
-    """A prompt that a batch shares is read once."""
+    """A prompt that a batch shares is read once, for all that a request asks."""
     made = FAMILIES[name]
     reward = made.reward(min_coverage=0.1)
     tokenizer = made.tokenizer()
@@ -408,9 +408,12 @@ def test_tokens_computed_are_those_that_the_body_saw(name: str) -> None:
             assert sum(s.usage.reward_forward_tokens for s in scores) == sum(seen)
         alone = [len(bound.reading(r).ids) for r in rollouts]
         head = min(bound.reading(r).head for r in rollouts)
-        seen.clear()
-        bound.score(rollouts)
-        assert sum(seen) == head + len(rollouts) * (max(alone) - head)
+        prompt = replace(rollouts[0].prompt)  # of another request
+        again = [replace(r, prompt=prompt) for r in rollouts]
+        for read in (head, 0):
+            seen.clear()
+            bound.score(again)
+            assert sum(seen) == read + len(rollouts) * (max(alone) - head)
         seen.clear()
         gradients = bound.gradient(rollouts, [0, 0, 4, 9], [])
         assert sum(g.usage.reward_forward_tokens for g in gradients if g) == sum(seen)
