@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -54,17 +55,23 @@ def test_the_wheel_holds_every_embedded_weight(wheel: Path) -> None:
     assert sum(path.stat().st_size for path in weights) <= 24 * 2**20
 
 
-def test_the_unpacked_wheel_imports_from_itself(wheel: Path, tmp_path: Path) -> None:
-    zipfile.ZipFile(wheel).extractall(tmp_path)
+@pytest.mark.parametrize("form", ["standard", "editable"])
+def test_each_form_of_the_wheel_imports_beside_the_core_of_llama_index(form: str, tmp_path: Path) -> None:
+    """Each is unpacked into a site folder of its own; of the folder with the dependencies no `.pth` file is read."""
+    (built,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path / "dist"), versions=[form])
+    zipfile.ZipFile(built).extractall(tmp_path / "site")
+    core = sysconfig.get_paths()["purelib"]
     modules = ["nabla_agents", "langchain_nabla", "llama_index.llms.nabla", "llama_index.core"]
-    script = f"import {', '.join(modules)}\n" + "\n".join(f"print({name}.__file__)" for name in modules)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    script = (
+        f"import site, sys; site.addsitedir({str(tmp_path / 'site')!r}); sys.path.append({core!r})\n"
+        f"import {', '.join(modules)}\n" + "\n".join(f"print({name}.__file__)" for name in modules)
     )
-    *ours, core = map(Path, done.stdout.split())
-    assert all(path.is_relative_to(tmp_path) for path in ours)
-    assert not core.is_relative_to(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    *ours, theirs = map(Path, done.stdout.split())
+    assert all(path.is_relative_to(tmp_path if form == "standard" else ROOT) for path in ours)
+    assert theirs.is_relative_to(core)
 
 
 @pytest.mark.parametrize("folder", [".", "integrations"])
