@@ -1,6 +1,6 @@
 """LlamaIndex's engines and agents over the embedded model: everything that does not depend on what is said.
 
-It knows word problems only: what an agent does with a tool's result is tested with a scripted model, in the files beside.
+It knows word problems only: what an agent does with a tool's result is tested with a scripted model, in files beside.
 """
 
 from typing import Any
