@@ -91,16 +91,21 @@ def plain(call: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
     return run
 
 
-def first_text(llm: ChatNabla) -> None:
+def first_text(llm: ChatNabla, times: int = 15) -> None:
     for name, question in QUESTIONS.items():
         llm.invoke(question)
-        started, first, pieces = time.perf_counter(), None, 0
-        for chunk in llm.stream(question):
-            if chunk.text:
-                first, pieces = first or time.perf_counter() - started, pieces + 1
-        whole = time.perf_counter() - started
-        shown = f"{1000 * (first or whole):.0f} ms of {1000 * whole:.0f}, {pieces} pieces"
-        print(f"first committed text, {name}: {shown}")
+        firsts, wholes, pieces = [], [], 0
+        for _ in range(times):
+            started, heard = time.perf_counter(), []
+            for chunk in llm.stream(question):
+                if chunk.text:
+                    heard.append(1000 * (time.perf_counter() - started))
+            wholes.append(1000 * (time.perf_counter() - started))
+            firsts.append(heard[0] if heard else wholes[-1])
+            pieces = len(heard)
+        shares = [first / whole for first, whole in zip(firsts, wholes, strict=True)]
+        shown = f"{statistics.median(firsts):.0f} ms of {statistics.median(wholes):.0f}, {pieces} pieces"
+        print(f"first committed text, {name}: {shown}, {100 * statistics.median(shares):.0f} % of the time")
 
 
 async def cancellation(llm: ChatNabla) -> None:

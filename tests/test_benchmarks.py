@@ -56,3 +56,11 @@ def test_the_duality_benchmark_computes_what_the_engine_draws(tmp_path: Path) ->
         assert samplers["the optimum q"]["1"]["total_variation"] < 1e-6
         assert 0 < samplers["no gradient"]["1"]["total_variation"] < 1
     assert "<path" in (tmp_path / "duality.svg").read_text()
+
+
+def test_the_context_benchmark_gives_the_numbers_of_the_page() -> None:
+    printed = run("llama_index_context.py").stdout
+    page = (FOLDER.parent / "docs/llamaindex.md").read_text()
+    for output in ("64", "256"):
+        rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith(f"| {output} |")]
+        assert f"| {output} | {' | '.join(row[3] for row in rows)} |" in page

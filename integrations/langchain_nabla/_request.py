@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.messages import AIMessageChunk, BaseMessage
@@ -36,7 +36,8 @@ class Request:
             reasoning=self._engine.model.tokenizer.knows_reasoning,
         )
         prompt: Prompt = self._engine.prompt(asked.told(_messages.conversation(messages)), tools=asked.tools)
-        options = self.call._engine_options(self._engine, asked.grammar)
+        grammar = asked.grammar and replace(asked.grammar, refine=self.call.refine_constrained)
+        options = self.call._engine_options(self._engine, grammar)
         if (enough := kwargs.get("enough")) is not None:
             options["strategy"] = UntilEnough(self._engine.strategy_of(options["strategy"]), enough)
         options |= {"draft": kwargs.get("draft"), "top_logprobs": self.call.top_logprobs}

@@ -37,12 +37,13 @@ class ChatNabla(EngineSettings, BaseChatModel):
     of that score or more is returned as it is. The same seed gives the same message on every path.
 
     Tool calls and structured answers are decoded under a grammar, so that they always are what was asked for as far as
-    `max_tokens` reaches; the search refines the reasoning and the text around them. What was spent and found is in
+    `max_tokens` reaches; the search refines the reasoning and the text around them, and with `refine_constrained` them
+    too. What was spent and found is in
     `response_metadata["nabla"]`.
     """
 
     model_config = CONFIG
-    per_call: ClassVar[tuple[str, ...]] = (*PER_CALL, "logprobs", "top_logprobs", "model")
+    per_call: ClassVar[tuple[str, ...]] = (*PER_CALL, "logprobs", "top_logprobs", "refine_constrained", "model")
 
     streaming: bool = False
     """True makes `invoke` stream too, so that callbacks hear tokens."""
@@ -50,6 +51,9 @@ class ChatNabla(EngineSettings, BaseChatModel):
     """True puts log π of each token of the answer, in nats, into `response_metadata["logprobs"]`."""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     """How many of the likeliest tokens at each place `logprobs` has besides; costs one forward pass per answer."""
+
+    refine_constrained: bool = False
+    """True lets the search change tool calls and structured answers too, within their grammar."""
 
     @model_validator(mode="before")
     @classmethod

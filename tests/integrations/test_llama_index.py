@@ -125,6 +125,15 @@ async def test_every_call_has_one_start_and_one_end_and_its_usage_is_counted(
     assert all(piece.raw is None for piece in pieces)
 
 
+@pytest.mark.parametrize("method", METHODS)
+async def test_log_probs_are_those_of_the_returned_tokens(engine: Engine, method: str) -> None:
+    llm = NablaLLM(engine=engine, max_tokens=6, logprobs=True)
+    last = (await responses(llm, method, QUESTIONS[0]))[-1]
+    result = engine.generate(QUESTIONS[0], sampling=nabla_agents.Sampling(max_tokens=6))
+    assert [entry.logprob for (entry,) in last.logprobs] == pytest.approx(list(result.log_probs))
+    assert "".join(entry.token for (entry,) in last.logprobs).startswith(result.text)
+
+
 def test_it_is_a_function_calling_llm_by_class_and_by_metadata_unless_told_otherwise(engine: Engine) -> None:
     assert issubclass(NablaLLM, FunctionCallingLLM)
     assert not issubclass(NablaLLM, CustomLLM)

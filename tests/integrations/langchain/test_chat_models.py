@@ -5,7 +5,7 @@ import copy
 import json
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
 import pytest
@@ -31,6 +31,7 @@ from nabla_agents import (
     Message,
     PromptError,
     Sampling,
+    Step,
 )
 from nabla_agents.testing import FixedReward
 
@@ -260,6 +261,36 @@ def test_the_raw_message_comes_along_and_an_error_is_told(scripted: Any) -> None
     assert failed["parsing_error"] is not None
     with pytest.raises(ConfigurationError, match="method"):
         llm.with_structured_output(Pet, method="xml")  # type: ignore[arg-type]
+
+
+class Free:
+    """One rollout, with a record of how many of its tokens a search may change."""
+
+    rule = "objective"
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def steps(self, search: Any) -> Iterator[Step]:
+        for entry in search.roll([()], temperature=0.0):
+            self.counts.append(len(search.free(entry.rollout)))
+            yield Step(kind="rollout", committed_text="")
+
+    def select(self, pool: Any) -> Any:
+        return next(iter(pool), None)
+
+
+def test_a_search_leaves_constrained_spans_alone_unless_asked(scripted: Any) -> None:
+    strategy = Free()
+    llm = ChatNabla(engine=scripted(lambda prompt: PET, strategy=strategy))
+    calling = ChatNabla(engine=scripted(lambda prompt: FIRST, strategy=strategy))
+    for asked in (False, True):
+        llm.with_structured_output(Pet).invoke("x", refine_constrained=asked)
+        calling.bind_tools(TOOLS, tool_choice="first").invoke("x", refine_constrained=asked)
+    kept, kept_call, free, free_call = strategy.counts
+    assert (kept, kept_call) == (0, 0)
+    assert free > 0
+    assert free_call > 0
 
 
 # ── usage, metadata, cost ─────────────────────────────────────────────────────────────────────────────────────────

@@ -262,6 +262,22 @@ async def test_the_loop_stays_free_and_steps_keep_one_thread_and_the_callers_con
     assert "mine" in drip.tasks
 
 
+async def test_eight_callers_never_meet_inside_the_engine_and_each_gets_its_own_answer(
+    watched_engine: Engine, backend: Any
+) -> None:
+    llm = NablaLLM(engine=watched_engine, max_tokens=6)
+    questions = [f"What is {i} + 4?" for i in range(8)]
+    alone = [llm.invoke(question) for question in questions]
+    backend.reset()
+    backend.seconds = 0.003
+    streams = ["".join([chunk async for chunk in llm.astream(question)]) for question in questions[:1]]
+    awaited = await asyncio.gather(*(llm.ainvoke(question) for question in questions))
+    in_threads = await asyncio.gather(*(asyncio.to_thread(llm.invoke, question) for question in questions))
+    assert list(awaited) == list(in_threads) == alone
+    assert streams == alone[:1]
+    assert backend.most_inside == 1
+
+
 async def test_a_stream_left_early_stops_the_engine(watched_engine: Engine, backend: Any, question: str) -> None:
     llm = NablaLLM(engine=watched_engine, max_tokens=16)
     whole = len(list(llm.stream(question)))
