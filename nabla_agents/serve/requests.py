@@ -12,7 +12,7 @@ from nabla_agents.config import Sampling
 from nabla_agents.errors import ConfigurationError, PromptError
 from nabla_agents.grammar import Grammar
 from nabla_agents.models.language_model import LanguageModel
-from nabla_agents.serve.errors import Refusal
+from nabla_agents.serve.errors import Refusal, refusal_of
 from nabla_agents.serve.keys import ApiKey
 from nabla_agents.serve.protocol import ChatRequest, CompletionRequest, Generation, Turn
 from nabla_agents.serve.service import Ask, Served, Service
@@ -34,7 +34,11 @@ async def chat_asks(service: Service, body: ChatRequest, key: ApiKey | None) -> 
 async def completion_asks(service: Service, body: CompletionRequest, key: ApiKey | None) -> list[Ask]:
     """`n` searches for each prompt, in the order of the prompts. A prompt is taken verbatim."""
     served = service.served(body.model, body.own.reward)
-    prompts = [await _completion_prompt(service, served, prompt) for prompt in _prompts(body.prompt)]
+    try:
+        prompts = [await _completion_prompt(service, served, prompt) for prompt in _prompts(body.prompt)]
+    except PromptError as e:
+        found = refusal_of(e)
+        raise Refusal(found.status, found.message, code=found.code, param="prompt") from e
     return await _asks(service, served, body, prompts, None, body.logprobs, key)
 
 

@@ -129,6 +129,23 @@ async def test_prompts_that_do_not_fit(client: httpx.AsyncClient) -> None:
     refused(await client.post(TEXTS, json={"model": "tiny", "prompt": "x", "echo": True}), 400, "unsupported_parameter")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [
+        ("", "invalid_prompt"),
+        ([], "invalid_value"),
+        ([10**9], "invalid_prompt"),
+        ([-1], "invalid_prompt"),
+        ([1] * 100_000, "context_length_exceeded"),
+    ],
+)
+async def test_a_prompt_that_cannot_be_completed_is_named_as_the_client_named_it(
+    client: httpx.AsyncClient, prompt: object, code: str
+) -> None:
+    response = await client.post(TEXTS, json={"model": "tiny", "prompt": prompt})
+    assert refused(response, 400, code)["param"] == "prompt"
+
+
 async def test_a_body_that_is_too_large_is_not_read(make_app: Callable[..., FastAPI]) -> None:
     read = 0
 
