@@ -23,7 +23,7 @@ _ROLLOUT = "rollout"
 _MOMENT = 0.05  # seconds that searches wait for a tool before they go on without those that it judges
 
 # Cheap kinds first, so that those that gain most from a wide batch wait for the others.
-_KINDS = ("prefill", "score", "score_prefixes", "states", "gradient")
+_KINDS = ("compute", "prefill", "score", "score_prefixes", "states", "gradient")
 
 
 @dataclass(eq=False)
@@ -45,7 +45,8 @@ class Coalescer:
     soon as half of the searches wait for something else, or nothing is being written, the operations of one kind run as
     one batch. So the batches of both sorts are at least half full, as long as there are searches enough.
 
-    Tools judge on a thread of their own. Who waits for a slow one holds up no other search.
+    Tools judge on a thread of their own. Who waits for a slow one holds up no other search. Tensors are computed on one
+    thread only: each further one would bring threads of its own for them, and on a CPU those get in each other's way.
     """
 
     def __init__(self, worker: Worker, *, max_batch: int) -> None:
@@ -89,6 +90,10 @@ class Coalescer:
         caches: Sequence[PrefixCache | None],
     ) -> list[ObjectiveGradient]:
         return self._submit("gradient", rollouts, scores, starts, caches)
+
+    def compute(self, task: Callable[[], ResultT]) -> ResultT:
+        [result] = self._submit("compute", [task])
+        return result
 
     def run(self, searches: Sequence[Callable[[], ResultT]]) -> list[ResultT]:
         """Runs all searches to their end, at most `max_batch` at a time. The first error is raised when all have
@@ -163,9 +168,9 @@ class Coalescer:
         for request in [r for r in self._waiting if r.kind == _ROLLOUT]:
             self._flights.add(request, request.columns[0])
             self._waiting.remove(request)
-        if self._flights.writing and len(self._waiting) < len(self._flights):
-            return []
         kind = min((r.kind for r in self._waiting), key=_KINDS.index, default="")
+        if kind != "compute" and self._flights.writing and len(self._waiting) < len(self._flights):
+            return []
         return [r for r in self._waiting if r.kind == kind]
 
     def _go_on(self, others: Sequence[_Request]) -> None:
@@ -221,6 +226,13 @@ class Coalescer:
         """Gives each request its results. Where a batch fails, each of its requests is run alone, so that an error
         reaches only the search that causes it.
         """
+        if kind == "compute":
+            for request in batch:
+                try:
+                    request.results = [self._worker.compute(task) for task in request.columns[0]]
+                except Exception as e:
+                    request.error = e
+            return
         columns = [[x for r in batch for x in r.columns[c]] for c in range(len(batch[0].columns))]
         operation: Callable[..., list[Any]] = getattr(self._worker, kind)
         try:

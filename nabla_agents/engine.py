@@ -185,11 +185,16 @@ class Engine:
         if not (top and result.token_ids):
             return [], Usage()
         rollout = Rollout(prompt, result.token_ids, result.text)
-        [states] = (worker or self.worker).states([rollout], [0], [None])
-        rows = states.carrier.logits(range(len(result.token_ids))).float().log_softmax(-1)
-        values, tokens = rows.topk(min(top, rows.shape[-1]))
-        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
-        return [list(zip(ids, found, strict=True)) for ids, found in pairs], states.usage
+        worker = worker or self.worker
+        [states] = worker.states([rollout], [0], [None])
+
+        def likeliest() -> list[list[tuple[int, float]]]:
+            rows = states.carrier.logits(range(len(result.token_ids))).float().log_softmax(-1)
+            values, tokens = rows.topk(min(top, rows.shape[-1]))
+            pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+            return [list(zip(ids, found, strict=True)) for ids, found in pairs]
+
+        return worker.compute(likeliest), states.usage
 
     def prompt(
         self, prompt: PromptLike, *, tools: Sequence[dict[str, Any]] | None = None, formatted: bool = False

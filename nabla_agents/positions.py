@@ -40,7 +40,8 @@ class Proposal:
     """A token that the refined row prefers, or comes closest to preferring, over the written one.
 
     `promise` is log π'(new) - log π'(old) in nats under the refined row π'; `predicted_gain` is g(new) - g(old), the
-    change of the objective to first order; `kl` is KL(π'‖π), how far the row was moved, in nats.
+    change of the objective to first order; `log_odds` is log π(new) - log π(old) under the language model's own row π;
+    `kl` is KL(π'‖π), how far the row was moved. All in nats.
     """
 
     position: int
@@ -48,6 +49,7 @@ class Proposal:
     new: int
     promise: float
     predicted_gain: float
+    log_odds: float = 0.0
     kl: float = 0.0
 
     def prefix(self, ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -73,6 +75,7 @@ def plausible(
 def best_alternatives(
     positions: Sequence[int],
     tokens: Int[Tensor, "n"],
+    logits: Float[Tensor, "n vocab"],
     refined: Float[Tensor, "n vocab"],
     gradient: Float[Tensor, "n vocab"],
     allowed: Bool[Tensor, "n vocab"],
@@ -80,6 +83,9 @@ def best_alternatives(
     """Per position the most promising allowed token; positions without an allowed token give none."""
     promise, new = torch.where(allowed, refined, -torch.inf).max(-1)
     promise = promise - refined.gather(-1, tokens[:, None])[:, 0]
-    gain = (gradient.gather(-1, new[:, None]) - gradient.gather(-1, tokens[:, None]))[:, 0]
-    columns = zip(positions, tokens.tolist(), new.tolist(), promise.tolist(), gain.tolist(), strict=True)
+    gain, odds = (
+        (rows.gather(-1, new[:, None]) - rows.gather(-1, tokens[:, None]))[:, 0] for rows in (gradient, wide(logits))
+    )
+    found = (tokens, new, promise, gain, odds)
+    columns = zip(positions, *(column.tolist() for column in found), strict=True)
     return [Proposal(*row) for row in columns if row[3] > -torch.inf]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from nabla_agents import (
     BestOfN,
@@ -134,6 +135,38 @@ def test_no_batch_is_larger_than_max_batch(max_batch: int, expected: list[int]) 
     [rollouts] = coalescer.run([lambda: coalescer.rollout([job("12", seed) for seed in range(5)])])
     assert recording.rows("rollout") == expected
     assert texts(rollouts) == [texts(worker().rollout([job("12", seed)]))[0] for seed in range(5)]
+
+
+def test_models_compute_on_the_callers_thread_alone() -> None:
+    """Every thread that computes brings threads of its own for it, and those compete for the same cores."""
+    threads: list[int] = []
+    engine = Engine(model=language_model(), reward=ImplicitReward(language_model(1)), strategy=Nabla(min_promise=-50.0))
+    watched = register_module_forward_hook(lambda *_: threads.append(threading.get_ident()))
+    try:
+        results = engine.generate_batch(QUESTIONS, sampling=SHORT, budget=Budget(rollouts=4))
+    finally:
+        watched.remove()
+    assert sum(r.usage.gradient_passes for r in results) >= len(QUESTIONS)
+    assert set(threads) == {threading.get_ident()}
+
+
+def test_an_error_while_a_search_computes_reaches_no_other_and_nothing_is_computed_twice() -> None:
+    done: list[int] = []
+    coalescer = Coalescer(worker(), max_batch=8)
+
+    def task(i: int) -> float:
+        done.append(i)
+        return 1 / (i - 2)
+
+    def search(i: int) -> str:
+        try:
+            return f"{coalescer.compute(lambda: task(i)):.2f}"
+        except ZeroDivisionError as e:
+            return str(e)
+
+    results = coalescer.run([lambda i=i: search(i) for i in range(5)])
+    assert results == ["-0.50", "-1.00", "division by zero", "1.00", "0.50"]
+    assert sorted(done) == list(range(5))
 
 
 def test_an_engine_joins_the_rollouts_of_its_prompts() -> None:

@@ -83,14 +83,14 @@ def test_the_written_token_is_never_allowed_nor_proposed() -> None:
     for floor in (None, 0.0, 1.0, 100.0):
         allowed = plausible(logits, written, floor)
         assert not allowed[torch.arange(50), written].any()
-        for proposal in best_alternatives(range(50), written, logits, gradient, allowed):
+        for proposal in best_alternatives(range(50), written, logits, logits, gradient, allowed):
             assert proposal.new != proposal.old == int(written[proposal.position])
 
 
 def test_proposals_equal_a_plain_loop() -> None:
-    """For 60 random rows: the allowed token with the largest refined logit, and the two differences it promises."""
+    """For 60 random rows: the allowed token with the largest refined logit, and the differences it promises."""
     generator = torch.Generator().manual_seed(1)
-    refined, gradient = torch.randn(2, 60, 7, generator=generator, dtype=torch.float64)
+    logits, refined, gradient = torch.randn(3, 60, 7, generator=generator, dtype=torch.float64)
     written = torch.randint(7, (60,), generator=generator)
     allowed = torch.rand(60, 7, generator=generator) < 0.3
     positions = [3 * i + 5 for i in range(60)]
@@ -101,15 +101,17 @@ def test_proposals_equal_a_plain_loop() -> None:
         if candidates:
             new = max(candidates, key=lambda v: float(refined[i, v]))
             promise, gain = refined[i, new] - refined[i, old], gradient[i, new] - gradient[i, old]
-            expected.append(Proposal(position, old, new, float(promise), float(gain)))
+            odds = float(logits[i, new]) - float(logits[i, old])
+            expected.append(Proposal(position, old, new, float(promise), float(gain), odds))
     assert 0 < len(expected) < 60
-    assert best_alternatives(positions, written, refined, gradient, allowed) == expected
+    assert best_alternatives(positions, written, logits, refined, gradient, allowed) == expected
 
 
 def test_a_position_without_an_allowed_token_proposes_nothing() -> None:
     refined = torch.tensor([[5.0, 1.0], [5.0, 1.0]])
     allowed = torch.tensor([[False, False], [False, True]])
-    proposals = best_alternatives([4, 9], torch.tensor([0, 0]), refined, torch.zeros(2, 2), allowed)
+    proposals = best_alternatives([4, 9], torch.tensor([0, 0]), refined, refined, torch.zeros(2, 2), allowed)
     assert [(p.position, p.old, p.new, p.promise) for p in proposals] == [(9, 0, 1, -4.0)]
     certain = plausible(torch.tensor([[0.0, -INF]]), torch.tensor([0]), None)
-    assert best_alternatives([0], torch.tensor([0]), torch.zeros(1, 2), torch.zeros(1, 2), certain) == []
+    rows = torch.zeros(1, 2)
+    assert best_alternatives([0], torch.tensor([0]), rows, rows, rows, certain) == []

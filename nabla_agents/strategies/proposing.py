@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.dto import AdamDTO, MirrorDTO
-from nabla_agents.functional import HEAD_CHUNK, choose_tokens, kl_divergence, wide
+from nabla_agents.functional import HEAD_CHUNK, choose_tokens, kl_divergence
+from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.positions import Proposal, Refinable, best_alternatives, plausible
@@ -101,32 +103,40 @@ class Proposing(Settings):
         else:
             gradient = search.gradient(incumbent, start, outcome_weight=self.outcome_weight)
             rows = gradient.likelihood
-        located = gradient.credit if gradient is not None and self.direction == "gradient" else {}
         for first in range(start, len(ids), HEAD_CHUNK):
             chunk = range(first, min(first + HEAD_CHUNK, len(ids)))
-            logits = rows.logits(chunk)
-            passed = self.refinable.select(logits).tolist()
-            chosen = [i for i, p in enumerate(chunk) if p in free and (passed[i] or p in located)]
-            if chosen:
-                positions = [chunk[i] for i in chosen]
-                permitted = search.permitted(incumbent.rollout, positions)
-                written = [ids[p] for p in positions]
-                found = self._refined(search, logits[chosen], gradient, positions, written, permitted)
-                if self.direction == "gradient":
-                    search.note(incumbent, found)
-                if self.resample is None:
-                    found = [p for p in found if p.promise > self.min_promise]
-                yield from self._confirmed(search, incumbent, found, logits[[p.position - first for p in found]])
+            found = search.worker.compute(partial(self._within, chunk, search, incumbent, free, rows, gradient))
+            if self.direction == "gradient" and found:
+                search.note(incumbent, found)
+            worth = [p for p in found if self.resample is not None or p.promise > self.min_promise]
+            yield from self._confirmed(search, incumbent, worth)
 
-    def _confirmed(
-        self, search: Search, incumbent: Scored, proposals: Sequence[Proposal], logits: Float[Tensor, "n vocab"]
-    ) -> Sequence[Proposal]:
+    def _within(
+        self,
+        chunk: range,
+        search: Search,
+        incumbent: Scored,
+        free: Container[int],
+        rows: LikelihoodCarrier,
+        gradient: ObjectiveGradient | None,
+    ) -> list[Proposal]:
+        """The best change of each refinable token in a range of positions."""
+        ids, logits = incumbent.rollout.completion_ids, rows.logits(chunk)
+        located = gradient.credit if gradient is not None and self.direction == "gradient" else {}
+        passed = self.refinable.select(logits).tolist()
+        chosen = [i for i, p in enumerate(chunk) if p in free and (passed[i] or p in located)]
+        if not chosen:
+            return []
+        positions = [chunk[i] for i in chosen]
+        permitted = search.permitted(incumbent.rollout, positions)
+        written = [ids[p] for p in positions]
+        return self._refined(search, logits[chosen], gradient, positions, written, permitted)
+
+    def _confirmed(self, search: Search, incumbent: Scored, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
         """The proposals whose prefixes are better, as far as the reward can judge unfinished text."""
         if self.confirm is None or not proposals:
             return proposals
-        rows, log_p = range(len(proposals)), wide(logits).log_softmax(-1)
-        odds = log_p[rows, [p.new for p in proposals]] - log_p[rows, [p.old for p in proposals]]
-        gains = search.prefix_gains(incumbent, proposals, odds.tolist())
+        gains = search.prefix_gains(incumbent, proposals)
         return [p for p, gain in zip(proposals, gains, strict=True) if gain is None or gain > self.confirm]
 
     def _refined(
@@ -157,7 +167,8 @@ class Proposing(Settings):
             only[rows, drawn] = allowed[rows, drawn]
             allowed = only
         kl = dict(zip(positions, kl_divergence(refined, logits).tolist(), strict=True))
-        return [replace(p, kl=kl[p.position]) for p in best_alternatives(positions, tokens, refined, g, allowed)]
+        found = best_alternatives(positions, tokens, logits, refined, g, allowed)
+        return [replace(p, kl=kl[p.position]) for p in found]
 
     def _step(
         self, search: Search, incumbent: Scored, candidate: Scored, proposal: Proposal, *, accepted: bool

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool
@@ -24,6 +24,8 @@ from nabla_agents.outcome import outcome_credit
 from nabla_agents.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.positions import Proposal
 from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Score, TokenGain, Usage
+
+ResultT = TypeVar("ResultT")
 
 ROLLOUT = ("rollouts", "generated_tokens", "reward_calls", "flops", "seconds")
 GRADIENT = ("gradient_passes", "flops", "seconds")
@@ -58,6 +60,10 @@ class Worker(Protocol):
         starts: Sequence[int],
         caches: Sequence[PrefixCache | None],
     ) -> list[ObjectiveGradient]: ...
+
+    def compute(self, task: Callable[[], ResultT]) -> ResultT:
+        """What a task returns; for arithmetic on the rows of one rollout. It must not ask for other operations."""
+        ...
 
 
 class LocalWorker:
@@ -99,6 +105,9 @@ class LocalWorker:
         caches: Sequence[PrefixCache | None],
     ) -> list[ObjectiveGradient]:
         return in_halves(self._objective.gradient, rollouts, scores, starts, caches)
+
+    def compute(self, task: Callable[[], ResultT]) -> ResultT:
+        return task()
 
     def _rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
         """The backend's rollouts with its contract enforced: one per job."""
@@ -266,22 +275,19 @@ class Search:
             at = position
         return torch.stack(masks)
 
-    def prefix_gains(
-        self, entry: Scored, proposals: Sequence[Proposal], log_odds: Sequence[float]
-    ) -> list[float | None]:
+    def prefix_gains(self, entry: Scored, proposals: Sequence[Proposal]) -> list[float | None]:
         """By how much each change makes the objective of the text up to it better, in nats; None where the reward
-        cannot judge unfinished text. `log_odds` are log π(new) - log π(old). One batch, two reward calls a change.
+        cannot judge unfinished text. One batch, two reward calls a change.
         """
         self._check_cancelled()
-        pairs = list(zip(proposals, log_odds, strict=True))
-        changed = [self._prefix(entry.rollout, p.position, p.new, odds) for p, odds in pairs]
+        changed = [self._prefix(entry.rollout, p.position, p.new, p.log_odds) for p in proposals]
         written = [self._prefix(entry.rollout, p.position, p.old, 0.0) for p in proposals]
         scores = self.worker.score_prefixes([*changed, *written])
         self._usage = sum((s.usage for s in scores if s is not None), self._usage)
         weight, half = self.objective.likelihood_weight, len(proposals)
         return [
-            None if a is None or b is None or not (a.judged and b.judged) else weight * odds + a.value - b.value
-            for odds, a, b in zip(log_odds, scores[:half], scores[half:], strict=True)
+            None if a is None or b is None or not (a.judged and b.judged) else weight * p.log_odds + a.value - b.value
+            for p, a, b in zip(proposals, scores[:half], scores[half:], strict=True)
         ]
 
     def uniforms(self, count: int) -> Tensor:
