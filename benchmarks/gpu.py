@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--activation-checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="decode by torch.compile")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     chosen = [name.strip() for name in arguments.shapes.split(",")]
@@ -117,7 +118,7 @@ def main() -> None:
 def measured(name: str, arguments: argparse.Namespace, rate: float) -> list[Measured]:
     """Every figure of one shape."""
     shape, device = SHAPES[name], arguments.device
-    model, reward = made(shape, device, checkpointing=arguments.activation_checkpointing)
+    model, reward = made(shape, device, checkpointing=arguments.activation_checkpointing, compiled=arguments.compile)
     prompts = [model.prompt(" ".join(f"w{(i * 7 + q) % 100}" for i in range(shape.prompt))) for q in range(64)]
     found: list[Measured] = []
 
@@ -181,7 +182,7 @@ def questions(
     return found
 
 
-def made(shape: Shape, device: str, *, checkpointing: bool) -> tuple[LanguageModel, OutcomeReward]:
+def made(shape: Shape, device: str, *, checkpointing: bool, compiled: bool) -> tuple[LanguageModel, OutcomeReward]:
     """A language model and an outcome reward of one shape, with random weights."""
     config = Qwen2Config(
         vocab_size=shape.vocabulary,
@@ -211,6 +212,10 @@ def made(shape: Shape, device: str, *, checkpointing: bool) -> tuple[LanguageMod
 
             checkpoint_layers(module)
         parts.append(module)
+    if compiled:
+        from nabla_agents.models.compiled import compile_passes
+
+        compile_passes(parts[0])
     return LanguageModel(parts[0], hf), OutcomeReward(parts[1], hf)
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from nabla_agents import BestOfN, Budget, Engine, Nabla, NablaParallel, Result, Sampling, Usage
+from nabla_agents import BestOfN, Budget, Engine, LanguageModel, Nabla, NablaParallel, Result, Sampling, Usage
 from nabla_agents.tiny import problems
 
 FORCED = -50.0  # nats: everything plausible is tried
@@ -32,13 +32,17 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="decode by torch.compile")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    engine = Engine.tiny(budget=ALL)
+    engine = Engine.tiny(model=LanguageModel.from_pretrained("tiny", compile=arguments.compile), budget=ALL)
     asked = [p.question for p in problems(arguments.questions, seed=7, split="test")]
     arms = _arms(engine, asked)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     results: dict[str, Sequence[Result]] = {}
+    if arguments.compile:
+        for name in track([*arms], "compiling", console=Console(stderr=True)):
+            arms[name]()
     for name in track([*arms] * arguments.rounds, "measuring", console=Console(stderr=True)):
         began = time.perf_counter()
         results[name] = arms[name]()

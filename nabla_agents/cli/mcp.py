@@ -10,6 +10,7 @@ import typer
 import nabla_agents as na
 from nabla_agents.cli.app import app, command, spinner, terminal
 from nabla_agents.cli.options import (
+    Compile,
     DeviceMap,
     Dtype,
     Offer,
@@ -41,6 +42,7 @@ def mcp(
     trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = None,
     device_map: DeviceMap = None,
+    compile: Compile = False,
     revision: Revision = None,
 ) -> None:
     """Offer `solve` and `verify` as tools to any MCP client. Without --offer, a call may choose `arithmetic`."""
@@ -61,6 +63,7 @@ def mcp(
             terms,
             loading=loading,
             revision=revision,
+            compile=compile,
             strategy=make_strategy(rollouts),
             budget=budget,
         )

@@ -12,6 +12,7 @@ from nabla_agents.named import Term, reward_of, terms_of
 
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the model's own.")]
 Dtype = Annotated[str | None, typer.Option(help="For example bfloat16.", show_default=False)]
+Compile = Annotated[bool, typer.Option("--compile", help="Decode by torch.compile, which takes a minute to begin.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Needs accelerate.", show_default=False)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default=False)]
 Offer = Annotated[
@@ -31,10 +32,16 @@ def terms_for(model: str, reward: str | None) -> list[Term]:
 
 
 def engine_of(
-    model: str, terms: list[Term], *, loading: dict[str, Any], revision: str | None, **options: Any
+    model: str,
+    terms: list[Term],
+    *,
+    loading: dict[str, Any],
+    revision: str | None,
+    compile: bool = False,
+    **options: Any,
 ) -> na.Engine:
-    """An engine with this model and the reward of these terms."""
-    only_the_models = {"revision": revision} if revision else {}
+    """An engine with this model and the reward of these terms; `revision` and `compile` are the model's alone."""
+    only_the_models = loading_of(revision=revision, compile=compile)
     loaded = na.LanguageModel.from_pretrained(model, **loading, **only_the_models)
     return na.Engine(model=loaded, reward=reward_of(terms, loading), **options)
 

@@ -11,6 +11,7 @@ import typer
 import nabla_agents as na
 from nabla_agents.cli.app import app, command, spinner
 from nabla_agents.cli.options import (
+    Compile,
     DeviceMap,
     Dtype,
     Offer,
@@ -45,6 +46,7 @@ def serve(
     trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = None,
     device_map: DeviceMap = None,
+    compile: Compile = False,
     revision: Revision = None,
 ) -> None:
     """Serve refined answers behind OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
@@ -68,6 +70,7 @@ def serve(
                 terms[name],
                 loading=loading,
                 revision=revision,
+                compile=compile,
                 strategy=make_strategy(rollouts),
                 budget=na.Budget(rollouts=rollouts),
             )

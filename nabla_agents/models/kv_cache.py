@@ -27,16 +27,27 @@ class GrowingLayer(DynamicLayer):
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        before = self.get_seq_length()
-        after = before + key_states.shape[-2]
-        store = self._in_use
-        if store is None or store[0].shape[2] < after:
-            store = self._store = self._larger(key_states, value_states, before, after)
-        keys, values = store
-        keys[:, :, before:after] = key_states
-        values[:, :, before:after] = value_states
-        self.keys, self.values = keys[:, :, :after], values[:, :, :after]
+        before, tokens = self.get_seq_length(), key_states.shape[-2]
+        keys, values = self._with_room(key_states, value_states, tokens)
+        keys[:, :, before : before + tokens] = key_states
+        values[:, :, before : before + tokens] = value_states
+        self.written(tokens)
+        assert self.keys is not None
+        assert self.values is not None
         return self.keys, self.values
+
+    def reserve(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The tensors that hold keys and values, with room for this many more tokens. Requires that some are held."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self._with_room(self.keys, self.values, tokens)
+
+    def written(self, tokens: int) -> None:
+        """From now on holds that many tokens more, which were written into the room of its tensors."""
+        assert self._store is not None
+        keys, values = self._store
+        after = self.get_seq_length() + tokens
+        self.keys, self.values = keys[:, :, :after], values[:, :, :after]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self.select(indices.tolist())
@@ -69,13 +80,17 @@ class GrowingLayer(DynamicLayer):
         same = self.keys.data_ptr() == store[0].data_ptr() and self.keys.shape[0] == store[0].shape[0]
         return store if same else None
 
-    def _larger(self, key_states: Tensor, value_states: Tensor, before: int, after: int) -> tuple[Tensor, Tensor]:
-        """New tensors with room beyond `after` places, of which the first `before` are those held."""
-        room = after + max(_ROOM, after // 4)
-        keys, values = (new.new_empty(*new.shape[:2], room, new.shape[3]) for new in (key_states, value_states))
-        if before and self.keys is not None and self.values is not None:
-            keys[:, :, :before], values[:, :, :before] = self.keys, self.values
-        return keys, values
+    def _with_room(self, like_keys: Tensor, like_values: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        """What is stored, in larger tensors where this many tokens more do not fit."""
+        store, before = self._in_use, self.get_seq_length()
+        after = before + tokens
+        if store is None or store[0].shape[2] <= after:  # never quite full, which would be another program
+            room = after + max(_ROOM, after // 4)
+            keys, values = (like.new_empty(*like.shape[:2], room, like.shape[3]) for like in (like_keys, like_values))
+            if before and self.keys is not None and self.values is not None:
+                keys[:, :, :before], values[:, :, :before] = self.keys, self.values
+            store = self._store = (keys, values)
+        return store
 
 
 def growing_cache(config: Any) -> DynamicCache:

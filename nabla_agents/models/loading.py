@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from nabla_agents.config import Settings
 from nabla_agents.errors import ModelLoadError
 from nabla_agents.models.checkpointing import checkpoint_layers
+from nabla_agents.models.compiled import compile_passes
 
 LoadedT = TypeVar("LoadedT")
 
@@ -25,7 +26,8 @@ class Loading(Settings):
     `dtype` None means the checkpoint's own on a GPU and float32 on a CPU. `device_map` None means one GPU if there is
     one, else the CPU; any other value needs accelerate. Code shipped with a checkpoint runs only with
     `trust_remote_code=True`. With `activation_checkpointing` a gradient pass holds the activations of one layer at a
-    time, and costs one forward more.
+    time, and costs one forward more. With `compile` passes without gradient are compiled by `torch.compile`: decode
+    steps take about half the time, where layers are small, after up to a minute when they are first needed.
     """
 
     dtype: str | torch.dtype | None = None
@@ -34,6 +36,7 @@ class Loading(Settings):
     quantization_config: Any = None
     trust_remote_code: bool = False
     activation_checkpointing: bool = False
+    compile: bool = False
 
     @field_validator("dtype")
     @classmethod
@@ -91,6 +94,8 @@ def load(
         model = model.to(device)
     if loading.activation_checkpointing:
         checkpoint_layers(model)
+    if loading.compile:
+        compile_passes(model)
     return model, tokenizer
 
 
