@@ -36,11 +36,12 @@ def compile_passes(module: PreTrainedModel) -> None:
         )
     module.eval().requires_grad_(False)
     body.forward = _Compiled(body.forward, module.get_input_embeddings(), config)
-    ids = torch.zeros(1, 1, dtype=torch.long, device=module.device)
+    ids = torch.zeros(1, 3, dtype=torch.long, device=module.device)
+    positions = torch.tensor([[0, 1, 2]], device=module.device)
     try:
         with torch.no_grad():
-            for position in range(2):  # the first has nothing before it
-                body(input_ids=ids, position_ids=ids + position, past_key_values=cache, use_cache=True)
+            body(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+            body(input_ids=ids[:, :1], position_ids=3 + positions[:, :1], past_key_values=cache, use_cache=True)
     except Exception as e:  # a compiler raises anything
         del body.forward
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
@@ -71,7 +72,8 @@ class _Compiled:
             embeddings = self._embedding(inputs["input_ids"])
         if mask is None:
             mask = torch.ones(rows, before + tokens, dtype=torch.bool, device=embeddings.device)
-        stores = [layer.reserve(tokens) for layer in layers]
+        # Whether a tensor is a view of another would make another program.
+        stores = [(keys.detach(), values.detach()) for keys, values in (layer.reserve(tokens) for layer in layers)]
         states = self._program(self._forward, self._config, before, stores, embeddings, mask, inputs["position_ids"])
         for layer in layers:
             layer.written(tokens)
