@@ -23,26 +23,26 @@ _on_cpu = torch.tensor
 
 
 class Elsewhere(Tensor):
-    """A tensor of the second device; `values` are on the CPU."""
+    """A tensor of the second device; `here` are its values, on the CPU."""
 
-    values: Tensor
+    here: Tensor
 
     @staticmethod
-    def __new__(cls, values: Tensor) -> Elsewhere:
+    def __new__(cls, here: Tensor) -> Elsewhere:
         return torch.Tensor._make_wrapper_subclass(  # pyright: ignore
             cls,
-            values.shape,
-            strides=values.stride(),
-            storage_offset=values.storage_offset(),
-            dtype=values.dtype,
+            here.shape,
+            strides=here.stride(),
+            storage_offset=here.storage_offset(),
+            dtype=here.dtype,
             device=DEVICE,
         )
 
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
+    def __init__(self, here: Tensor) -> None:
+        self.here = here
 
     def tolist(self) -> Any:
-        return self.values.tolist()
+        return self.here.tolist()
 
     def __getitem__(self, index: Any) -> Tensor:
         return super().__getitem__(_indices(index))
@@ -65,6 +65,7 @@ def second_device() -> Iterator[torch.device]:
 def move(module: nn.Module) -> None:
     """A module's weights, to the second device. In place, because a `Parameter` would be without their values."""
     for part in module.modules():
+        held: Any
         for held in (part._parameters, part._buffers):
             held.update({name: Elsewhere(t.detach()) for name, t in held.items() if t is not None})
 
@@ -94,14 +95,14 @@ def _operate(operation: Any, args: Any, kwargs: Any) -> Any:
     device = kwargs.get("device")
     if device != DEVICE and (device is not None or not there):
         return results
-    known = {id(x.values): x for x in there}  # what was changed in place
+    known = {id(x.here): x for x in there}  # what was changed in place
     return pytree.tree_map_only(Tensor, lambda y: known[id(y)] if id(y) in known else Elsewhere(y), results)
 
 
 def _without_device(x: Any) -> Any:
     if isinstance(x, torch.device):
         return torch.device("cpu")
-    return x.values if isinstance(x, Elsewhere) else x
+    return x.here if isinstance(x, Elsewhere) else x
 
 
 def _indices(index: Any) -> Any:
