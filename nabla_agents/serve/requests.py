@@ -35,6 +35,9 @@ async def chat_asks(service: Service, body: ChatRequest, key: ApiKey | None) -> 
 async def completion_asks(service: Service, body: CompletionRequest, key: ApiKey | None) -> list[Ask]:
     """`n` searches for each prompt, in the order of the prompts. A prompt is taken verbatim."""
     served = service.served(body.model, body.own.reward)
+    if others := sorted(set(body.stop_token_ids or ()) - set(served.engine.model.eos_ids)):
+        message = f"stop_token_ids has {others[0]}; expected end tokens of {body.model}, or texts in stop."
+        raise Refusal(400, message, code="unsupported_value", param="stop_token_ids")
     try:
         prompts = [await _completion_prompt(service, served, prompt) for prompt in _prompts(body.prompt)]
     except PromptError as e:
@@ -65,7 +68,7 @@ async def _asks(
     sampling = Sampling(
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=body.top_k,
+        top_k=None if body.top_k in (0, -1) else body.top_k,
         min_p=body.min_p,
         max_tokens=_max_tokens(service, body),
         stop=body.stops,
