@@ -43,7 +43,8 @@ async def read_asked(service: Service, served: Served, body: ChatRequest) -> Ask
     except GrammarError as e:
         raise await _of_a_schema(service, served, body, e) from e
     except ConfigurationError as e:
-        raise Refusal(400, str(e), code="invalid_value", param="response_format") from e
+        param = "response_format" if body.response_format else "tools"
+        raise Refusal(400, str(e), code="invalid_value", param=param) from e
     return asked
 
 
