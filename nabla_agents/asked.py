@@ -73,6 +73,7 @@ def chosen_tool(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         ConfigurationError: a choice among no tools, of an unknown tool, or in a form that is none of the known.
     """
+    given = choice
     if isinstance(choice, Mapping):
         mapping = cast(Mapping[str, Any], choice)
         inner = mapping.get("function", mapping)
@@ -82,8 +83,10 @@ def chosen_tool(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
     names = [function(tool).get("name") for tool in tools]
     if choice in ("auto", "none") or (choice == "any" and tools) or choice in names:
         return str(choice)
+    if not names:
+        raise ConfigurationError(f"tool_choice is {given!r}, but there are no tools; expected tools, 'auto' or 'none'.")
     raise ConfigurationError(
-        f"tool_choice is {choice!r}; expected auto, none, any, required, a bool, or one of the tools: {names}."
+        f"tool_choice is {given!r}; expected 'auto', 'none', 'required' or the name of a tool: {names}."
     )
 
 

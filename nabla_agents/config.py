@@ -24,11 +24,11 @@ class Settings(BaseModel):
             super().__init__(**data)
         except ValidationError as e:
             problems = "; ".join(
-                f"{'.'.join(map(str, p['loc'])) or 'settings'} = {p['input']!r}: {p['msg']}{self._meant(p)}"
+                f"{'.'.join(map(str, p['loc'])) or 'settings'} = {p['input']!r}: {p['msg'].rstrip('.')}{self._meant(p)}"
                 for p in e.errors()
             )
-            known = ", ".join(type(self).model_fields)
-            raise ConfigurationError(f"{type(self).__name__}: {problems}. Known settings: {known}.") from e
+            known, end = ", ".join(type(self).model_fields), "" if problems.endswith("?") else "."
+            raise ConfigurationError(f"{type(self).__name__}: {problems}{end} Known settings: {known}.") from e
 
     @classmethod
     def _meant(cls, problem: ErrorDetails) -> str:

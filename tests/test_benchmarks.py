@@ -1,6 +1,8 @@
 """The benchmark scripts run, on small shapes, and say what they need."""
 
 import json
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +66,40 @@ def test_the_context_benchmark_gives_the_numbers_of_the_page() -> None:
     for output in ("64", "256"):
         rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith(f"| {output} |")]
         assert f"| {output} | {' | '.join(row[3] for row in rows)} |" in page
+
+
+@pytest.mark.slow
+def test_the_serving_benchmark_sees_right_answers_and_named_errors_only(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    done = run("serve.py", "--quick", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, Any]] = {part["part"]: part["figures"] for part in json.loads(out.read_text())}
+    loads = [found[f"{clients} clients"] for clients in (1, 4)]
+    for figures in (found["engine in one process, no server"], *loads):
+        assert figures["answers/s"] > 0
+        assert figures["p50 s"] <= figures["p95 s"] <= figures["p99 s"]
+    small, retried, killed, stopped = list(found.values())[-4:]
+    assert small["200"] >= 4  # two places and two to wait
+    assert sum(small.values()) == small["200"] + small.get("429", 0) == 8
+    assert retried == {"as the engine says": 8}
+    for figures in (killed, stopped):
+        assert sum(figures.values()) == 32
+        assert all(outcome == "as the engine says" or outcome.startswith("RemoteError: ") for outcome in figures)
+
+
+@pytest.mark.slow
+@pytest.mark.enable_socket
+def test_the_benchmark_of_replicas_has_a_row_for_each_number() -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    small = ("--questions", "4", "--concurrency", "2", "--rounds", "1", "--rollouts", "2")
+    done = run("replicas.py", "--replicas", "1,2", *small, "--port", port)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if re.match(r"\| \d", line)]
+    assert [row[0] for row in rows] == ["1", "2"]
+    for row in rows:
+        speed, least, most, p50, p95 = map(float, row[1:6])
+        assert least == speed == most > 0
+        assert 0 < p50 <= p95

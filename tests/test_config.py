@@ -1,5 +1,7 @@
 """Settings refuse what cannot work, by name, value and what is allowed."""
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -11,6 +13,21 @@ def test_an_unknown_option_is_refused_and_the_known_ones_are_listed() -> None:
     with pytest.raises(ConfigurationError, match=r"temprature = 0\.7.*Known settings: temperature, top_p, top_k") as e:
         Sampling(temprature=0.7)
     assert "Sampling" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "end"),
+    [
+        ({"stepss": 1}, "not permitted. Known"),
+        ({"min_promis": 1}, "did you mean 'min_promise'? Known"),
+        ({"dto": {"kl_budgt": 1.0}}, "did you mean 'kl_budget'? Known settings: beta, kl_budget; dto"),
+    ],
+)
+def test_each_sentence_of_an_error_has_one_end(settings: dict[str, Any], end: str) -> None:
+    with pytest.raises(ConfigurationError) as e:
+        Nabla(**settings)
+    assert end in str(e.value)
+    assert not any(twice in str(e.value) for twice in ("..", "?.", ".;"))
 
 
 @pytest.mark.parametrize(

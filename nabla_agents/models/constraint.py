@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _LONGEST = 1024  # tokens of the shortest answer to a schema, as far as it is looked at
 _SLACK = 24  # tokens that one more token can cost to close: an item or a property that it opens
 _CLOSERS = (rb'"[}\]]*', rb'".*', rb"[}\]]+", rb"[}\]].*", rb",.*")  # a string first: all else in it is text
+_OF_SCHEMA = "failed to compile JSON schema: "  # how llguidance begins what is wrong with a schema
 _KEPT = 64  # compiled grammars of a model; an agent has a few
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -49,7 +50,10 @@ class Constraint:
         """Follows tokens; how many of them the grammar has."""
         taken = self._matcher.try_consume_tokens(list(ids))
         if self._matcher.is_error():
-            raise GrammarError(f"The grammar is too large to follow: {self._matcher.get_error().splitlines()[0]}")
+            raise GrammarError(
+                "No text that ends keeps to the grammar, or it is too large to follow. A JSON schema that refers to "
+                "itself must leave a way to stop: a property that is not required, an empty array, null in an anyOf."
+            )
         return taken
 
     @property
@@ -134,6 +138,9 @@ class Compiler:
         matcher = LLMatcher(self._ll, source, log_level=0)
         if matcher.is_error():
             reason = re.split(r"\n +\d+ \|", re.sub(r"^at \d+\(\d+\): ", "", matcher.get_error()))[0].strip()
+            if reason.startswith(_OF_SCHEMA):
+                wrong = reason.removeprefix(_OF_SCHEMA)
+                raise GrammarError(f"The JSON schema cannot be kept to: {wrong}. Correct it, or leave it out.")
             raise GrammarError(f"The grammar does not compile: {reason}. Its rule is {_short(grammar.body)}")
         return matcher
 

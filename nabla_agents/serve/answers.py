@@ -95,19 +95,25 @@ class ChatChoice:
         return {"id": self._replies.call_id(index), "type": "function", "function": function}
 
 
-def text_choice(index: int, search: Searching, result: Result, text: str) -> dict[str, Any]:
-    """A choice of `/v1/completions`, whole or as the last piece of a stream."""
+def text_choice(
+    index: int, search: Searching, result: Result, text: str, *, with_token_ids: bool = False
+) -> dict[str, Any]:
+    """A choice of `/v1/completions`, whole or as the last piece of a stream. Its log-probabilities are those of all its
+    tokens, also of the one that ends it and has no text.
+    """
     logprobs = None
     if search.ask.top_logprobs is not None:
-        entries = token_log_probs(search, result, 0, len(result.text))
+        entries = token_log_probs(search, result, 0, len(result.text), textless=True)
         logprobs = {
             "tokens": [e["token"] for e in entries],
             "token_logprobs": [e["logprob"] for e in entries],
             "top_logprobs": [{t["token"]: t["logprob"] for t in e["top_logprobs"]} for e in entries],
             "text_offset": [sum(len(e["token"]) for e in entries[:i]) for i in range(len(entries))],
         }
-    reason = finish_reason(result)
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, "nabla": summary(result)}
+    found = {"logprobs": logprobs, "finish_reason": finish_reason(result), "nabla": summary(result)}
+    if with_token_ids:
+        found |= {"token_ids": list(result.token_ids), "prompt_token_ids": list(search.ask.prompt.ids)}
+    return {"index": index, "text": text, **found}
 
 
 def finish_reason(result: Result, reply: Reply | None = None) -> str:
@@ -149,14 +155,18 @@ def ledger(searches: Sequence[Searching], results: Sequence[Result]) -> dict[str
     return {"usage": spent.as_dict(), "queued_seconds": round(min(s.queued_seconds for s in searches), 6)}
 
 
-def token_log_probs(search: Searching, result: Result, start: int, end: int) -> list[dict[str, Any]]:
-    """Log π in nats of each token that has characters in start:end of the text, and of the likeliest others there."""
+def token_log_probs(
+    search: Searching, result: Result, start: int, end: int, *, textless: bool = False
+) -> list[dict[str, Any]]:
+    """Log π in nats of each token that has characters in start:end of the text, and of the likeliest others there;
+    with `textless` of every token.
+    """
     tokenizer = search.ask.served.engine.model.tokenizer
     text = tokenizer.decode(result.token_ids)
     entries: list[dict[str, Any]] = []
     for i, (begin, stop) in enumerate(tokenizer.token_offsets(result.token_ids)):
         begin, stop = max(begin, start), min(stop, end)
-        if begin >= stop:
+        if begin >= stop and not textless:
             continue
         others = search.alternatives[i] if i < len(search.alternatives) else []
         top = [_entry(tokenizer.token_text(token), value) for token, value in others]

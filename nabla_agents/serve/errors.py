@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, NablaError, PromptError
@@ -82,7 +82,7 @@ def invalid_request(problems: list[Any]) -> Refusal:
         return Refusal(400, f"The body is no JSON: {reason}. Expected a JSON object.", code="invalid_json")
     if not place:
         return Refusal(400, "Expected a JSON object as body, with content type application/json.", code="invalid_body")
-    name = _dotted(place)
+    name = dotted(place)
     if kind == "extra_forbidden":
         return Refusal(400, f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
     if kind == "missing":
@@ -94,7 +94,8 @@ def invalid_request(problems: list[Any]) -> Refusal:
     return Refusal(400, message, code=code, param=name)
 
 
-def _dotted(place: list[Any]) -> str:
+def dotted(place: Sequence[str | int]) -> str:
+    """A place in a body, as OpenAI writes it: `messages[0].content`."""
     text = ""
     for part in place:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)

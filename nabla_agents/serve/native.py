@@ -8,13 +8,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from nabla_agents.config import Sampling
+from nabla_agents.errors import GrammarError
 from nabla_agents.grammar import Grammar
 from nabla_agents.result import Result
 from nabla_agents.serve.errors import Refusal
 from nabla_agents.serve.gate import Caller
 from nabla_agents.serve.protocol import NativeMessage, PromptRequest, StepsRequest, TokensRequest
-from nabla_agents.serve.requests import checked, encoded, within
+from nabla_agents.serve.requests import encoded, within
 from nabla_agents.serve.routes import REFUSALS, service_of
+from nabla_agents.serve.schemas import compiled
 from nabla_agents.serve.service import Ask
 from nabla_agents.serve.streaming import events
 from nabla_agents.types import Message, Prompt, Step
@@ -70,7 +72,10 @@ async def steps(request: Request, body: StepsRequest) -> Response:
     grammar = None if body.sampling.grammar is None else Grammar(**body.sampling.grammar.model_dump())
     most = within(service, "sampling.max_tokens", body.sampling.max_tokens)
     sampling = Sampling(**{**fields, "grammar": grammar, "max_tokens": most})
-    await checked(service, served, grammar)
+    try:
+        await compiled(service, served, grammar)
+    except GrammarError as e:
+        raise Refusal(400, str(e), code="invalid_value", param="sampling.grammar") from e
 
     def rendered() -> Prompt:
         ids = tuple(encoded(model, body.prompt.text))

@@ -79,7 +79,8 @@ class Generation(Body):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """0 and -1 are off."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stop: Annotated[str, Field(min_length=1)] | Stops | None = None
     seed: Seed | None = None
@@ -216,21 +217,28 @@ class ChatRequest(Generation):
 
 
 class CompletionRequest(Generation):
-    """`POST /v1/completions`."""
+    """`POST /v1/completions`, with what vLLM has beside OpenAI's: token ids in the answer."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **Generation.neutral,
         "best_of": (1,),
         "echo": (False,),
         "suffix": ("",),
+        "repetition_penalty": (1,),
+        "add_special_tokens": (False,),
     }
 
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    return_token_ids: bool | None = None
+    stop_token_ids: list[int] | None = None
+    """Those that end the model's answers anyway."""
 
     best_of: Any = None
     echo: Any = None
     suffix: Any = None
+    repetition_penalty: Any = None
+    add_special_tokens: Any = None
 
 
 class NativeMessage(Body):

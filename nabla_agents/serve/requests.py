@@ -9,12 +9,13 @@ from typing import Any
 
 from nabla_agents.asked import Asked
 from nabla_agents.config import Sampling
-from nabla_agents.errors import ConfigurationError, PromptError
+from nabla_agents.errors import PromptError
 from nabla_agents.grammar import Grammar
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.serve.errors import Refusal, refusal_of
 from nabla_agents.serve.keys import ApiKey
 from nabla_agents.serve.protocol import ChatRequest, CompletionRequest, Generation, Turn
+from nabla_agents.serve.schemas import read_asked
 from nabla_agents.serve.service import Ask, Served, Service
 from nabla_agents.types import Message, Prompt
 
@@ -25,7 +26,7 @@ async def chat_asks(service: Service, body: ChatRequest, key: ApiKey | None) -> 
     if body.top_logprobs is not None and not body.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs to be true.", code="invalid_value", param="top_logprobs")
     messages = [_message(turn, i) for i, turn in enumerate(body.messages)]
-    asked = _asked(served, body)
+    asked = await read_asked(service, served, body)
     prompt = await service.prompt(served, asked.told(messages), tools=asked.tools)
     top = (body.top_logprobs or 0) if body.logprobs else None
     return await _asks(service, served, body, [prompt], asked.grammar, top, key), asked
@@ -34,6 +35,9 @@ async def chat_asks(service: Service, body: ChatRequest, key: ApiKey | None) -> 
 async def completion_asks(service: Service, body: CompletionRequest, key: ApiKey | None) -> list[Ask]:
     """`n` searches for each prompt, in the order of the prompts. A prompt is taken verbatim."""
     served = service.served(body.model, body.own.reward)
+    if others := sorted(set(body.stop_token_ids or ()) - set(served.engine.model.eos_ids)):
+        message = f"stop_token_ids has {others[0]}; expected end tokens of {body.model}, or texts in stop."
+        raise Refusal(400, message, code="unsupported_value", param="stop_token_ids")
     try:
         prompts = [await _completion_prompt(service, served, prompt) for prompt in _prompts(body.prompt)]
     except PromptError as e:
@@ -64,13 +68,12 @@ async def _asks(
     sampling = Sampling(
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=body.top_k,
+        top_k=None if body.top_k in (0, -1) else body.top_k,
         min_p=body.min_p,
         max_tokens=_max_tokens(service, body),
         stop=body.stops,
         grammar=grammar,
     )
-    await checked(service, served, grammar)
     if top_logprobs is not None and top_logprobs > service.settings.max_top_logprobs:
         at_most = service.settings.max_top_logprobs
         raise Refusal(400, f"At most {at_most} top_logprobs.", code="invalid_value", param="top_logprobs")
@@ -108,12 +111,6 @@ def within(service: Service, name: str, wanted: int | None) -> int:
     return most if wanted is None else wanted
 
 
-async def checked(service: Service, served: Served, grammar: Grammar | None) -> None:
-    """Compiles the grammar, which says now what is wrong with it."""
-    if grammar is not None:
-        await service.reading(lambda: served.engine.model.constraint(grammar))
-
-
 def encoded(model: LanguageModel, text: str) -> list[int]:
     """Token ids of a text, verbatim.
 
@@ -124,27 +121,6 @@ def encoded(model: LanguageModel, text: str) -> list[int]:
         return model.tokenizer.encode(text)
     except Exception as e:  # half a surrogate pair, a word that it does not have: tokenizers raise anything
         raise PromptError(f"The tokenizer of {model.name} cannot read the text: {e}") from e
-
-
-def _asked(served: Served, body: ChatRequest) -> Asked:
-    tools = None if body.tools is None else [tool.model_dump(exclude_none=True) for tool in body.tools]
-    shape = None if body.response_format is None else body.response_format.model_dump(by_alias=True, exclude_none=True)
-    if isinstance(body.tool_choice, dict) and body.tool_choice.get("type") != "function":
-        message = f"tool_choice is {body.tool_choice!r}; expected a string, or type function with a name."
-        raise Refusal(400, message, code="unsupported_parameter", param="tool_choice")
-    choices: dict[str, Any] = {
-        "tool_choice": body.tool_choice,
-        "parallel_tool_calls": body.parallel_tool_calls,
-        "reasoning": served.engine.model.tokenizer.knows_reasoning,
-    }
-    try:
-        Asked.read(tools, **choices)
-    except ConfigurationError as e:
-        raise Refusal(400, str(e), code="invalid_value", param="tool_choice") from e
-    try:
-        return Asked.read(tools, response_format=shape, **choices)
-    except ConfigurationError as e:
-        raise Refusal(400, str(e), code="invalid_value", param="response_format") from e
 
 
 def _message(turn: Turn, index: int) -> Message:

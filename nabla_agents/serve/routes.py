@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
@@ -108,13 +109,14 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     caller.note(request, asks)
     searches = service.searches(asks, caller.id, caller.key)
     envelope = Envelope("cmpl", "text_completion", body.model)
+    choice = functools.partial(text_choice, with_token_ids=bool(body.return_token_ids))
     if not body.stream:
         found = await results(request, searches)
         caller.note_results(request, found)
         pairs = enumerate(zip(searches, found, strict=True))
         return JSONResponse(
             envelope.of(
-                [text_choice(i, search, result, result.text) for i, (search, result) in pairs],
+                [choice(i, search, result, result.text) for i, (search, result) in pairs],
                 usage=usage(searches, found),
                 nabla=ledger(searches, found),
             )
@@ -125,10 +127,10 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
         text = texts[index]
         if isinstance(item, Result):
             rest = item.text[len(text.text) :]
-            return [envelope.of([text_choice(index, searches[index], item, rest)])]
+            return [envelope.of([choice(index, searches[index], item, rest)])]
         added = "" if item.done else text.added_by(item)
-        choice = {"index": index, "text": added, "logprobs": None, "finish_reason": None}
-        return [envelope.of([choice])] if added else []
+        piece = {"index": index, "text": added, "logprobs": None, "finish_reason": None}
+        return [envelope.of([piece])] if added else []
 
     def last(found: list[Result]) -> list[dict[str, Any]]:
         caller.note_results(request, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nabla_agents.errors import ConfigurationError
+from nabla_agents.serve.errors import Refusal
 from nabla_agents.serve.logs import configure, log
 from nabla_agents.serve.service import Service
 from nabla_agents.serve.settings import ServeSettings
@@ -86,7 +88,7 @@ def serve(app: FastAPI, settings: ServeSettings) -> None:
 
 def _timed(header_seconds: float) -> type[H11Protocol]:
     """uvicorn's protocol, whose connections have so long for a request's head to arrive. uvicorn itself waits for the
-    rest of one for ever.
+    rest of one for ever, and answers in plain text what is no HTTP.
     """
 
     class Timed(H11Protocol):
@@ -112,6 +114,18 @@ def _timed(header_seconds: float) -> type[H11Protocol]:
         def on_response_complete(self) -> None:
             super().on_response_complete()
             self._disarm()
+
+        def send_400_response(self, msg: str) -> None:
+            refusal = Refusal(400, f"{msg} Expected HTTP/1.1, and TLS ended before it comes here.", code="invalid_http")
+            body = json.dumps(refusal.body).encode()
+            headers = [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Connection", "close"),
+            ]
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def _arm(self) -> None:
             if self._deadline is None:

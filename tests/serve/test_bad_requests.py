@@ -97,6 +97,54 @@ async def test_a_request_that_cannot_be_met(
     assert "nabla_rollouts_total{" not in (await client.get("/metrics")).text
 
 
+def answers_in(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}}
+
+
+def with_tool(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"tools": [WEATHER, {"type": "function", "function": {"name": "other", "parameters": parameters}}]}
+
+
+ENDLESS = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+MISSPELT = {"type": "array", "items": {"properties": {"name": {"type": "strng"}}}}
+ANSWER, OTHER = "response_format.json_schema.schema", "tools[1].function.parameters"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        (answers_in({"$ref": "#"}), ANSWER, ("refers to itself", "not required")),
+        (answers_in(ENDLESS), ANSWER, ("refers to itself", "not required")),
+        (answers_in(MISSPELT), f"{ANSWER}.items.properties.name.type", ("Invalid type: strng. Correct it",)),
+        (answers_in({"$ref": "#/$defs/none"}), ANSWER, ("'/$defs/none' does not exist",)),
+        (answers_in({"type": "array", "minItems": 2, "maxItems": 1}), ANSWER, ("minItems (2) is greater",)),
+        (with_tool(ENDLESS), OTHER, ("refers to itself",)),
+        (with_tool(MISSPELT), f"{OTHER}.items.properties.name.type", ("strng",)),
+        ({**with_tool({"type": "object"}), **answers_in(MISSPELT)}, f"{ANSWER}.items.properties.name.type", ("strng",)),
+    ],
+)
+async def test_a_schema_that_cannot_be_kept_to_is_named_by_its_place(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str, words: tuple[str, ...]
+) -> None:
+    response = await client.post(CHAT, json={**chat(model="scripted"), **fields})
+    error = refused(response, 400, "invalid_value", f"'{param}'", *words)
+    assert error["param"] == param
+    assert not any(word in error["message"] for word in ("guidance", "NoExtension", "lexeme", "%json"))
+
+
+async def test_a_tool_choice_among_no_tools_is_named_as_it_was_sent(client: httpx.AsyncClient) -> None:
+    response = await client.post(CHAT, json=chat(model="scripted", tool_choice="required"))
+    error = refused(response, 400, "invalid_value", "'required'", "there are no tools")
+    assert "any" not in error["message"]
+
+
+async def test_a_grammar_of_an_engine_elsewhere_that_does_not_compile_is_named(client: httpx.AsyncClient) -> None:
+    prompt = {"messages": [{"role": "user", "content": "Hi"}], "text": "Hi"}
+    body = {"model": "scripted", "prompt": prompt, "sampling": {"grammar": {"body": "/(/"}}}
+    error = refused(await client.post("/v1/nabla/steps", json=body), 400, "invalid_value", "does not compile")
+    assert error["param"] == "sampling.grammar"
+
+
 async def test_what_is_neutral_is_taken(client: httpx.AsyncClient) -> None:
     neutral = {
         "frequency_penalty": 0,

@@ -141,12 +141,26 @@ def test_a_slow_body_is_not_waited_for(make: Callable[..., FastAPI]) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
-def test_what_is_no_http_does_not_hurt(make: Callable[..., FastAPI]) -> None:
+def test_a_head_that_is_too_long_does_not_hurt(make: Callable[..., FastAPI]) -> None:
     with running(make(), ServeSettings(port=0)) as server:
-        for sent in (b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9\r\n\r\n", b"POST " + b"x" * 100_000):
-            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-                connection.sendall(sent)
-                assert connection.recv(100)[:12] in (b"HTTP/1.1 400", b"")
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(b"POST " + b"x" * 100_000)
+            assert connection.recv(100)[:12] in (b"HTTP/1.1 400", b"")
+        with client_of(server.port) as client:
+            assert client.post(CHAT, json=QUICK).status_code == 200
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9\r\n\r\n"])
+def test_what_is_no_http_is_told_so(make: Callable[..., FastAPI], sent: bytes) -> None:
+    with running(make(), ServeSettings(port=0)) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(sent)
+            head, _, body = b"".join(iter(lambda: connection.recv(1000), b"")).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"application/json" in head
+        error = json.loads(body)["error"]
+        assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "invalid_http", None)
+        assert "Expected HTTP" in error["message"]
         with client_of(server.port) as client:
             assert client.post(CHAT, json=QUICK).status_code == 200
 
