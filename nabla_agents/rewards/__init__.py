@@ -23,6 +23,7 @@ from nabla_agents.rewards.tools.json_schema import JsonSchema
 from nabla_agents.rewards.tools.math_answer import MathAnswer
 from nabla_agents.rewards.tools.pattern import Pattern
 from nabla_agents.rewards.tools.prompt_tests import prompt_assertions
+from nabla_agents.rewards.tools.pydantic_class import PydanticClass
 from nabla_agents.rewards.tools.python_answer import PythonAnswer
 from nabla_agents.rewards.tools.python_tests import PythonTests
 
@@ -45,6 +46,7 @@ __all__ = [
     "OutcomeReward",
     "Pattern",
     "ProcessReward",
+    "PydanticClass",
     "PythonAnswer",
     "PythonTests",
     "Reward",

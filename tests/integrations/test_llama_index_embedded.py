@@ -3,15 +3,23 @@
 It knows word problems only: what an agent does with a tool's result is tested with a scripted model, in files beside.
 """
 
-from typing import Any
+import asyncio
+from typing import Any, ClassVar
 
 import pytest
 from llama_index.core import Document, MockEmbedding, PromptTemplate, VectorStoreIndex
 from llama_index.core.agent.workflow import AgentWorkflow, CodeActAgent, FunctionAgent, ReActAgent
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-from llama_index.llms.nabla import NablaLLM, NablaQueryEngine, numbers_in_sources, sandboxed
-from nabla_agents import Engine
+from llama_index.llms.nabla import (
+    NablaLLM,
+    NablaQueryEngine,
+    StructuredAnswerError,
+    numbers_in_sources,
+    sandboxed,
+)
+from llama_index.llms.nabla.judging import judging_by_class
+from nabla_agents import ArithmeticSteps, Budget, Engine, Reward
 
 # Of LlamaIndex itself: its agents look at all their own attributes, and its memory leaves its data base open.
 pytestmark = [
@@ -68,6 +76,71 @@ class Sum(BaseModel):
 def test_a_structured_answer_fits_its_class(llm: NablaLLM) -> None:
     asked = PromptTemplate("Which numbers are added in {text}?")
     assert isinstance(llm.with_options(max_tokens=60).structured_predict(Sum, asked, text="3 + 4"), Sum)
+
+
+class Picked(BaseModel):
+    """Two numbers, some of which are forbidden in a way that no grammar knows."""
+
+    forbidden: ClassVar[list[Any]] = []
+    left: int = Field(ge=0, le=99)
+    right: int = Field(ge=0, le=99)
+
+
+class Named(Picked):
+    """Says which field is wrong."""
+
+    @field_validator("right")
+    @classmethod
+    def _is_allowed(cls, right: int) -> int:
+        if right in [one.right for one in cls.forbidden]:
+            raise ValueError("another number, please")
+        return right
+
+
+class Whole(Picked):
+    """Says that the whole is wrong."""
+
+    @model_validator(mode="after")
+    def _is_allowed(self) -> "Whole":
+        if (self.left, self.right) in [(one.left, one.right) for one in self.forbidden]:
+            raise ValueError("other numbers, please")
+        return self
+
+
+PICK = PromptTemplate("Pick two numbers for {text}.")
+OTHERWISE = [("refine_policy", "never"), ("refine_constrained", True)]
+
+
+@pytest.mark.parametrize("own", [None, ArithmeticSteps()], ids=["no reward", "one that knows no JSON"])
+@pytest.mark.parametrize("cls", [Named, Whole])
+async def test_a_search_finds_what_the_validators_accept_without_asking_again(
+    engine: Engine, own: Reward | None, cls: type[Picked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forbidden is what an unrefined answer and the same search without the class say, whatever the weights."""
+    searching = engine.with_reward(own)
+    llm = NablaLLM(engine=searching, max_tokens=40, structured_retries=0, budget=Budget(rollouts=24))
+    shape = {"type": "json_schema", "json_schema": {"schema": cls.model_json_schema()}}
+    asked: Any = {"messages": llm._get_messages(PICK, text="Ann"), "response_format": shape}
+    answers = [llm.chat(**asked, **{policy: value}) for policy, value in OTHERWISE]
+    monkeypatch.setattr(Picked, "forbidden", [Picked.model_validate_json(a.message.content or "") for a in answers])
+
+    found = llm.structured_predict(cls, PICK, text="Ann")
+    assert await llm.astructured_predict(cls, PICK, text="Ann") == found
+    assert list(llm.stream_structured_predict(cls, PICK, text="Ann"))[-1] == found
+    assert isinstance(llm.as_structured_llm(cls).complete("Pick two.").raw, cls)
+    with pytest.raises(StructuredAnswerError, match="please"):
+        llm.with_options(refine_policy="never").structured_predict(cls, PICK, text="Ann")
+
+
+async def test_awaited_answers_of_one_class_are_one_batch(engine: Engine, counted: Any) -> None:
+    llm = NablaLLM(engine=engine, max_tokens=40)
+    alone = [llm.structured_predict(Picked, PICK, text=str(i)) for i in range(6)]
+    searching = judging_by_class(engine, Picked)
+    calls, starts = counted(searching, "generate_batch"), counted(searching, "steps")
+    together = await asyncio.gather(*(llm.astructured_predict(Picked, PICK, text=str(i)) for i in range(6)))
+    assert together == alone
+    assert len(calls) >= 1
+    assert len(calls) + len(starts) < 6
 
 
 def add(left: int, right: int) -> int:

@@ -218,6 +218,26 @@ async def test_a_validator_steers_the_next_attempt(method: str) -> None:
         await structured(llm.model_copy(update={"structured_retries": 0}), method)
 
 
+class Share(BaseModel):
+    """A part of a whole; its validator breaks where there is none."""
+
+    part: int
+    whole: int
+
+    @field_validator("whole")
+    @classmethod
+    def _is_a_share(cls, value: int, info: Any) -> int:
+        return info.data["part"] / value and value
+
+
+def test_a_validator_that_breaks_is_told_to_the_model_and_is_the_cause_at_last() -> None:
+    llm = scripted(lambda p: f'{{"part": 1, "whole": {2 if "ZeroDivisionError" in p else 0}}}')
+    assert llm.structured_predict(Share, PROMPT, who="she") == Share(part=1, whole=2)
+    with pytest.raises(StructuredAnswerError, match="division by zero") as caught:
+        llm.model_copy(update={"structured_retries": 0}).structured_predict(Share, PROMPT, who="she")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
 @pytest.mark.parametrize("said", ["nope", '{"name": "Ann"}', '{"name": "Ann", "age": "seven"}', "Ann is 7."])
 def test_an_answer_that_does_not_fit_the_schema_cannot_be_said(said: str) -> None:
     llm = scripted(lambda prompt: said)

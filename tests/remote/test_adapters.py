@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage
+from llama_index.core import PromptTemplate
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
@@ -94,6 +95,8 @@ def test_llama_index(there: dict[str, Any], local: dict[str, Engine]) -> None:
     tool = FunctionTool.from_defaults(weather)
     [call] = llm.get_tool_calls_from_response(llm.chat_with_tools([tool], ASKED))
     assert (call.tool_name, call.tool_kwargs) == ("weather", {"city": "Oslo"})
+    who = PromptTemplate("Who is it?")
+    assert llm.structured_predict(Person, who) == here.structured_predict(Person, who) == Person(name="Ada", age=36)
     assert llm.metadata.context_window == here.metadata.context_window
     assert llm.complete_batch([ASKED] * 2)[1].text == "It rains in Oslo."
 

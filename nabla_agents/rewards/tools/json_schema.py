@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -19,13 +19,12 @@ from referencing import Registry
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.rewards.background import Background
-from nabla_agents.rewards.tools.fences import fenced_blocks
+from nabla_agents.rewards.tools.json_text import json_body, located
 from nabla_agents.rewards.tools.text import TextReward
 from nabla_agents.types import Score, Span, Usage
 
 _MAX_DEPTH = 64  # brackets within brackets; a parser that recurses must not meet thousands
 _BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|$)|[\[{]|[\]}]', re.DOTALL)
-_SPACE = re.compile(r"[ \t\n\r]*+")
 _deadline: ContextVar[float] = ContextVar("_deadline", default=math.inf)  # of the check in this thread
 
 
@@ -70,7 +69,7 @@ class JsonSchema(TextReward):
         called = Usage(reward_calls=1)
         if len(text) > self.max_characters:
             return Score.not_judged(f"text has {len(text)} characters, limit {self.max_characters}", called)
-        body, offset = _body(text)
+        body, offset = json_body(text)
         try:
             value = _parsed(body)
         except _NotJson as e:
@@ -85,7 +84,7 @@ class JsonSchema(TextReward):
         except Exception as e:  # a reference that leads nowhere, or a number beyond the range of floats
             return Score.not_judged(f"the schema cannot be applied: {type(e).__name__}: {e}", called)
         if error is not None:
-            start, end = _located(body, error.absolute_path)
+            start, end = located(body, error.absolute_path)
             return self._wrong(0.5, f"{error.json_path}: {error.message[:200]}", (offset + start, offset + end), text)
         return Score(1.0, 1.0, True if self.vouches else None, explanation="JSON that fits the schema", usage=called)
 
@@ -100,15 +99,6 @@ class _NotJson(Exception):
     def __init__(self, reason: str, position: int) -> None:
         super().__init__(reason)
         self.position = position
-
-
-def _body(text: str) -> tuple[str, int]:
-    """The JSON text, and where it starts."""
-    if text.lstrip().startswith(("{", "[", '"')):
-        return text, 0
-    blocks = fenced_blocks(text)
-    block = next((b for b in reversed(blocks) if b.language.startswith("json")), blocks[-1] if blocks else None)
-    return (text, 0) if block is None else (block.text, block.start)
 
 
 def _parsed(body: str) -> Any:
@@ -136,33 +126,6 @@ def _first_error(validator: Any, value: Any, seconds: float) -> ValidationError 
     """
     _deadline.set(time.monotonic() + seconds)
     return best_match(validator.iter_errors(value))
-
-
-def _located(body: str, path: Sequence[str | int]) -> tuple[int, int]:
-    """Characters of the value at a path of keys and indices; a key that occurs twice counts where it is last."""
-    decoder = json.JSONDecoder()
-    start = _skip(body, 0)
-    for step in path:
-        place, at = start, _skip(body, start + 1)
-        for index in range(len(body)):
-            key: str | int = index
-            if body[start] == "{":
-                key, at = decoder.raw_decode(body, at)
-                at = _skip(body, _skip(body, at) + 1)
-            if key == step:
-                place = at
-            _, at = decoder.raw_decode(body, at)
-            at = _skip(body, at)
-            if body[at] in "]}":
-                break
-            at = _skip(body, at + 1)
-        start = place
-    return start, decoder.raw_decode(body, start)[1]
-
-
-def _skip(body: str, at: int) -> int:
-    match = _SPACE.match(body, at)
-    return at if match is None else match.end()
 
 
 def _validator(schema: Any, timeout_seconds: float) -> Any:

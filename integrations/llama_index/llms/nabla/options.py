@@ -10,7 +10,7 @@ from typing import Any, Final
 SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop")
 PER_CALL: Final = (
     *(*SAMPLING, "seed", "rollouts", "budget", "strategy", "logprobs"),
-    *("refine_policy", "trace_budget", "final"),
+    *("refine_policy", "trace_budget", "final", "refine_constrained"),
 )
 REQUEST: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "draft")
 

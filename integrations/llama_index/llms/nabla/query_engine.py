@@ -13,6 +13,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
+from llama_index.llms.nabla.judging import judging_too
 from llama_index.llms.nabla.options import nabla_options
 from llama_index.llms.nabla.recording import Recorded, recording
 from nabla_agents import Score, Span
@@ -101,25 +102,15 @@ class NablaQueryEngine(BaseQueryEngine):
         """The model that answered, judging by the verifier too."""
         if self.verifier is None:
             return llm
-        from nabla_agents import Engine, reward
+        from nabla_agents import reward  # loads torch, which an engine that is only constructed does not need
 
-        engine, verifier, nodes = llm.load(), self.verifier, drafted.source_nodes
+        verifier, nodes = self.verifier, drafted.source_nodes
 
         @reward(name=getattr(verifier, "__name__", "verifier"))
         def verified(completion: str) -> Any:
             return verifier(query.query_str, completion, nodes)
 
-        own = engine.objective.reward
-        return llm.with_engine(
-            Engine(
-                model=engine.model,
-                reward=verified if own is None else own + verified,
-                strategy=engine.strategy,
-                budget=engine.budget,
-                likelihood_weight=engine.objective.likelihood_weight,
-                embedding_terms=engine.objective.embedding_terms,
-            )
-        )
+        return llm.with_engine(judging_too(llm.load(), verified))
 
     def _call(self, last: Recorded) -> dict[str, Any]:
         """The last call again, to be refined from what it answered."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import copy_context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
@@ -57,7 +58,8 @@ class Request:
         tools, chat = bool(self._asked.tools), not isinstance(self._given, str)
         self.replies = Replies(prompt, self.llm.seed, tools=tools, chat=chat)
         strategy, budget = self._search()
-        sampling = Sampling(**{name: getattr(self.llm, name) for name in SAMPLING}, grammar=self._asked.grammar)
+        grammar = self._asked.grammar and replace(self._asked.grammar, refine=bool(self.llm.refine_constrained))
+        sampling = Sampling(**{name: getattr(self.llm, name) for name in SAMPLING}, grammar=grammar)
         said = {"seed": self.llm.seed, "refine_policy": self.llm.refine_policy, "refined": self._refined}
         self._context.run(report_start, **said)
         return self._context.run(

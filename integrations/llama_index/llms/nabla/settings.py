@@ -78,6 +78,11 @@ class NablaSettings(FunctionCallingLLM):
     trace_budget: TraceBudget | None = Field(
         default=None, description="What the refined calls of one query or agent run may cost together."
     )
+    refine_constrained: bool | None = Field(
+        default=None,
+        description="Whether searches change tool calls and structured answers too, within their grammar; None: the "
+        "answers of `structured_predict` and its family, which their class judges.",
+    )
     final: bool | None = Field(
         default=None, description="Whether a call gives the final answer; None: as its callers tell."
     )

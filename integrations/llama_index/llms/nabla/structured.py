@@ -1,7 +1,8 @@
-"""StructuredAnswers: objects of a pydantic class, decoded under its schema and checked by its validators."""
+"""StructuredAnswers: objects of a pydantic class, decoded under its schema and searched by what its validators say."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,7 @@ from llama_index.core.types import PydanticProgramMode
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, ValidationError
 
+from llama_index.llms.nabla.judging import judging_by_class, takes_rewards
 from llama_index.llms.nabla.options import merged
 from llama_index.llms.nabla.tools import ToolCalling
 from nabla_agents import NablaError
@@ -30,8 +32,11 @@ class StructuredAnswerError(NablaError, ValueError):
 
 
 class StructuredAnswers(ToolCalling):
-    """`structured_predict` and its family: the model is told the schema, cannot leave it, and is asked again, with the
-    reason, where a validator of the class refuses what it said. Other modes than the default program are the core's.
+    """`structured_predict` and its family: the model is told the schema and cannot leave it; where a call is refined,
+    the search looks for an answer that the validators of the class accept; and where they refuse what it found, the
+    model is asked again, with the reason. Other modes than the default program are the core's.
+
+    An engine on a server judges by its own rewards alone.
     """
 
     def structured_predict(
@@ -45,8 +50,9 @@ class StructuredAnswers(ToolCalling):
         if self.pydantic_program_mode is not PydanticProgramMode.DEFAULT:
             return super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         attempts = self._attempts(output_cls, prompt, llm_kwargs, prompt_args)
+        llm = self._judging(output_cls)
         while not attempts.ended:
-            attempts.take(self.chat(attempts.messages, **attempts.options))
+            attempts.take(llm.chat(attempts.messages, **attempts.options))
         return attempts.answer()
 
     async def astructured_predict(
@@ -56,8 +62,9 @@ class StructuredAnswers(ToolCalling):
         if self.pydantic_program_mode is not PydanticProgramMode.DEFAULT:
             return await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         attempts = self._attempts(output_cls, prompt, llm_kwargs, prompt_args)
+        llm = await asyncio.to_thread(self._judging, output_cls)
         while not attempts.ended:
-            attempts.take(await self.achat(attempts.messages, **attempts.options))
+            attempts.take(await llm.achat(attempts.messages, **attempts.options))
         return attempts.answer()
 
     def stream_structured_predict(
@@ -68,9 +75,10 @@ class StructuredAnswers(ToolCalling):
             yield from super().stream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return
         attempts = self._attempts(output_cls, prompt, llm_kwargs, prompt_args)
+        llm = self._judging(output_cls)
         while not attempts.ended:
             chunk = None
-            for chunk in self.stream_chat(attempts.messages, **attempts.options):
+            for chunk in llm.stream_chat(attempts.messages, **attempts.options):
                 if (partial := attempts.grown(chunk)) is not None:
                     yield partial
             attempts.take(chunk)
@@ -85,15 +93,24 @@ class StructuredAnswers(ToolCalling):
         attempts = self._attempts(output_cls, prompt, llm_kwargs, prompt_args)
 
         async def objects() -> AsyncGenerator[Any, None]:
+            llm = await asyncio.to_thread(self._judging, output_cls)
             while not attempts.ended:
                 chunk = None
-                async for chunk in await self.astream_chat(attempts.messages, **attempts.options):
+                async for chunk in await llm.astream_chat(attempts.messages, **attempts.options):
                     if (partial := attempts.grown(chunk)) is not None:
                         yield partial
                 attempts.take(chunk)
             yield attempts.answer()
 
         return objects()
+
+    def _judging(self, output_cls: type[BaseModel]) -> StructuredAnswers:
+        """This model, judging by the class too; loads it."""
+        engine = self.load()
+        if not takes_rewards(engine):
+            return self
+        llm = self.with_engine(judging_by_class(engine, output_cls))
+        return llm if llm.refine_constrained is not None else llm.with_options(refine_constrained=True)
 
     def _attempts(
         self,
@@ -130,7 +147,7 @@ class _Attempts(Generic[ModelT]):
         self._class, self._left = output_cls, retries
         self._accepted: ModelT | None = None
         self._partial: Any = None
-        self._refusal: ValidationError | None = None
+        self._refusal: Exception | None = None
 
     @property
     def ended(self) -> bool:
@@ -141,9 +158,9 @@ class _Attempts(Generic[ModelT]):
         said = "" if response is None else response.message.content or ""
         try:
             self._accepted = self._class.model_validate_json(said)
-        except ValidationError as e:
+        except Exception as e:  # a validator may raise anything
             self._refusal, self._left = e, self._left - 1
-            why = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'the answer'}: {p['msg']}" for p in e.errors())
+            why = _said(e) if isinstance(e, ValidationError) else f"{type(e).__name__}: {e}"
             self.messages += [
                 ChatMessage(role=MessageRole.ASSISTANT, content=said),
                 ChatMessage(role=MessageRole.USER, content=f"This is not valid: {why}. Answer again."),
@@ -172,3 +189,7 @@ class _Attempts(Generic[ModelT]):
             ) from self._refusal
         dispatcher.event(LLMStructuredPredictEndEvent(output=self._accepted))
         return self._accepted
+
+
+def _said(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the answer'}: {e['msg']}" for e in error.errors())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.tools.tool_spec.base import BaseToolSpec
 
 from llama_index.llms.nabla.evaluation import judged
+from llama_index.llms.nabla.judging import own_reward
 from llama_index.llms.nabla.sandbox import run_code
 from nabla_agents import NablaError
 
@@ -34,11 +35,11 @@ class NablaToolSpec(BaseToolSpec):
     def verify_answer(self, question: str, answer: str) -> dict[str, Any]:
         """Checks an answer to a question. Returns whether it is verified, its score, and an explanation."""
         try:
-            reward = self.llm.load().objective.reward
+            reward = own_reward(self.llm.load())
         except NablaError as e:
             return {"verified": None, "score": None, "explanation": str(e)}
         if reward is None:
-            return {"verified": None, "score": None, "explanation": "this model has no reward to judge by"}
+            return {"verified": None, "score": None, "explanation": "this model has no reward here to judge by"}
         score = judged(reward, question, answer)
         value = float(score.value) if score.judged else None
         verified = None if score.verified is None else bool(score.verified)

@@ -11,6 +11,7 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Workflow, step
 
 from llama_index.llms.nabla.evaluation import judged
+from llama_index.llms.nabla.judging import own_reward
 from llama_index.llms.nabla.progress import watching
 
 if TYPE_CHECKING:
@@ -84,8 +85,7 @@ class RefineWorkflow(Workflow):
 
     @step
     async def verify(self, ev: Drafted) -> Doubtful | StopEvent:
-        engine = await asyncio.to_thread(self._llm.load)
-        reward = engine.objective.reward
+        reward = own_reward(await asyncio.to_thread(self._llm.load))
         if reward is not None:
             score = await asyncio.to_thread(judged, reward, ev.question, ev.draft)
             if score.verified:
