@@ -68,11 +68,13 @@ def _arms(engine: Engine, asked: Sequence[str]) -> dict[str, Callable[[], Sequen
         ]
 
     forced, parallel = Nabla(min_promise=FORCED), NablaParallel(min_promise=FORCED)
+    in_two = NablaParallel(min_promise=FORCED, width=7)  # all 8 rollouts in two batches
     return {
         "best-of-8, one rollout at a time": one_by_one,
         "best-of-8": single(BestOfN(n=8)),
         "nabla, forced": single(forced),
         "parallel, forced": single(parallel),
+        "parallel 7 wide, forced": single(in_two),
         "nabla, as it stops": single(Nabla()),
         "parallel, as it stops": single(NablaParallel()),
         "best-of-8, batch": batched(BestOfN(n=8)),

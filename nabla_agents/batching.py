@@ -20,6 +20,8 @@ ResultT = TypeVar("ResultT")
 
 _ROLLOUT = "rollout"
 
+_MOST_WAIT = 3  # searches that wait for another operation, for each whose rollouts are written meanwhile
+
 _MOMENT = 0.05  # seconds that searches wait for a tool before they go on without those that it judges
 
 # Cheap kinds first, so that those that gain most from a wide batch wait for the others.
@@ -42,8 +44,8 @@ class Coalescer:
     next happens on the thread that called `run`.
 
     Rollouts are written together, a token at a time; searches join and leave the batch when they are in need of it. As
-    soon as half of the searches wait for something else, or nothing is being written, the operations of one kind run as
-    one batch. So the batches of both sorts are at least half full, as long as there are searches enough.
+    soon as three quarters of the searches wait for something else, or nothing is being written, the operations of one
+    kind run as one batch: they gain more by a wide batch than rollouts do.
 
     Tools judge on a thread of their own. Who waits for a slow one holds up no other search. Tensors are computed on one
     thread only: each further one would bring threads of its own for them, and on a CPU those get in each other's way.
@@ -169,7 +171,7 @@ class Coalescer:
             self._flights.add(request, request.columns[0])
             self._waiting.remove(request)
         kind = min((r.kind for r in self._waiting), key=_KINDS.index, default="")
-        if kind != "compute" and self._flights.writing and len(self._waiting) < len(self._flights):
+        if kind != "compute" and self._flights.writing and len(self._waiting) < _MOST_WAIT * len(self._flights):
             return []
         return [r for r in self._waiting if r.kind == kind]
 
