@@ -12,6 +12,7 @@ from nabla_agents.flights import Flights
 from nabla_agents.models.language_model import LikelihoodGradient
 from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.models.rows import RolloutJob
+from nabla_agents.models.threads import release_threads
 from nabla_agents.objective import ObjectiveGradient
 from nabla_agents.strategies.search import Cancelled, Worker
 from nabla_agents.types import Prompt, Rollout, Score, Usage
@@ -125,6 +126,7 @@ class Coalescer:
             thread.start()
         while self._serve_interruptibly():
             pass
+        release_threads()
         if errors:
             raise errors[0]
         return results

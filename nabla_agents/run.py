@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from nabla_agents.models.threads import release_threads
 from nabla_agents.pool import Scored
 from nabla_agents.result import Result
 from nabla_agents.strategies.base import Strategy
@@ -48,6 +49,7 @@ class Run(Iterator[Step]):
         if step is None:
             self._finished = True
             step = self._last_step()
+            release_threads()
         self._trace.append(step)
         return step
 

@@ -24,6 +24,7 @@ from nabla_agents.models.decoding import Decoding, RolloutJob, rollout
 from nabla_agents.models.grouping import by_length
 from nabla_agents.models.loading import Loading, load
 from nabla_agents.models.prompt_caches import PrefixCache
+from nabla_agents.models.threads import release_threads
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.models.transformer import Transformer
 from nabla_agents.types import Message, Prompt, Rollout, Usage
@@ -55,6 +56,7 @@ class LanguageModel:
         )
         self._logit_scale = 1.0
         self._logit_scale = self._measured_scale()
+        release_threads()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **loading: Any) -> LanguageModel:

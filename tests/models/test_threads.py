@@ -1,0 +1,83 @@
+"""Who is done computing on a CPU keeps none of OpenMP's threads, lest those of others sleep."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nabla_agents import Engine
+from nabla_agents.models.threads import _pause, release_threads
+
+_TASKS = Path("/proc/self/task")
+
+pytestmark = pytest.mark.skipif(
+    not _TASKS.exists() or _pause().__name__ != "omp_pause_resource_all", reason="needs Linux and OpenMP 5"
+)
+
+
+@pytest.fixture(autouse=True)
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def computes() -> float:
+    """Many elements: shared among OpenMP's threads."""
+    return torch.ones(1 << 20).exp().sum().item()
+
+
+def fall_to(number: int) -> bool:
+    """Whether the process soon has so few threads: those that end take a moment."""
+    until = time.monotonic() + 5
+    while len(list(_TASKS.iterdir())) > number and time.monotonic() < until:
+        time.sleep(0.01)
+    return len(list(_TASKS.iterdir())) <= number
+
+
+def test_threads_that_are_let_go_end_and_come_back() -> None:
+    first = computes()
+    busy = len(list(_TASKS.iterdir()))
+    release_threads()
+    assert fall_to(busy - 2)
+    assert computes() == first
+    assert len(list(_TASKS.iterdir())) >= busy
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["one at a time", "batch"])
+def test_an_answered_question_keeps_no_threads(batch: bool) -> None:
+    engine = Engine.tiny()
+    release_threads()
+    fewest = len(list(_TASKS.iterdir()))
+    seen, done = [], threading.Event()
+
+    def answer() -> None:
+        prompt = "Tom has 5 apples and buys 7 more. How many apples does Tom have?"
+        engine.generate_batch([prompt] * 2) if batch else engine.generate(prompt)
+        seen.append(fall_to(fewest + 1))
+        done.wait()
+
+    asker = threading.Thread(target=answer)
+    asker.start()
+    while asker.is_alive() and not seen:
+        time.sleep(0.01)
+    done.set()
+    asker.join()
+    assert seen == [True]
+
+
+def test_an_older_openmp_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: None) -> object:
+        return object()
+
+    _pause.cache_clear()
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    try:
+        release_threads()
+        assert _pause()(1) == 0
+    finally:
+        _pause.cache_clear()
