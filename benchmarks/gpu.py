@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                       Qwen2 shapes of 0.5B, 1.5B and 7B parameters
     python benchmarks/gpu.py --shapes smoke        a check of this script in seconds, on any machine
+    python benchmarks/gpu.py --device cpu --shapes 0.5B --batches 1,8 --prompt 64 --tokens 64 --questions 1 --repeats 1
 
 Weights are random, so nothing is downloaded and no answer means anything; times and memory do not depend on that. The
 vocabulary is the true one, 151,936 tokens. Language model and outcome reward have the same shape each. The floor of a
@@ -18,7 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,10 @@ class Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="0.5B,1.5B,7B", help=f"a comma list of {', '.join(SHAPES)}")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="cuda where there is one; cpu only if you say so")
     parser.add_argument("--batches", default="1,8,64", help="rollouts at once")
+    parser.add_argument("--prompt", type=int, help="tokens of a prompt; else those of the shape")
+    parser.add_argument("--tokens", type=int, help="tokens of an answer; else those of the shape")
     parser.add_argument("--questions", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--activation-checkpointing", action="store_true")
@@ -98,11 +101,12 @@ def main() -> None:
     chosen = [name.strip() for name in arguments.shapes.split(",")]
     if unknown := [name for name in chosen if name not in SHAPES]:
         parser.error(f"no shape {', '.join(unknown)}; there are {', '.join(SHAPES)}")
-    if arguments.device == "cpu" and chosen != ["smoke"]:
+    if arguments.device is None and not torch.cuda.is_available() and chosen != ["smoke"]:
         raise SystemExit(
             "There is no GPU here (torch.cuda.is_available() is False), and these shapes would take hours without.\n"
-            "Run this where there is one, or check the script with --shapes smoke."
+            "Run this where there is one, check the script with --shapes smoke, or say --device cpu and measure less."
         )
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     warnings.simplefilter("ignore")
     rate = matrix_rate(arguments.device, side=8192 if arguments.device != "cpu" else 512)
     name = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "CPU"
@@ -118,6 +122,7 @@ def main() -> None:
 def measured(name: str, arguments: argparse.Namespace, rate: float) -> list[Measured]:
     """Every figure of one shape."""
     shape, device = SHAPES[name], arguments.device
+    shape = replace(shape, prompt=arguments.prompt or shape.prompt, tokens=arguments.tokens or shape.tokens)
     model, reward = made(shape, device, checkpointing=arguments.activation_checkpointing, compiled=arguments.compile)
     prompts = [model.prompt(" ".join(f"w{(i * 7 + q) % 100}" for i in range(shape.prompt))) for q in range(64)]
     found: list[Measured] = []

@@ -58,6 +58,11 @@ class Constants:
         )
 
 
+def gigabytes(peak: float) -> str:
+    """Shown as it is; a CPU's memory is not measured."""
+    return f"{peak:.1f}" if peak else "–"
+
+
 def table(constants: Sequence[Constants], *, rollouts: Sequence[int], tokens: int, rollouts_per_pass: float) -> str:
     """The sizing table, as Markdown."""
     lines = ["| model | peak GB | rollouts | questions/s | seconds alone |", "|---|---:|---:|---:|---:|"]
@@ -66,7 +71,7 @@ def table(constants: Sequence[Constants], *, rollouts: Sequence[int], tokens: in
         for count in rollouts:
             asked = {"rollouts": count, "tokens": tokens, "rollouts_per_pass": rollouts_per_pass}
             together, alone = one.seconds(**asked, batch=widest), one.seconds(**asked, batch=narrowest)
-            lines.append(f"| {one.shape} | {one.peak_gb:.1f} | {count} | {1 / together:.2f} | {alone:.1f} |")
+            lines.append(f"| {one.shape} | {gigabytes(one.peak_gb)} | {count} | {1 / together:.2f} | {alone:.1f} |")
     return "\n".join(lines)
 
 
