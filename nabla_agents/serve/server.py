@@ -10,6 +10,7 @@ from typing import Any, Final
 import h11
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nabla_agents.errors import ConfigurationError
@@ -32,7 +33,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http=_timed(settings.header_seconds),
+                http=_bounded(settings.header_seconds, settings.max_connections),
                 ws="none",
                 loop="auto",
                 lifespan="on",
@@ -41,7 +42,6 @@ class Server(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=settings.keep_alive_seconds,
                 timeout_graceful_shutdown=round(settings.shutdown_seconds) + _GRACE,
-                limit_concurrency=settings.max_connections,
                 h11_max_incomplete_event_size=64 * 1024,
             )
         )
@@ -86,18 +86,24 @@ def serve(app: FastAPI, settings: ServeSettings) -> None:
         Server(app, settings).run([listener])
 
 
-def _timed(header_seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, whose connections have so long for a request's head to arrive. uvicorn itself waits for the
-    rest of one for ever, and answers in plain text what is no HTTP.
-    """
+def _bounded(header_seconds: float, max_connections: int) -> type[H11Protocol]:
+    """uvicorn's protocol, with so long for a request's head to arrive, and for so many connections at once.
 
-    class Timed(H11Protocol):
-        """Closes a connection on which no head was completed in time."""
+    uvicorn itself waits for the rest of a head for ever, and answers in plain text what is no HTTP, or one too many.
+    """
+    message = f"{max_connections} connections are open, and no more are served at once."
+    full = Refusal(503, message, code="too_many_connections", retry_after=1.0)
+    refuse = JSONResponse(full.body, full.status, {**full.headers, "Connection": "close"})
+
+    class Bounded(H11Protocol):
+        """Closes a connection on which no head was completed in time; refuses what comes by one too many."""
 
         _deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            if len(self.connections) > max_connections:
+                self.app = refuse
             self._arm()
 
         def data_received(self, data: bytes) -> None:
@@ -141,4 +147,4 @@ def _timed(header_seconds: float) -> type[H11Protocol]:
             if not self.transport.is_closing():
                 self.transport.close()
 
-    return Timed
+    return Bounded

@@ -41,6 +41,7 @@ class ServeSettings(Settings):
     """Answers that may wait, of all keys together; more are refused with 429."""
     max_body_bytes: Count = 1 << 20
     max_connections: Count = 512
+    """Open at once; what comes by one more is refused with 503."""
     header_seconds: Seconds = 10.0
     """Time for a request's head to arrive, and `body_seconds` for its body."""
     body_seconds: Seconds = 30.0

@@ -165,6 +165,20 @@ def test_what_is_no_http_is_told_so(make: Callable[..., FastAPI], sent: bytes) -
             assert client.post(CHAT, json=QUICK).status_code == 200
 
 
+def test_one_connection_too_many_is_asked_to_come_back(make: Callable[..., FastAPI]) -> None:
+    with running(make(), ServeSettings(port=0, max_connections=2)) as server:
+        address = ("127.0.0.1", server.port)
+        with socket.create_connection(address) as first, socket.create_connection(address):
+            with client_of(server.port) as client:
+                response = client.post(CHAT, json=QUICK)
+                error = refused(response, 503, "too_many_connections", "2 connections")
+                assert error["type"] == "server_error"
+                assert (response.headers["retry-after"], response.headers["connection"]) == ("1", "close")
+            first.close()
+            with client_of(server.port) as client:
+                until(lambda: client.post(CHAT, json=QUICK).status_code == 200)
+
+
 # ── its end ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
