@@ -47,6 +47,23 @@ def test_the_scaling_benchmark_finds_an_exponent() -> None:
     assert "Time grows as T to the power of" in refused.stderr
 
 
+def test_the_phases_of_two_answers_add_up_and_are_joined() -> None:
+    alone, together = run("phases.py", "--questions", "2", "--rounds", "1").stdout.split("2 at once")
+    for table in (alone, together):
+        seconds = {line.split("│")[1].strip(): float(line.split("│")[2]) for line in table.splitlines() if "│" in line}
+        assert seconds.pop("all") == pytest.approx(sum(seconds.values()), abs=0.05)
+        assert {"gradient", "score", "proposals", "rollouts: decode", "rollouts: prefill", "search"} == set(seconds)
+    steps = [int(re.findall(r"rollouts: decode +│ +[\d.]+ │ +(\d+)", table)[0]) for table in (alone, together)]
+    assert steps[1] < steps[0]
+
+
+def test_the_throughput_benchmark_has_every_arm() -> None:
+    printed = run("throughput.py", "--questions", "1", "--rounds", "1").stdout
+    for arm in ("best-of-8, one rollout at a time", "best-of-8", "nabla, forced", "parallel 7 wide, forced"):
+        assert len(re.findall(rf"│ {arm} +│", printed)) == 1
+    assert "faster" in printed
+
+
 def test_the_duality_benchmark_computes_what_the_engine_draws(tmp_path: Path) -> None:
     """73 completions: the engine's answers are as near to the exact distribution as exact draws are (about 0.1)."""
     done = run("duality.py", "--pairs", "1", "--length", "2", "--check", "300", "--out", str(tmp_path))
