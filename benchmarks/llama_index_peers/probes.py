@@ -8,7 +8,7 @@ import copy
 import json
 import pickle
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from asking import ASYNC, QUESTION, Failing, Heard, Peer, listening, outcome, responses, said, user, which, works
@@ -109,7 +109,7 @@ def settings(peer: Peer) -> str:
 def copies(peer: Peer) -> tuple[bool, bool]:
     llm = peer.llm()
     change = getattr(llm, "with_options", lambda **options: llm.model_copy(update=options))
-    return model_of(change(**{"temperature": 0.5})) is model_of(llm), not works(change, temprature=3)
+    return model_of(change(temperature=0.5)) is model_of(llm), not works(change, temprature=3)
 
 
 def model_of(llm: Any) -> Any:
@@ -333,14 +333,11 @@ def agents(peer: Peer) -> str:
         "Workflow": lambda **_: AgentWorkflow.from_tools_or_functions([multiply], llm=shared["llm"]),
     }
 
-    async def run(agent: Any) -> bool:
-        return "42" in str(await agent.run(QUESTION))
-
-    def started(make: Callable[..., Any], more: dict[str, Any]) -> Coroutine[Any, Any, bool]:
-        return run(make(**more))
+    async def run(make: Callable[..., Any], more: dict[str, Any]) -> bool:
+        return "42" in str(await make(**more).run(QUESTION))
 
     ways: dict[str, dict[str, Any]] = {"": {}, " without streaming": {"streaming": False}}
-    found = {name: which(ways, lambda more, make=make: asyncio.run(started(make, more))) for name, make in made.items()}
+    found = {name: which(ways, lambda more, make=make: asyncio.run(run(make, more))) for name, make in made.items()}
     return ", ".join(name + how for name, how in found.items() if how != "no") or "none"
 
 
