@@ -5,7 +5,8 @@
     python benchmarks/llama_index_peers
 
 Prints a table with a column for each that is installed. vLLM, llama.cpp and a server of Ollama are not needed: see
-`backends.py`. A cell with ʳ was not run but read in the source of the version that docs/llamaindex.md names.
+`backends.py`. A cell with ʳ was not run but read: in the source of the version that docs/llamaindex.md names,
+or of the back end.
 """
 
 from __future__ import annotations
