@@ -86,6 +86,19 @@ def test_the_context_benchmark_gives_the_numbers_of_the_page() -> None:
 
 
 @pytest.mark.slow
+def test_the_column_of_this_integration_is_what_the_page_of_llama_index_says() -> None:
+    done = run("llama_index_peers")
+    assert done.returncode == 0, done.stderr
+    page = (FOLDER.parent / "docs/llamaindex.md").read_text()
+    said, found = (
+        [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("|")]
+        for text in (page[page.index("| rule |") :], done.stdout)
+    )
+    assert len(found) > 50
+    assert found[2:] == said[2:]
+
+
+@pytest.mark.slow
 def test_the_serving_benchmark_sees_right_answers_and_named_errors_only(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     done = run("serve.py", "--quick", "--json", str(out))
