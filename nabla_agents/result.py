@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nabla_agents.trace import Trace
-from nabla_agents.types import Coverage, FinishReason, Score, Usage, finite
+from nabla_agents.types import Brief, Coverage, FinishReason, Score, Usage, finite
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Brief):
     """The best completion a search saw, why it ended and what it cost. A notebook draws it as a page of its trace.
 
     `score` is None when no reward was given. `truncated` says that this completion was cut by max_tokens or the
@@ -19,17 +19,17 @@ class Result:
     """
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = field(repr=False)
     score: Score | None
     finish_reason: FinishReason
     usage: Usage
-    trace: Trace = Trace()
+    trace: Trace = field(default=Trace(), repr=False)
     log_likelihood: float = math.nan
     truncated: bool = False
     detail: str = ""
     seed: int = 0
     prompt_tokens: int = 0
-    log_probs: tuple[float, ...] = ()
+    log_probs: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def coverage(self) -> tuple[Coverage, ...]:

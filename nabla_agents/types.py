@@ -49,8 +49,19 @@ class Prompt:
         return next((m.content for m in reversed(self.messages) if m.role == "user"), self.text)
 
 
-@dataclass(frozen=True)
-class Usage:
+class Brief:
+    """Is shown by the fields that say something: those that have another value than their default."""
+
+    def __repr__(self) -> str:
+        shown = {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.repr}  # type: ignore[arg-type]
+        trivial = {f.name: repr(f.default) for f in fields(self)}  # type: ignore[arg-type]
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={it}' for name, it in shown.items() if it != trivial[name])})"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Usage(Brief):
     """What was spent. Tokens are counted as computed, padding included, so that they equal what the modules saw.
 
     `prefill_tokens` are those of `lm_forward_tokens` that were read as known text, not one by one.
@@ -185,8 +196,8 @@ class Coverage:
     tokens: float
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, repr=False)
+class Score(Brief):
     """A reward's judgement of one completion. NaN in `value` means: could not judge, and `explanation` says why; an
     infinite value or verdict is taken for the same, because nothing adds to it or compares with it.
 
@@ -251,8 +262,8 @@ class TokenGain:
     predicted_gain: float
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(Brief):
     """One refine-propose-judge round. Token fields are None for a step that proposed nothing (a whole rollout).
 
     `predicted_gain` is what the gradient promised for the objective, `gain` what the proposal gave, both in nats.
@@ -274,7 +285,7 @@ class Step:
     text: str = ""
     usage: Usage = Usage()
     done: bool = False
-    gains: tuple[TokenGain, ...] = ()
+    gains: tuple[TokenGain, ...] = field(default=(), repr=False)
     kl: float | None = None
 
     def summary(self) -> dict[str, Any]:

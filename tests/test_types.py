@@ -10,13 +10,17 @@ import torch
 from nabla_agents import (
     Budget,
     ConfigurationError,
+    FinishReason,
     Message,
     Prompt,
     PromptError,
+    Result,
     RewardError,
     Rollout,
     Score,
     Span,
+    Step,
+    Trace,
     Usage,
 )
 
@@ -173,3 +177,12 @@ def test_a_span_has_a_place_a_value_and_a_credit(value) -> None:
 def test_a_span_that_is_no_place_or_no_verdict_is_refused(change, named: str) -> None:
     with pytest.raises(RewardError, match=named):
         Span(**{"start": 1, "end": 2, "value": 1.0, **change})
+
+
+def test_records_show_what_says_something() -> None:
+    assert repr(Usage(rollouts=2, flops=3.0)) == "Usage(rollouts=2, flops=3.0)"
+    assert repr(Score(0.0, verified=False)) == "Score(value=0.0, verified=False)"
+    assert repr(Step("commit", "", done=True)) == "Step(kind='commit', committed_text='', done=True)"
+    trace = Trace([Step("rollout", "")])
+    result = Result("7", (3, 4), None, FinishReason.STOP, Usage(), trace=trace, log_probs=(-1.0,))
+    assert repr(result) == "Result(text='7', score=None, finish_reason=<FinishReason.STOP: 'stop'>, usage=Usage())"
