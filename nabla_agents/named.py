@@ -44,7 +44,7 @@ LEARNED_REWARDS: dict[str, Callable[..., na.Reward]] = {
 }
 
 
-Term = tuple[float, Callable[..., na.Reward], tuple[str, ...]]
+Term = tuple[float, Callable[..., "na.Reward"], tuple[str, ...]]
 
 
 def known(table: Mapping[str, Any], name: str, what: str) -> Any:

@@ -1,5 +1,8 @@
 """Who is done computing on a CPU keeps none of OpenMP's threads, lest those of others sleep."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,12 +16,12 @@ from nabla_agents.models.threads import _pause, release_threads
 
 _TASKS = Path("/proc/self/task")
 
-pytestmark = pytest.mark.skipif(
+needs_openmp = pytest.mark.skipif(
     not _TASKS.exists() or _pause().__name__ != "omp_pause_resource_all", reason="needs Linux and OpenMP 5"
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def three_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -39,6 +42,8 @@ def fall_to(number: int) -> bool:
     return len(list(_TASKS.iterdir())) <= number
 
 
+@needs_openmp
+@pytest.mark.usefixtures("three_threads")
 def test_threads_that_are_let_go_end_and_come_back() -> None:
     first = computes()
     busy = len(list(_TASKS.iterdir()))
@@ -48,6 +53,8 @@ def test_threads_that_are_let_go_end_and_come_back() -> None:
     assert len(list(_TASKS.iterdir())) >= busy
 
 
+@needs_openmp
+@pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize("batch", [False, True], ids=["one at a time", "batch"])
 def test_an_answered_question_keeps_no_threads(batch: bool) -> None:
     engine = Engine.tiny()
@@ -81,3 +88,19 @@ def test_an_older_openmp_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert _pause()(1) == 0
     finally:
         _pause.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ids=["nothing said", "spins", "policy"],
+)
+def test_commands_share_cores_before_torch_is_loaded(given: dict[str, str], spins: str) -> None:
+    code = (
+        "import os, sys; sys.argv = ['nabla', '--version']; from nabla_agents.cli import main\n"
+        "try: main()\n"
+        "finally: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**clean, **given})
+    assert done.stdout.splitlines()[-1] == f"{spins} False", done.stderr
