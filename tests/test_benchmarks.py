@@ -57,6 +57,14 @@ def test_the_phases_of_two_answers_add_up_and_are_joined() -> None:
     assert steps[1] < steps[0]
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_processes_has_every_way_to_wait() -> None:
+    printed = run("processes.py", "--seconds", "1").stdout
+    found = re.findall(r"│ ([\w` ]+?) +│ +([\d.]+) +│ +([\d.]+) +│", printed)
+    assert [way for way, *_ in found] == ["as torch waits", "as `nabla` waits", "sleeps at once", "one thread"]
+    assert all(float(seconds) > 0 for _, *row in found for seconds in row)
+
+
 def test_the_throughput_benchmark_has_every_arm() -> None:
     printed = run("throughput.py", "--questions", "1", "--rounds", "1").stdout
     for arm in ("best-of-8, one rollout at a time", "best-of-8", "nabla, forced", "parallel 7 wide, forced"):

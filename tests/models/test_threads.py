@@ -27,6 +27,7 @@ def three_threads() -> Iterator[None]:
     torch.set_num_threads(3)
     release_threads()
     yield
+    release_threads()
     torch.set_num_threads(before)
 
 
