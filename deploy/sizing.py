@@ -1,11 +1,11 @@
-"""How many questions a second a GPU answers, by model and budget, from constants that were measured on it.
+"""How many questions a second a device answers, by model and budget, from constants that were measured on it.
 
     python benchmarks/gpu.py --json figures.json    on the GPU in question: rates, gradient pass, memory
     python deploy/sizing.py figures.json --tokens 300 --rollouts 1,4,8,16
 
 A question costs `rollouts` completions of `tokens` tokens at the rate of the widest batch that was measured, since a
 server joins what runs at the same time, and a gradient pass for every `--rollouts-per-pass` of them, whose measured
-seconds are taken for `tokens` in proportion to the 512 that they were measured at. Prompts are left out: with prefix
+seconds are taken for `tokens` in proportion to the tokens that they were measured at. Prompts are left out: with prefix
 caches they are a few per cent. Latency is the same at the rate of one completion at a time.
 """
 

@@ -53,11 +53,9 @@ class Brief:
     """Is shown by the fields that say something: those that have another value than their default."""
 
     def __repr__(self) -> str:
-        shown = {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.repr}  # type: ignore[arg-type]
-        trivial = {f.name: repr(f.default) for f in fields(self)}  # type: ignore[arg-type]
-        return (
-            f"{type(self).__name__}({', '.join(f'{name}={it}' for name, it in shown.items() if it != trivial[name])})"
-        )
+        shown = [f for f in fields(self) if f.repr]  # type: ignore[arg-type]
+        said = ((f.name, repr(getattr(self, f.name)), repr(f.default)) for f in shown)
+        return f"{type(self).__name__}({', '.join(f'{name}={it}' for name, it, default in said if it != default)})"
 
 
 @dataclass(frozen=True, repr=False)

@@ -58,11 +58,19 @@ def test_the_phases_of_two_answers_add_up_and_are_joined() -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_processes_has_every_way_to_wait() -> None:
-    printed = run("processes.py", "--seconds", "1").stdout
+def test_the_benchmark_of_threads_has_every_way_to_wait() -> None:
+    printed = run("threads.py", "--seconds", "1").stdout
     found = re.findall(r"│ ([\w` ]+?) +│ +([\d.]+) +│ +([\d.]+) +│", printed)
     assert [way for way, *_ in found] == ["as torch waits", "as `nabla` waits", "sleeps at once", "one thread"]
     assert all(float(seconds) > 0 for _, *row in found for seconds in row)
+    assert len(re.findall(r"its own +│ +[\d.]+ +│", printed)) == 2
+
+
+@pytest.mark.slow
+def test_texts_are_the_same_alone_compiled_and_in_a_batch() -> None:
+    done = run("same_texts.py", "--questions", "4", "--batch", "3")
+    assert done.returncode == 0, done.stderr
+    assert [same for _, same in re.findall(r"│ +(\d) +│ (\d) +│", done.stdout)] == ["4"] * 3
 
 
 def test_the_throughput_benchmark_has_every_arm() -> None:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from functools import cache
 
+SPINS = 20_000  # how often a thread asks for the others before it sleeps; OpenMP's default is 300,000
+
 _SOFT = 1  # omp_pause_soft: settings stay
 
 
@@ -14,21 +16,21 @@ def release_threads() -> None:
     """Ends OpenMP's threads of the calling thread, which come back when it next computes: 0.1 ms.
 
     Where two threads of a process keep some, there are more than there are cores, and OpenMP has them all sleep between
-    any two operations: passes of small models take three times as long. So whoever is done lets go of its own. Nothing
-    happens where OpenMP 5 is not there.
+    any two operations: passes of small models take three times as long (`benchmarks/threads.py`). So whoever is done
+    lets go of its own. Nothing happens where OpenMP 5 is not there.
     """
     _pause()(_SOFT)
 
 
 def share_cores() -> None:
-    """Has OpenMP's threads, which are not there yet, ask for each other 20,000 times before they sleep, not 300,000.
+    """Has OpenMP's threads, which are not there yet, sleep after `SPINS`. What the environment says goes first.
 
     For a process that is all ours, before torch is loaded. By torch's default two processes on the same cores keep each
-    other from getting on (`benchmarks/processes.py`: 75 times as slow, and 7 times with this, which costs 6 % of a
-    process that is alone). What the environment says goes first.
+    other from getting on, some 40 times as slow as one; with this it is 7 times, and one that is alone loses 8 %
+    (`benchmarks/threads.py`).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 @cache
