@@ -20,7 +20,7 @@ from rich.table import Table
 
 from nabla_agents import Budget, Engine, LanguageModel, Nabla, Sampling
 from nabla_agents.models.decoding import Decoding
-from nabla_agents.strategies.search import LocalWorker
+from nabla_agents.search.search import LocalWorker
 from nabla_agents.tiny import problems
 
 LIMIT = Sampling(max_tokens=192)

@@ -45,11 +45,11 @@ from nabla_agents.types import (
 if TYPE_CHECKING:
     from nabla_agents.committed import CommittedReply, CommittedText
     from nabla_agents.config import Sampling
-    from nabla_agents.dto import AdamDTO, MirrorDTO
+    from nabla_agents.search.dto import AdamDTO, MirrorDTO
     from nabla_agents.engine import Engine
     from nabla_agents.models.language_model import LanguageModel
     from nabla_agents.objective import Objective
-    from nabla_agents.positions import Refinable
+    from nabla_agents.search.positions import Refinable
     from nabla_agents.remote import RemoteEngine, RemoteStrategy
     from nabla_agents.rewards import (
         ARMORM,
@@ -80,11 +80,11 @@ if TYPE_CHECKING:
         reward,
     )
     from nabla_agents.rollouts import SGLANG, VLLM, ServerFormat, ServerRollouts
+    from nabla_agents.request import Request
     from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
-    from nabla_agents.search_job import SearchJob
     from nabla_agents.shared import SharedEngine, loaded
-    from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
+    from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 
 __version__ = "0.1.0"
 
@@ -99,9 +99,9 @@ _LAZY = {
     "SKYWORK_REWARD_V2": "rewards",
     "TRL_PRM": "rewards",
     "VLLM": "rollouts",
-    "AdamDTO": "dto",
+    "AdamDTO": "search.dto",
     "ArithmeticSteps": "rewards",
-    "BestOfN": "strategies",
+    "BestOfN": "search",
     "CommittedReply": "committed",
     "CommittedText": "committed",
     "DifferentiableReward": "rewards",
@@ -109,15 +109,15 @@ _LAZY = {
     "Execution": "sandbox",
     "Executor": "sandbox",
     "FunctionReward": "rewards",
-    "Greedy": "strategies",
+    "Greedy": "search",
     "ImplicitReward": "rewards",
     "JsonSchema": "rewards",
     "LanguageModel": "models.language_model",
     "Limits": "sandbox",
     "MathAnswer": "rewards",
-    "MirrorDTO": "dto",
-    "Nabla": "strategies",
-    "NablaParallel": "strategies",
+    "MirrorDTO": "search.dto",
+    "Nabla": "search",
+    "NablaParallel": "search",
     "Objective": "objective",
     "OutcomeFormat": "rewards",
     "OutcomeReward": "rewards",
@@ -127,21 +127,21 @@ _LAZY = {
     "PydanticClass": "rewards",
     "PythonAnswer": "rewards",
     "PythonTests": "rewards",
-    "Refinable": "positions",
+    "Refinable": "search.positions",
     "RemoteEngine": "remote",
     "RemoteStrategy": "remote",
     "Reward": "rewards",
+    "Request": "request",
     "Run": "run",
     "Sampling": "config",
-    "SearchJob": "search_job",
-    "SelfConsistency": "strategies",
+    "SelfConsistency": "search",
     "ServerFormat": "rollouts",
     "ServerRollouts": "rollouts",
     "SharedEngine": "shared",
     "SoftMin": "rewards",
     "StepFormat": "rewards",
     "Status": "sandbox",
-    "Strategy": "strategies",
+    "Strategy": "search",
     "loaded": "shared",
     "make_executor": "sandbox",
     "prompt_assertions": "rewards",
@@ -207,6 +207,7 @@ __all__ = [
     "RemoteError",
     "RemoteStrategy",
     "Reply",
+    "Request",
     "Result",
     "Reward",
     "RewardError",
@@ -216,7 +217,6 @@ __all__ = [
     "Sampling",
     "SandboxError",
     "Score",
-    "SearchJob",
     "SelfConsistency",
     "ServerFormat",
     "ServerRollouts",

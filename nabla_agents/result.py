@@ -15,7 +15,8 @@ class Result(Brief):
     """The best completion a search saw, why it ended and what it cost. A notebook draws it as a page of its trace.
 
     `score` is None when no reward was given. `truncated` says that this completion was cut by max_tokens or the
-    context. `detail` explains the finish reason, e.g. `rollouts 8/8`. `log_probs` has log π of each token, in nats.
+    context. `detail` explains the finish reason, e.g. `rollouts 8/8`. `log_probs` has log π of each token, in nats,
+    and `alternatives` the likeliest tokens at each place with theirs, where the request asks for `top_logprobs`.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Result(Brief):
     seed: int = 0
     prompt_tokens: int = 0
     log_probs: tuple[float, ...] = field(default=(), repr=False)
+    alternatives: tuple[tuple[tuple[int, float], ...], ...] = field(default=(), repr=False)
 
     @property
     def coverage(self) -> tuple[Coverage, ...]:

@@ -1,120 +1,269 @@
-"""Run: a search in progress, step by step, with the best result so far at any time."""
+"""Run: one search in progress, seen from any side: step by step, by threads or asyncio, or by its end alone."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from dataclasses import replace
+import asyncio
+import math
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from typing import Any, Protocol
 
-import torch
-
-from nabla_agents.models.threads import release_threads
-from nabla_agents.pool import Scored
+from nabla_agents.request import Request
 from nabla_agents.result import Result
-from nabla_agents.strategies.base import Strategy
-from nabla_agents.strategies.search import Cancelled, Search
-from nabla_agents.trace import Trace
-from nabla_agents.types import FinishReason, Step
-
-try:
-    import resource
-except ImportError:  # not a Unix
-    resource = None
+from nabla_agents.types import Step
 
 
-class Run(Iterator[Step]):
-    """A search in progress. The last step is of kind `commit` and carries the whole text; `result` is the best so far.
+class Progress(Protocol):
+    """The search behind a run, wherever it runs."""
 
-    `cancel()`, from any thread, ends the search before its next operation.
-    """
-
-    def __init__(self, search: Search, strategy: Strategy) -> None:
-        self._search, self._strategy = search, strategy
-        self._steps = strategy.steps(search)
-        self._trace: list[Step] = []
-        self._finished = False
-
-    def __next__(self) -> Step:
-        if self._finished:
-            raise StopIteration
-        try:
-            step = next(self._steps, None)
-        except (Cancelled, KeyboardInterrupt):
-            self.interrupt()
-            step = None
-        except BaseException as e:
-            self._finished = True
-            self._search.ended = (FinishReason.INTERRUPTED, f"{type(e).__name__}: {e}")
-            raise
-        if step is None:
-            self._finished = True
-            step = self._last_step()
-            release_threads()
-        self._trace.append(step)
-        return step
+    def result(self, steps: Sequence[Step], *, ended: bool) -> Result:
+        """The best so far."""
+        ...
 
     def cancel(self) -> None:
-        self._search.cancel()
+        """Stops the search soon; from any thread."""
+        ...
 
-    def interrupt(self) -> None:
-        """Ends the run here; `result` says that it was interrupted."""
-        self._search.cancel()
-        self._search.ended = (FinishReason.INTERRUPTED, "stopped by the caller")
+    def wake(self) -> None:
+        """More steps are wanted."""
+        ...
+
+
+class Run(Iterator[Step], AsyncIterator[Step]):
+    """A search in progress. Iterate it (`for`, `async for`), await it, or `drain` it; `result` is the best at any time.
+
+    The last step is of kind `commit` and carries the whole text. Steps of kind `token` come between them where nothing
+    can revise a text: they are for who iterates, and not in the trace.
+
+    `cancel()` ends the search within one decode step; what is finished by then is judged and kept. A cancelled await
+    cancels, and so does leaving a `with` block, or letting go of the run. Ctrl-C in a thread that waits cancels and is
+    raised.
+    """
+
+    def __init__(self, request: Request, search: Progress, *, on_demand: bool) -> None:
+        self.request = request
+        self._search: Progress | None = search
+        self._changed = threading.Condition()
+        self._listeners: list[Callable[[], object]] = []  # called once each, at the next change
+        self._done_callbacks: list[Callable[[Run], object]] = []
+        self._arrived: deque[Step] = deque()
+        self._taken = 0  # without those of kind `token`
+        self._trace: list[Step] = []
+        self._allowed: float = 0 if on_demand else math.inf  # steps that may be made
+        self._result: Result | None = None
+        self._error: BaseException | None = None
+        self._told = False  # the error, to who iterates
+        self._streaming = False
+        self.cancelled = False
+        """Whether `cancel` was called."""
+
+    # ── for who waits ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def __next__(self) -> Step:
+        self._streaming = True
+        return self._next()
+
+    async def __anext__(self) -> Step:
+        self._streaming = True
+        return await self._anext()
+
+    def rounds(self) -> Iterator[Step]:
+        """The steps without those of kind `token`, which are not made then."""
+        while True:
+            try:
+                step = self._next()
+            except StopIteration:
+                return
+            if step.kind != "token":
+                yield step
+
+    async def arounds(self) -> AsyncIterator[Step]:
+        """As `rounds`."""
+        while True:
+            try:
+                step = await self._anext()
+            except StopAsyncIteration:
+                return
+            if step.kind != "token":
+                yield step
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        return self._ended().__await__()
 
     def drain(self) -> Result:
-        """Runs to the end and returns the result."""
-        for _ in self:
-            pass
-        return self.result
+        """Waits for the end and returns the result.
+
+        Raises:
+            KeyboardInterrupt: it arrived while this waited; the run is cancelled then, and another `drain` returns the
+                best so far.
+        """
+        with self._changed:
+            self._ask(math.inf)
+            self._wait(lambda: self.done)
+        return self._outcome()
+
+    def cancel(self) -> None:
+        """Ends the search within one decode step; from any thread, also before it has begun."""
+        self.cancelled = True
+        search = self._search
+        if search is not None:
+            search.cancel()
+
+    def add_done_callback(self, callback: Callable[[Run], object]) -> None:
+        """Calls back when the run has ended, on the thread that ended it; at once if it has."""
+        with self._changed:
+            if not self.done:
+                self._done_callbacks.append(callback)
+                return
+        callback(self)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, whatever ended it."""
+        return self._search is None
 
     @property
     def result(self) -> Result:
-        best, search = self._best, self._search
-        rollout = None if best is None else best.rollout
-        usage = self._trace[-1].usage if self._finished and self._trace else search.usage  # its clock stops at the end
-        truncated = rollout is not None and rollout.finish_reason is FinishReason.LENGTH
-        natural = FinishReason.LENGTH if truncated else FinishReason.STOP
-        unfinished = (FinishReason.INTERRUPTED, "not run to its end")
-        reason, detail = search.ended or ((natural, "nothing promising left") if self._finished else unfinished)
-        return Result(
-            text="" if rollout is None else rollout.text,
-            token_ids=() if rollout is None else rollout.completion_ids,
-            score=None if best is None else best.score,
-            finish_reason=reason,
-            usage=replace(usage, peak_memory_bytes=_peak_memory_bytes()),
-            trace=Trace(self._trace, question=search.prompt.question),
-            log_likelihood=float("nan") if rollout is None else rollout.log_likelihood,
-            truncated=truncated,
-            detail=detail,
-            seed=search.seed,
-            prompt_tokens=len(search.prompt.ids),
-            log_probs=() if rollout is None or rollout.log_probs is None else tuple(rollout.log_probs.tolist()),
-        )
+        """The best so far; once the run has ended, its result."""
+        with self._changed:
+            if self._result is not None:
+                return self._result
+            assert self._search is not None
+            return self._search.result(tuple(self._trace), ended=False)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> Run:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        if getattr(self, "_search", None) is not None:
+            self.cancel()
+
+    # ── for who searches ──────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def _best(self) -> Scored | None:
-        return self._strategy.select(self._search.pool)
+    def wanted(self) -> bool:
+        """Whether another step may be made."""
+        return self._allowed > len(self._trace)
 
-    def _last_step(self) -> Step:
-        best = self._best
-        return Step(
-            kind="commit",
-            committed_text="" if best is None else best.rollout.text,
-            accepted=True,
-            log_likelihood=float("nan") if best is None else best.rollout.log_likelihood,
-            score=None if best is None else best.score,
-            text="" if best is None else best.rollout.text,
-            usage=self._search.usage,
-            done=True,
-            gains=self._search.noted(),
-        )
+    @property
+    def streaming(self) -> bool:
+        """Whether someone sees steps as they are made."""
+        return self._streaming
 
+    def put(self, step: Step) -> None:
+        """A step that was made."""
+        with self._changed:
+            self._arrived.append(step)
+            if step.kind != "token":
+                self._trace.append(step)
+            self._notify()
 
-def _peak_memory_bytes() -> int:
-    """Of the GPU since the process began where there is one, else of the process; 0 where the system does not say."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    if resource is None:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    def end(self, error: BaseException | None = None) -> None:
+        """The search has ended."""
+        with self._changed:
+            if self._search is None:
+                return
+            self._result, self._error = self._search.result(tuple(self._trace), ended=True), error
+            self._search = None  # and its tensors
+            self._notify()
+            callbacks, self._done_callbacks = self._done_callbacks, []
+        for callback in callbacks:
+            callback(self)
+
+    # ── within ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _next(self) -> Step:
+        with self._changed:
+            self._ask()
+            self._wait(lambda: bool(self._arrived) or self.done)
+            return self._take(StopIteration)
+
+    async def _anext(self) -> Step:
+        while True:
+            with self._changed:
+                self._ask()
+                if self._arrived or self.done:
+                    return self._take(StopAsyncIteration)
+                change = self._future()
+            await self._unless_cancelled(change)
+
+    def _ask(self, steps: float = 1) -> None:
+        """Allows for so many steps more than have been taken. Requires the lock."""
+        if self._allowed < self._taken + steps:
+            self._allowed = self._taken + steps
+            if self._search is not None:
+                self._search.wake()
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        try:
+            self._changed.wait_for(until)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+
+    def _take(self, stop: type[Exception]) -> Step:
+        """The next step; at the end the error, once, and then `stop`. Requires the lock."""
+        if self._arrived:
+            step = self._arrived.popleft()
+            self._taken += step.kind != "token"
+            return step
+        if self._error is not None and not self._told:
+            self._told = True
+            raise self._error
+        raise stop
+
+    async def _ended(self) -> Result:
+        with self._changed:
+            self._ask(math.inf)
+        while True:
+            with self._changed:
+                if self.done:
+                    break
+                change = self._future()
+            await self._unless_cancelled(change)
+        return self._outcome()
+
+    def _outcome(self) -> Result:
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    async def _unless_cancelled(self, change: asyncio.Future[None]) -> None:
+        try:
+            await change
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def _future(self) -> asyncio.Future[None]:
+        """Of the running loop, done at the next change. Requires the lock."""
+        loop = asyncio.get_running_loop()
+        change: asyncio.Future[None] = loop.create_future()
+
+        def happened() -> None:
+            if not change.done():
+                change.set_result(None)
+
+        self._listeners.append(lambda: loop.call_soon_threadsafe(happened))
+        return change
+
+    def _notify(self) -> None:
+        """Requires the lock."""
+        self._changed.notify_all()
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            try:
+                listener()
+            except RuntimeError:  # its event loop is closed, and who waited is gone
+                self.cancel()

@@ -264,13 +264,15 @@ class TokenGain:
 class Step(Brief):
     """One refine-propose-judge round. Token fields are None for a step that proposed nothing (a whole rollout).
 
+    Steps of kind `token` tell how a text grows that nothing can revise; they are no rounds, and in no trace.
+
     `predicted_gain` is what the gradient promised for the objective, `gain` what the proposal gave, both in nats.
     `kl` is KL(π'‖π) of the refined row that proposed the token from the language model's own, in nats.
     `committed_text` only grows from step to step; `done` marks the last step. `gains`, on the first step after a
     gradient pass, are those of the best completion before it, as far as its tokens were looked at.
     """
 
-    kind: Literal["rollout", "refine", "commit"]
+    kind: Literal["rollout", "refine", "commit", "token"]
     committed_text: str
     accepted: bool = False
     position: int | None = None

@@ -4,7 +4,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -329,10 +329,11 @@ class Faulty:
     def __init__(self) -> None:
         self.ended: list[str] = []
 
-    def steps(self, search: Any) -> Iterator[Step]:
+    async def steps(self, search: Any) -> AsyncIterator[Step]:
         if search.prompt.question == "3":
             raise RuntimeError("a defect")
-        yield from Greedy().steps(search)
+        async for step in Greedy().steps(search):
+            yield step
         self.ended.append(search.prompt.question)
 
     def select(self, pool: Any) -> Any:

@@ -37,7 +37,7 @@ def described(part: Any, depth: int = 8) -> Any:
 
 def described_engine(engine: Any) -> dict[str, Any]:
     """An engine by its model, objective, strategy and budget; one on a server by where that is."""
-    if not engine.takes_turns:
+    if hasattr(engine, "base_url"):
         told = {name: described(getattr(engine, name)) for name in ("reward", "strategy", "budget")}
         return {"base_url": engine.base_url, "model": engine.model.name, **told}
     objective = engine.objective

@@ -9,7 +9,7 @@ from typing import Any, Final
 from langchain_core.callbacks import dispatch_custom_event
 from langchain_core.runnables.config import var_child_runnable_config
 
-from nabla_agents import Step
+from nabla_agents import Result, Run, Step
 
 EVENT: Final = "nabla_step"
 
@@ -19,12 +19,26 @@ def report(step: Step) -> None:
     `custom`; nowhere outside of a run.
     """
     config = var_child_runnable_config.get()
-    if config is None:
+    if config is None or step.kind == "token":
         return
     data = step.summary()
     with contextlib.suppress(RuntimeError):  # a config, but no run above this one
         dispatch_custom_event(EVENT, data, config=config)
     _write(data)
+
+
+def followed(run: Run) -> Result:
+    """The result of a run, each step of which is reported."""
+    for step in run.rounds():
+        report(step)
+    return run.result
+
+
+async def afollowed(run: Run) -> Result:
+    """As `followed`; cancelled with the task that awaits it."""
+    async for step in run.arounds():
+        report(step)
+    return run.result
 
 
 def _write(data: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
 from operator import itemgetter
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,10 +18,11 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, model_validator
 
 from langchain_nabla import _answers, _convert, _structured
+from langchain_nabla._call import ASKED, Call
 from langchain_nabla._messages import conversation
-from langchain_nabla._request import ASKED, Request
+from langchain_nabla._progress import report
 from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
-from nabla_agents import Asked, SearchJob
+from nabla_agents import Asked
 
 ToolChoice = str | bool | Mapping[str, Any] | None
 
@@ -80,8 +80,8 @@ class ChatNabla(EngineSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request = Request(self, messages, stop, kwargs)
-        return request.chat_result(SearchJob.drain_all(request.jobs))
+        call = Call(self, messages, stop, kwargs)
+        return call.chat_result(call.results())
 
     async def _agenerate(
         self,
@@ -90,9 +90,9 @@ class ChatNabla(EngineSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        """As `_generate`, off the event loop, and in one batch with what else waits for the engine."""
-        request = await asyncio.to_thread(Request, self, messages, stop, kwargs)
-        return request.chat_result(await SearchJob.adrain_all(request.jobs))
+        """As `_generate`, off the event loop, and in one batch with what else is searched."""
+        call = await asyncio.to_thread(Call, self, messages, stop, kwargs)
+        return call.chat_result(await call.aresults())
 
     def _stream(
         self,
@@ -101,12 +101,14 @@ class ChatNabla(EngineSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        request = Request(self, messages, stop, kwargs)
-        if request.call.n > 1:  # only whole answers can be compared
-            yield from request.rest(_convert.best_first(SearchJob.drain_all(request.jobs))[0])
+        call = Call(self, messages, stop, kwargs)
+        if call.call.n > 1:  # only whole answers can be compared
+            yield from call.rest(_convert.best_first(call.results())[0])
             return
-        for step in request.jobs[0].steps():
-            yield from request.chunks(step)
+        with call.run() as run:
+            for step in run:
+                report(step)
+                yield from call.chunks(run, step)
 
     async def _astream(
         self,
@@ -116,15 +118,15 @@ class ChatNabla(EngineSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         """As `_stream`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
-        request = await asyncio.to_thread(Request, self, messages, stop, kwargs)
-        if request.call.n > 1:
-            results = await SearchJob.adrain_all(request.jobs)
-            for chunk in request.rest(_convert.best_first(results)[0]):
+        call = await asyncio.to_thread(Call, self, messages, stop, kwargs)
+        if call.call.n > 1:
+            for chunk in call.rest(_convert.best_first(await call.aresults())[0]):
                 yield chunk
             return
-        async with aclosing(request.jobs[0].asteps()) as steps:
-            async for step in steps:
-                for chunk in request.chunks(step):
+        async with call.run() as run:
+            async for step in run:
+                report(step)
+                for chunk in call.chunks(run, step):
                     yield chunk
 
     def _for_call(self, kwargs: Mapping[str, Any], stop: list[str] | None) -> ChatNabla:

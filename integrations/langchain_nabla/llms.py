@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from langchain_nabla import _convert
 from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
-from nabla_agents import CommittedText, NablaError, Result, SearchJob
+from nabla_agents import CommittedText, NablaError, Request, Result, Run
 
 if TYPE_CHECKING:
     from langchain_nabla.chat_models import ChatNabla
@@ -65,8 +65,8 @@ class NablaLLM(EngineSettings, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         call = self._with(kwargs, stop)
-        jobs = call._jobs(prompts)
-        return _convert.llm_result(call._grouped(SearchJob.drain_all(jobs)), call.model)
+        runs = [call.load().submit(request) for request in call._requests(prompts)]
+        return _convert.llm_result(call._grouped([run.drain() for run in runs]), call.model)
 
     async def _agenerate(
         self,
@@ -75,10 +75,11 @@ class NablaLLM(EngineSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        """As `_generate`, off the event loop, and in one batch with what else waits for the engine."""
+        """As `_generate`, off the event loop, and in one batch with what else is searched."""
         call = self._with(kwargs, stop)
-        jobs = await asyncio.to_thread(call._jobs, prompts)
-        return _convert.llm_result(call._grouped(await SearchJob.adrain_all(jobs)), call.model)
+        requests = await asyncio.to_thread(call._requests, prompts)
+        results = await asyncio.gather(*map(call.load().submit, requests))
+        return _convert.llm_result(call._grouped(results), call.model)
 
     def _stream(
         self,
@@ -142,44 +143,47 @@ class NablaLLM(EngineSettings, BaseLLM):
         found: dict[int, Exception] = {}
         for i, given in enumerate(inputs):
             try:
-                call._jobs([self._convert_input(given).to_string()])
+                call._requests([self._convert_input(given).to_string()])
             except (NablaError, ValueError) as e:
                 found[i] = e
         return found
 
-    def _jobs(self, prompts: Sequence[str]) -> list[SearchJob]:
-        """`n` searches per prompt; loads the model."""
+    def _requests(self, prompts: Sequence[str]) -> list[Request]:
+        """`n` requests per prompt; loads the model."""
         engine = self.load()
         formatted = self.formatted or not engine.model.tokenizer.has_template
         options = self._engine_options(engine)
         rendered = [engine.prompt(prompt, formatted=formatted) for prompt in prompts]
         seeds = range(self.seed, self.seed + self.n)
-        return [SearchJob(engine, prompt, seed=seed, **options) for prompt in rendered for seed in seeds]
+        return [Request(prompt=prompt, seed=seed, **options) for prompt in rendered for seed in seeds]
 
     def _grouped(self, results: Sequence[Result]) -> list[list[Result]]:
         """`n` results per prompt, best first."""
         return [_convert.best_first(results[i : i + self.n]) for i in range(0, len(results), self.n)]
 
     def _chunks(self, prompt: str) -> Iterator[GenerationChunk]:
-        jobs, text = self._jobs([prompt]), CommittedText()
+        engine, text = self.load(), CommittedText()
+        requests = self._requests([prompt])
         if self.n > 1:  # only whole answers can be compared
-            best = _convert.best_first(SearchJob.drain_all(jobs))[0]
+            best = _convert.best_first([run.drain() for run in [engine.submit(r) for r in requests]])[0]
             yield _convert.chunk(best.text, best)
             return
-        for step in jobs[0].steps():
-            if (chunk := _chunk(jobs[0], step, text)) is not None:
-                yield chunk
+        with engine.submit(requests[0], on_demand=True) as run:
+            for step in run:
+                if (chunk := _chunk(run, step, text)) is not None:
+                    yield chunk
 
     async def _achunks(self, prompt: str) -> AsyncIterator[GenerationChunk]:
         """As `_chunks`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
-        jobs, text = await asyncio.to_thread(self._jobs, [prompt]), CommittedText()
+        requests = await asyncio.to_thread(self._requests, [prompt])
+        engine, text = self.load(), CommittedText()
         if self.n > 1:
-            best = _convert.best_first(await SearchJob.adrain_all(jobs))[0]
+            best = _convert.best_first(await asyncio.gather(*map(engine.submit, requests)))[0]
             yield _convert.chunk(best.text, best)
             return
-        async with aclosing(jobs[0].asteps()) as steps:
-            async for step in steps:
-                if (chunk := _chunk(jobs[0], step, text)) is not None:
+        async with engine.submit(requests[0], on_demand=True) as run:
+            async for step in run:
+                if (chunk := _chunk(run, step, text)) is not None:
                     yield chunk
 
     # ── what identifies a call ────────────────────────────────────────────────────────────────────────────────────
@@ -231,11 +235,11 @@ class NablaLLM(EngineSettings, BaseLLM):
         return self.load().model.tokenizer.encode(text)
 
 
-def _chunk(job: SearchJob, step: Step, text: CommittedText) -> GenerationChunk | None:
+def _chunk(run: Run, step: Step, text: CommittedText) -> GenerationChunk | None:
     """What a step adds to a stream: nothing, a piece of text, or the end."""
     added = text.added_by(step)
     if step.done:
-        return _convert.chunk(added, job.result)
+        return _convert.chunk(added, run.result)
     return _convert.chunk(added) if added else None
 
 

@@ -9,9 +9,9 @@ from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackMan
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field
 
-from langchain_nabla._progress import report
+from langchain_nabla._progress import afollowed, followed
 from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
-from nabla_agents import NablaError, Result, SearchJob
+from nabla_agents import NablaError, Request, Result
 
 
 class Problem(BaseModel):
@@ -41,7 +41,7 @@ class NablaSolve(EngineSettings, BaseTool):
 
     def _run(self, problem: str, run_manager: CallbackManagerForToolRun | None = None) -> tuple[str, dict[str, Any]]:
         try:
-            return _solved(self._job(problem).drain())
+            return _solved(followed(self.load().submit(self._request(problem))))
         except NablaError as e:
             return _failed(e)
 
@@ -49,15 +49,14 @@ class NablaSolve(EngineSettings, BaseTool):
         self, problem: str, run_manager: AsyncCallbackManagerForToolRun | None = None
     ) -> tuple[str, dict[str, Any]]:
         try:
-            job = await asyncio.to_thread(self._job, problem)
-            return _solved(await job.adrain())
+            request = await asyncio.to_thread(self._request, problem)
+            return _solved(await afollowed(self.load().submit(request)))
         except NablaError as e:
             return _failed(e)
 
-    def _job(self, problem: str) -> SearchJob:
+    def _request(self, problem: str) -> Request:
         engine = self.load()
-        options = self._engine_options(engine)
-        return SearchJob(engine, engine.prompt(problem), seed=self.seed, report=report, **options)
+        return Request(prompt=engine.prompt(problem), seed=self.seed, **self._engine_options(engine))
 
 
 def _solved(result: Result) -> tuple[str, dict[str, Any]]:

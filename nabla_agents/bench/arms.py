@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
+from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 from nabla_agents.types import Budget
 
 

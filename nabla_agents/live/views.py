@@ -43,7 +43,7 @@ def watch(run: Run, view: View) -> Result:
             for step in run:
                 view.step(step)
         except KeyboardInterrupt:
-            run.interrupt()
+            run.drain()
     result = run.result
     view.end(result)
     return result
@@ -72,7 +72,7 @@ class LiveView:
         self._committed = step.committed_text
         if step.accepted:
             self._incumbent = step.text
-        if step.kind != "commit":
+        if step.kind in ("rollout", "refine"):
             self._rollouts += 1
             self._console.print(described(step, self._rollouts))
         self._fresh = (step.new_token or "") if step.accepted else ""
@@ -127,7 +127,7 @@ class PlainView:
         pass
 
     def step(self, step: Step) -> None:
-        if step.kind != "commit":
+        if step.kind in ("rollout", "refine"):
             self._rollouts += 1
             self._print(described(step, self._rollouts).plain)
 

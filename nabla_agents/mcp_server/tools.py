@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,24 +12,24 @@ from mcp import MCPError
 from mcp.server.context import ServerRequestContext
 from mcp.types import INVALID_PARAMS, CallToolRequestParams, CallToolResult, TextContent, Tool, ToolAnnotations
 
-from nabla_agents.batching import OpenBatch
 from nabla_agents.config import Sampling
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError, NablaError
 from nabla_agents.mcp_server.arguments import SolveArguments, VerifyArguments, messages_of, schema_of
 from nabla_agents.mcp_server.results import Solution, Verification, solution, told, verification
+from nabla_agents.request import Request
 from nabla_agents.result import Result
 from nabla_agents.rewards import Reward
-from nabla_agents.run import Run
-from nabla_agents.strategies import Greedy, Strategy
-from nabla_agents.types import Budget, Step
+from nabla_agents.search import Greedy, Strategy
+from nabla_agents.types import Budget
 
 _log = logging.getLogger(__name__)
 
 
 class NablaTools:
     """The tools of one engine. Calls run side by side, their operations joined in batches; `concurrent` at a time,
-    `waiting` more wait, and further ones are told to come later. A cancelled call stops before its next operation.
+    `waiting` more wait, and further ones are told to come later. A cancelled call stops within one decode
+    step.
 
     Args:
         rewards: what a call may choose as `reward`, by name; the engine's own judges if it chooses none.
@@ -56,19 +55,10 @@ class NablaTools:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigurationError(f"{name} is {value!r}; expected a whole number of at least {least}.")
         self._engines = {None: engine, **{name: engine.with_reward(r) for name, r in (rewards or {}).items()}}
-        turn = threading.Lock()  # of the one device
-        self._batches = {
-            name: OpenBatch(e.worker, max_batch=concurrent, turn=turn) for name, e in self._engines.items()
-        }
         self._strategies = dict(strategies or {})
         self._max_rollouts, self._concurrent, self._most = max_rollouts, concurrent, concurrent + waiting
         self._calls = 0
         self._turns: anyio.Semaphore | None = None
-
-    def close(self) -> None:
-        """Ends the batches' threads."""
-        for batch in self._batches.values():
-            batch.close()
 
     def listed(self) -> list[Tool]:
         """`solve` and `verify` with the schemas of what they take and return."""
@@ -114,66 +104,51 @@ class NablaTools:
 
     async def _solve(self, context: ServerRequestContext[Any], given: Mapping[str, Any]) -> Solution:
         asked = SolveArguments(**given)
-        engine, batch = self._chosen(asked.reward)
-        result = await self._followed(
-            context,
-            batch,
-            engine.steps(
-                messages_of(asked.system, asked.question),
-                seed=asked.seed,
-                strategy=None if asked.strategy is None else self._strategy(asked.strategy),
-                budget=self._budget(engine, asked.rollouts),
-                sampling=Sampling(max_tokens=asked.max_tokens),
-                worker=batch,
-            ),
+        engine = self._chosen(asked.reward)
+        request = engine.request(
+            messages_of(asked.system, asked.question),
+            seed=asked.seed,
+            strategy=None if asked.strategy is None else self._strategy(asked.strategy),
+            budget=self._budget(engine, asked.rollouts),
+            sampling=Sampling(max_tokens=asked.max_tokens),
         )
-        return solution(result)
+        return solution(await self._followed(context, engine, request))
 
     async def _verify(self, context: ServerRequestContext[Any], given: Mapping[str, Any]) -> Verification:
         asked = VerifyArguments(**given)
-        engine, batch = self._chosen(asked.reward)
+        engine = self._chosen(asked.reward)
         if engine.objective.reward is None:
             known = ", ".join(repr(r) for r in self._engines if r is not None) or "none"
             raise ConfigurationError(f"The server's engine has no reward, so name one: reward=... ; it offers {known}.")
-        run = engine.steps(
+        request = engine.request(
             messages_of(asked.system, asked.question),
             draft=asked.answer,
             strategy=Greedy(),
             budget=Budget(rollouts=1),
-            worker=batch,
         )
-        return verification(await self._followed(context, batch, run))
+        return verification(await self._followed(context, engine, request))
 
-    async def _followed(self, context: ServerRequestContext[Any], batch: OpenBatch, run: Run) -> Result:
+    async def _followed(self, context: ServerRequestContext[Any], engine: Engine, request: Request) -> Result:
         """The result of a search, whose steps are told as progress; cancelled with the call."""
         if self._calls >= self._most:
             raise NablaError(f"The server is busy with {self._calls} calls; ask again later.")
         self._turns = self._turns or anyio.Semaphore(self._concurrent)
-        threads = anyio.CapacityLimiter(1)
-
-        def advance() -> Step | None:
-            with batch.joining():
-                return next(run, None)
-
         self._calls += 1
         try:
-            async with self._turns:
+            async with self._turns, engine.submit(request) as run:
                 done = 0
-                while (
-                    step := await anyio.to_thread.run_sync(advance, abandon_on_cancel=True, limiter=threads)
-                ) is not None:
+                async for step in run.arounds():
                     done += 1
                     await context.session.report_progress(done, None, told(step))
+                return run.result
         finally:
             self._calls -= 1
-            run.cancel()
-        return run.result
 
-    def _chosen(self, reward: str | None) -> tuple[Engine, OpenBatch]:
+    def _chosen(self, reward: str | None) -> Engine:
         if reward not in self._engines:
             known = ", ".join(repr(r) for r in self._engines if r is not None) or "none"
             raise ConfigurationError(f"Unknown reward {reward!r}; the server offers {known}.")
-        return self._engines[reward], self._batches[reward]
+        return self._engines[reward]
 
     def _strategy(self, name: str) -> Strategy:
         if name not in self._strategies:

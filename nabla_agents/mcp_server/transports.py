@@ -48,10 +48,7 @@ def run_stdio(tools: NablaTools) -> None:
         async with stdio_server() as (reading, writing):
             await server.run(reading, writing, server.create_initialization_options())
 
-    try:
-        anyio.run(serve)
-    finally:
-        tools.close()
+    anyio.run(serve)
 
 
 def http_app(tools: NablaTools, *, host: str = "127.0.0.1", keys: Sequence[str] = ()) -> ASGIApp:
@@ -81,11 +78,8 @@ def run_http(tools: NablaTools, *, host: str = "127.0.0.1", port: int = 8001, ke
     """Serves any number of clients until it is stopped; see `http_app`."""
     import uvicorn
 
-    try:
-        app = http_app(tools, host=host, keys=keys)
-        uvicorn.run(app, host=host, port=port, log_level="warning", ws="none", timeout_graceful_shutdown=10)
-    finally:
-        tools.close()
+    app = http_app(tools, host=host, keys=keys)
+    uvicorn.run(app, host=host, port=port, log_level="warning", ws="none", timeout_graceful_shutdown=10)
 
 
 class _WithKeys:

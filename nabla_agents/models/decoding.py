@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nabla_agents.errors import GrammarError
+from nabla_agents.errors import GrammarError, RolloutError
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, token_log_probs
 from nabla_agents.models.constraint import Constraint, Mask, masked
 from nabla_agents.models.rows import MOST_MISSES, RolloutJob, Row
 from nabla_agents.models.transformer import Context
-from nabla_agents.types import Rollout
+from nabla_agents.types import FinishReason, Rollout
 
 if TYPE_CHECKING:
     from nabla_agents.models.language_model import LanguageModel
@@ -24,6 +25,22 @@ class RolloutBackend(Protocol):
     """Whatever can sample completions: the local model, or a server."""
 
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]: ...
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A backend with its contract enforced: one rollout per job."""
+
+    backend: RolloutBackend
+
+    def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
+        found: object = self.backend.rollout(jobs)
+        name = type(self.backend).__name__
+        if not isinstance(found, Sequence) or not all(isinstance(r, Rollout) for r in found):
+            raise RolloutError(f"{name} returned {found!r}; expected a list of Rollout.")
+        if len(found) != len(jobs):
+            raise RolloutError(f"{name} returned {len(found)} rollouts for {len(jobs)} jobs; expected one each.")
+        return list(found)
 
 
 class Decoding:
@@ -41,6 +58,11 @@ class Decoding:
     def __len__(self) -> int:
         """How many completions are being written."""
         return len(self._rows)
+
+    @property
+    def joinable(self) -> bool:
+        """Whether jobs may join now. Within a sliding window, joined rows would see each other's padding."""
+        return not self._rows or self._model.transformer.sliding_window is None
 
     @torch.no_grad()
     def add(self, jobs: Sequence[RolloutJob]) -> list[Row]:
@@ -75,6 +97,15 @@ class Decoding:
     def finished(self, row: Row) -> Rollout:
         """What became of a row that has ended."""
         return row.rollout(self._model)
+
+    def drop(self, rows: Sequence[Row]) -> list[Rollout]:
+        """What was written of rows that are given up, cut where they are; they leave the batch."""
+        for row in rows:
+            row.finish = FinishReason.LENGTH
+        self._rows, _ = _still_open(self._rows, self._context, torch.empty(len(self._rows)))
+        if not self._rows:
+            self._context = None
+        return [row.rollout(self._model) for row in rows]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -211,12 +242,13 @@ def _masks(rows: Sequence[Row], guesses: Sequence[tuple[int, ...]]) -> dict[tupl
     }
 
 
-def _still_open(rows: Sequence[Row], context: Context, tensor: Tensor) -> tuple[list[Row], Tensor]:
+def _still_open(rows: Sequence[Row], context: Context | None, tensor: Tensor) -> tuple[list[Row], Tensor]:
     """Drops finished rows from the batch and from a tensor that is aligned with it; the last ones take their places."""
     kept = [i for i, row in enumerate(rows) if row.finish is None]
     if len(kept) == len(rows) or not kept:
         return [rows[i] for i in kept], tensor
     late = [i for i in kept if i >= len(kept)]
     order = [i if rows[i].finish is None else late.pop() for i in range(len(kept))]
+    assert context is not None  # where rows are left, something was read
     context.select(order)
     return [rows[i] for i in order], tensor[torch.tensor(order, device=tensor.device)]

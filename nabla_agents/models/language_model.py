@@ -154,11 +154,9 @@ class LanguageModel:
         """Completes every job's prefix in one batch; see `decoding.rollout`."""
         return rollout(self, jobs)
 
-    def decoding(self) -> Decoding | None:
-        """A batch of rollouts that further ones may join. None with a sliding window, in which joined rows would see
-        each other's padding.
-        """
-        return Decoding(self) if self.transformer.sliding_window is None else None
+    def decoding(self) -> Decoding:
+        """A batch of rollouts that further ones may join."""
+        return Decoding(self)
 
     # ── tensors ───────────────────────────────────────────────────────────────────────────────────────────────────
 

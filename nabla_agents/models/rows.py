@@ -87,18 +87,21 @@ class Row:
         elif len(self.ids) >= self.job.max_tokens:
             self.finish = FinishReason.LENGTH
 
+    def usage(self, model: LanguageModel) -> Usage:
+        """What it has cost so far, as the model computed it."""
+        return model.usage(prefill=self.prefilled_tokens, forward=self.computed_tokens - self.prefilled_tokens)
+
     def rollout(self, model: LanguageModel) -> Rollout:
         """The finished completion."""
         ids = tuple(self.ids)
         visible = ids[:-1] if ids and ids[-1] in model.eos_ids else ids
-        usage = model.usage(prefill=self.prefilled_tokens, forward=self.computed_tokens - self.prefilled_tokens)
         return Rollout(
             prompt=self.job.prompt,
             completion_ids=ids,
             text=self.text if self.text is not None else model.tokenizer.decode(visible),
             log_probs=torch.tensor(self.log_probs, dtype=torch.float64),
             finish_reason=self.finish or FinishReason.STOP,
-            usage=usage
+            usage=self.usage(model)
             + Usage(
                 rollouts=1,
                 generated_tokens=len(ids) - len(self.job.prefix_ids),

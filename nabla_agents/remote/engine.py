@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
 
-from nabla_agents.config import Sampling
+from nabla_agents.base_engine import BaseEngine
 from nabla_agents.errors import ConfigurationError, PromptError, RemoteError
 from nabla_agents.remote.endpoint import Endpoint
 from nabla_agents.remote.model import RemoteModel
-from nabla_agents.remote.run import RemoteRun, RemoteSearch
+from nabla_agents.remote.search import RemoteSearch
 from nabla_agents.remote.strategy import RemoteStrategy
-from nabla_agents.result import Result
+from nabla_agents.request import PromptLike, Request, read_messages
+from nabla_agents.run import Run
 from nabla_agents.types import Budget, Message, Prompt
 from nabla_agents.wire import PROMPT, message_fields, sampling_fields
 
-PromptLike = str | Prompt | Sequence[Message] | Sequence[Mapping[str, Any]]
+_MOST: Final = 32  # searches that are asked for at a time
 
 
-class RemoteEngine:
+class RemoteEngine(BaseEngine):
     """Answers prompts by a server of `nabla serve`, as an `Engine` does; needs neither torch nor weights here.
 
     Nothing is asked before it is used. A request is tried again after a connection error, 429 and 5xx, with random
@@ -43,9 +44,6 @@ class RemoteEngine:
         ConfigurationError: a URL that is none, or `attempts` below 1.
     """
 
-    takes_turns = False
-    has_alternatives = False  # the server sends no other tokens than those it chose
-
     def __init__(
         self,
         base_url: str,
@@ -63,8 +61,9 @@ class RemoteEngine:
             raise ConfigurationError(f"attempts is {attempts!r}; expected a whole number of at least 1.")
         self._endpoint = Endpoint(base_url, api_key=api_key, timeout=timeout, attempts=attempts, transport=transport)
         self._name, self.reward = model, reward
-        self.strategy: Any = self.strategy_of(strategy)
+        self.strategy = RemoteStrategy.of(strategy)
         self._budget = budget
+        self._places = threading.Semaphore(_MOST)
 
     @property
     def base_url(self) -> str:
@@ -92,10 +91,6 @@ class RemoteEngine:
         """What one prompt may cost unless a call says otherwise."""
         return Budget(**self.model.budget) if self._budget is None else self._budget
 
-    def strategy_of(self, strategy: Any) -> Any:
-        """The strategy as this engine runs it; without one, its own."""
-        return getattr(self, "strategy", RemoteStrategy()) if strategy is None else RemoteStrategy.of(strategy)
-
     def close(self) -> None:
         """Closes the connections."""
         self._endpoint.close()
@@ -115,7 +110,7 @@ class RemoteEngine:
         if isinstance(prompt, str):
             messages = () if formatted else (Message("user", prompt),)
         else:
-            messages = tuple(m if isinstance(m, Message) else _message(m) for m in prompt)
+            messages = tuple(read_messages(prompt))
         body: dict[str, Any] = {"model": self.model.name}
         if formatted:
             if not isinstance(prompt, str):
@@ -128,95 +123,35 @@ class RemoteEngine:
         found = self._endpoint.post(PROMPT, body)
         return Prompt(messages, found["text"], tuple(found["ids"]))
 
-    def steps(
-        self,
-        prompt: PromptLike,
-        *,
-        budget: Budget | None = None,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        strategy: Any = None,
-        tools: Sequence[dict[str, Any]] | None = None,
-        formatted: bool = False,
-        draft: str | None = None,
-    ) -> RemoteRun:
-        """An iterator over the search's steps, as `Engine.steps`; the server begins with the first one.
+    def submit(self, request: Request, *, on_demand: bool = False) -> Run:
+        """Has the server search, as `Engine.submit`; with `on_demand` it begins with the first step asked for, and goes
+        on by itself.
 
         Raises:
-            PromptError, ContextOverflowError, ConfigurationError, RemoteError: what the server refuses to render now,
-                what it refuses to search with the first step.
+            ConfigurationError: what a server does not do. What it refuses itself is raised where steps are awaited.
         """
-        rendered = self.prompt(prompt, tools=tools, formatted=formatted)
-        sampling = Sampling() if sampling is None else sampling
-        limits = budget or self._budget
-        wish: dict[str, Any] = {"reward": self.reward, "draft": draft}
-        if limits is not None:
-            wish["budget"] = {name: value for name, value in vars(limits).items() if value is not None}
+        if request.top_logprobs:
+            raise ConfigurationError(
+                f"top_logprobs is {request.top_logprobs}, which a remote engine has not: set it to 0, or ask the server "
+                "by an OpenAI client."
+            )
+        limits = request.budget or self._budget
+        strategy = self.strategy if request.strategy is None else RemoteStrategy.of(request.strategy)
+        wish = {
+            "reward": self.reward,
+            "draft": request.draft,
+            "budget": None if limits is None else {k: v for k, v in vars(limits).items() if v is not None},
+            "strategy": None if strategy.name is None else strategy.wire,
+        }
+        prompt = request.prompt
         body = {
             "model": self.model.name,
-            "prompt": {"messages": [message_fields(m) for m in rendered.messages], "text": rendered.text},
-            "seed": seed,
-            "sampling": sampling_fields(sampling),
+            "prompt": {"messages": [message_fields(m) for m in prompt.messages], "text": prompt.text},
+            "seed": request.seed,
+            "sampling": sampling_fields(request.sampling),
             "nabla": {name: value for name, value in wish.items() if value is not None},
         }
-        search = RemoteSearch(
-            self._endpoint,
-            body,
-            prompt=rendered,
-            sampling=sampling,
-            budget=limits,
-            seed=seed,
-            tokenizer=self.model.tokenizer,
-        )
-        return RemoteRun(search, self.strategy_of(strategy), self.model.tokenizer)
-
-    def generate(self, prompt: PromptLike, **options: Any) -> Result:
-        """The best completion found within the budget; options as in `steps`. Ctrl-C returns the best so far."""
-        run = self.steps(prompt, **options)
-        try:
-            return run.drain()
-        except KeyboardInterrupt:
-            run.interrupt()
-        return run.result
-
-    def generate_batch(
-        self,
-        prompts: Sequence[PromptLike],
-        *,
-        budget: Budget | None = None,
-        seeds: Sequence[int] | None = None,
-        sampling: Sampling | None = None,
-        strategy: Any = None,
-        tools: Sequence[dict[str, Any]] | None = None,
-        formatted: bool = False,
-        max_batch: int = 32,
-    ) -> list[Result]:
-        """One result per prompt, in order; the server joins what `max_batch` requests at a time ask for.
-
-        Raises:
-            ConfigurationError: not one seed per prompt. The first error of a prompt is raised when all have ended.
-        """
-        seeds = range(len(prompts)) if seeds is None else seeds
-        if len(seeds) != len(prompts):
-            raise ConfigurationError(f"Got {len(seeds)} seeds for {len(prompts)} prompts; expected one each.")
-        options = {"budget": budget, "sampling": sampling, "strategy": strategy, "tools": tools, "formatted": formatted}
-        runs = [self.steps(p, seed=seed, **options) for p, seed in zip(prompts, seeds, strict=True)]
-        drains: list[Callable[[], Result]] = [run.drain for run in runs]
-        if len(drains) <= 1:
-            return [drain() for drain in drains]
-        with ThreadPoolExecutor(max_batch, "nabla-remote") as threads:
-            try:
-                waiting = [threads.submit(drain) for drain in drains]
-                return [done.result() for done in waiting]
-            except BaseException:
-                for run in runs:
-                    run.cancel()
-                raise
-
-
-def _message(given: Any) -> Message:
-    if not isinstance(given, Mapping) or "role" not in given:
-        raise PromptError(f"A message is {given!r}; expected Message(role, content) or a mapping with both.")
-    extra = {k: v for k, v in given.items() if k not in ("role", "content")}
-    content = given.get("content")
-    return Message(given["role"], "" if content is None else content, extra)
+        search = RemoteSearch(self._endpoint, body, request, self.model.tokenizer, places=self._places)
+        run = Run(request, search, on_demand=on_demand)
+        search.serve(run)
+        return run

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.types import Score, Step
-
-if TYPE_CHECKING:
-    from nabla_agents.remote.run import RemoteSearch
 
 # By class name, so that a client needs no torch. A server that offers other strategies has them by their names.
 _NAMES: Final = {
@@ -24,27 +20,26 @@ _NAMES: Final = {
 
 @dataclass(frozen=True)
 class RemoteStrategy:
-    """The server's strategy of this name, with some of its settings changed; None is the one it has for itself.
-
-    What wraps a strategy, to watch its steps or to end it, may wrap this one.
-    """
+    """The server's strategy of this name, with some of its settings changed; None is the one it has for itself."""
 
     name: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    rule: str = "objective"
 
     @staticmethod
-    def of(strategy: Any) -> Any:
-        """The remote strategy that a local one, such as `BestOfN(n=4)`, stands for; others are left as they are.
+    def of(strategy: Any) -> RemoteStrategy:
+        """The remote strategy that a local one, such as `BestOfN(n=4)`, stands for.
 
         Raises:
-            ConfigurationError: it has settings that are objects, which are not sent.
+            ConfigurationError: one of your own; or it has settings that are objects, which are not sent.
         """
         kind = type(strategy)
-        if strategy is None:
-            return RemoteStrategy()
-        if kind.__name__ not in _NAMES or not kind.__module__.startswith("nabla_agents.strategies"):
-            return strategy
+        if strategy is None or isinstance(strategy, RemoteStrategy):
+            return strategy or RemoteStrategy()
+        if kind.__name__ not in _NAMES or not kind.__module__.startswith("nabla_agents.search"):
+            raise ConfigurationError(
+                f"The strategy {strategy!r} runs only where its model is: on the server. Have the server offer it under "
+                "a name, and ask for RemoteStrategy(name)."
+            )
         fields = kind.model_fields
         changed = {name: value for name, value in strategy if value != fields[name].get_default()}
         for name, value in changed.items():
@@ -59,32 +54,3 @@ class RemoteStrategy:
     def wire(self) -> Any:
         """As the server takes it."""
         return self.name if not self.settings else {"name": self.name, **self.settings}
-
-    def steps(self, search: RemoteSearch) -> Iterator[Step]:
-        return search.ask(self)
-
-    def select(self, pool: RemotePool) -> RemoteScored | None:
-        return pool.best()
-
-
-@dataclass(frozen=True)
-class RemoteScored:
-    """The best completion so far, as far as the steps tell of it."""
-
-    text: str
-    score: Score | None
-    log_likelihood: float
-
-
-class RemotePool:
-    """What the steps have told of completions; the last one accepted is the best."""
-
-    def __init__(self) -> None:
-        self._best: RemoteScored | None = None
-
-    def add(self, step: Step) -> None:
-        if step.accepted or self._best is None:
-            self._best = RemoteScored(step.text, step.score, step.log_likelihood)
-
-    def best(self) -> RemoteScored | None:
-        return self._best

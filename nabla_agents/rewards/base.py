@@ -68,6 +68,11 @@ class Reward(ABC):
         """Whether it runs a model: a sum scores models on the caller's thread, and tools beside them on others."""
         return False
 
+    @property
+    def calls(self) -> int:
+        """How many reward calls the judgement of one completion is, as the ledger counts them."""
+        return 1
+
     def otherwise(self, value: float) -> Reward:
         """This reward with `value` where it could not judge; no tool has then judged, and no one vouches."""
         return Otherwise(self, value)
@@ -135,6 +140,10 @@ class RewardSum(Reward):
         return any(r.learned for _, r in self._parts)
 
     @property
+    def calls(self) -> int:
+        return sum(r.calls for _, r in self._parts)
+
+    @property
     def _parts(self) -> list[tuple[float, Reward]]:
         return [(w, r) for w, r in self.terms if w != 0]
 
@@ -187,6 +196,10 @@ class _Wrapped(Reward):
     @property
     def learned(self) -> bool:
         return self.inner.learned
+
+    @property
+    def calls(self) -> int:
+        return self.inner.calls
 
     def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         return self.inner.score_prefixes(rollouts)

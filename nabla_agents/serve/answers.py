@@ -40,7 +40,7 @@ class ChatChoice:
 
     def __init__(self, index: int, search: Searching, *, tools: bool) -> None:
         self.index, self.search = index, search
-        self._replies = CommittedReply(search.ask.prompt, search.ask.seed, tools=tools)
+        self._replies = CommittedReply(search.ask.request.prompt, search.ask.request.seed, tools=tools)
 
     def grown(self, text: str) -> dict[str, Any]:
         """What a longer committed text adds; may be empty."""
@@ -71,7 +71,7 @@ class ChatChoice:
         """Finish reason, log-probabilities and the search in a few numbers."""
         reply = self.read(result)
         found = {"logprobs": None, "finish_reason": finish_reason(result, reply), "nabla": summary(result)}
-        if self.search.ask.top_logprobs is not None:
+        if self.search.ask.logprobs:
             start = result.text.rfind(reply.content) if reply.content else len(result.text)
             entries = token_log_probs(self.search, result, start, start + len(reply.content))
             found["logprobs"] = {"content": entries, "refusal": None}
@@ -102,7 +102,7 @@ def text_choice(
     tokens, also of the one that ends it and has no text.
     """
     logprobs = None
-    if search.ask.top_logprobs is not None:
+    if search.ask.logprobs:
         entries = token_log_probs(search, result, 0, len(result.text), textless=True)
         logprobs = {
             "tokens": [e["token"] for e in entries],
@@ -112,7 +112,7 @@ def text_choice(
         }
     found = {"logprobs": logprobs, "finish_reason": finish_reason(result), "nabla": summary(result)}
     if with_token_ids:
-        found |= {"token_ids": list(result.token_ids), "prompt_token_ids": list(search.ask.prompt.ids)}
+        found |= {"token_ids": list(result.token_ids), "prompt_token_ids": list(search.ask.request.prompt.ids)}
     return {"index": index, "text": text, **found}
 
 
@@ -132,7 +132,7 @@ def usage(
     searches: Sequence[Searching], results: Sequence[Result], choices: Sequence[ChatChoice] = ()
 ) -> dict[str, Any]:
     """Tokens as OpenAI counts them: each prompt once, and the returned completions."""
-    prompts = {id(search.ask.prompt): result.prompt_tokens for search, result in zip(searches, results, strict=True)}
+    prompts = {id(search.ask.request.prompt): result.prompt_tokens for search, result in zip(searches, results, strict=True)}
     prompt, completion = sum(prompts.values()), sum(len(result.token_ids) for result in results)
     counted: dict[str, Any] = {
         "prompt_tokens": prompt,
@@ -168,7 +168,7 @@ def token_log_probs(
         begin, stop = max(begin, start), min(stop, end)
         if begin >= stop and not textless:
             continue
-        others = search.alternatives[i] if i < len(search.alternatives) else []
+        others = result.alternatives[i] if i < len(result.alternatives) else []
         top = [_entry(tokenizer.token_text(token), value) for token, value in others]
         entries.append({**_entry(text[begin:stop], result.log_probs[i]), "top_logprobs": top})
     return entries

@@ -23,7 +23,7 @@ from nabla_agents.serve.metrics import Metrics
 from nabla_agents.serve.service import STRATEGIES, Service
 from nabla_agents.serve.settings import ServeSettings
 from nabla_agents.serve.tracing import Tracing
-from nabla_agents.strategies import Strategy
+from nabla_agents.search import Strategy
 
 _KEY = HTTPBearer(auto_error=False, description="An API key; not needed on the server's own machine.")
 

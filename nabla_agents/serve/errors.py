@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, NablaError, PromptError
-from nabla_agents.strategies.search import Cancelled
+from nabla_agents.search.search import Cancelled
 
 # How pydantic names the member of a union that it tried, which is no part of the place.
 _UNION: Final = re.compile(r"(str|int|float|bool|none|dict|list|constrained-\w+)(\[.*\])?$|[A-Z]|function-")

@@ -47,7 +47,7 @@ class Caller:
         facts, settings = request.state.facts, request.app.state.service.settings
         facts |= {"model": asks[0].served.model, "reward": asks[0].served.reward, "answers": len(asks)}
         if settings.log_prompts:
-            facts["prompts"] = [ask.prompt.text for ask in asks]
+            facts["prompts"] = [ask.request.prompt.text for ask in asks]
 
     def note_results(self, request: Request, results: Sequence[Result]) -> None:
         """For the log line and the span: what it took."""

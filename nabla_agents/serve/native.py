@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from nabla_agents.config import Sampling
 from nabla_agents.errors import GrammarError
 from nabla_agents.grammar import Grammar
+from nabla_agents.request import Request as Wanted
 from nabla_agents.result import Result
 from nabla_agents.serve.errors import Refusal
 from nabla_agents.serve.gate import Caller
@@ -81,15 +82,15 @@ async def steps(request: Request, body: StepsRequest) -> Response:
         ids = tuple(encoded(model, body.prompt.text))
         return served.engine.prompt(Prompt(tuple(_messages(body.prompt.messages)), body.prompt.text, ids))
 
-    ask = Ask(
-        served,
-        await service.reading(rendered),
-        body.seed,
-        sampling,
-        service.budget(served.engine, body.nabla.limits, caller.key),
-        service.strategy(*body.nabla.chosen),
-        body.nabla.draft,
+    wanted = Wanted(
+        prompt=await service.reading(rendered),
+        sampling=sampling,
+        budget=service.budget(served.engine, body.nabla.limits, caller.key),
+        strategy=service.strategy(*body.nabla.chosen),
+        seed=body.seed,
+        draft=body.nabla.draft,
     )
+    ask = Ask(served, wanted)
     caller.note(request, [ask])
     searches = service.searches([ask], caller.id, caller.key)
 

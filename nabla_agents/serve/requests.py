@@ -12,6 +12,7 @@ from nabla_agents.config import Sampling
 from nabla_agents.errors import PromptError
 from nabla_agents.grammar import Grammar
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.request import Request
 from nabla_agents.serve.errors import Refusal, refusal_of
 from nabla_agents.serve.keys import ApiKey
 from nabla_agents.serve.protocol import ChatRequest, CompletionRequest, Generation, Turn
@@ -81,7 +82,19 @@ async def _asks(
     budget = service.budget(served.engine, body.own.limits, key)
     seed = secrets.randbits(32) if body.seed is None else body.seed
     return [
-        Ask(served, prompt, seed + i, sampling, budget, strategy, body.own.draft, top_logprobs)
+        Ask(
+            served,
+            Request(
+                prompt=prompt,
+                sampling=sampling,
+                budget=budget,
+                strategy=strategy,
+                seed=seed + i,
+                draft=body.own.draft,
+                top_logprobs=top_logprobs or 0,
+            ),
+            top_logprobs is not None,
+        )
         for prompt in prompts
         for i in range(n)
     ]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from nabla_agents.batching import OpenBatch
-from nabla_agents.config import Sampling, Settings
-from nabla_agents.engine import Engine, PromptLike
+from nabla_agents.config import Settings
+from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError
+from nabla_agents.request import PromptLike, Request
 from nabla_agents.result import Result
 from nabla_agents.rewards import Reward
 from nabla_agents.run import Run
@@ -22,7 +22,7 @@ from nabla_agents.serve.errors import Refusal, shutting_down
 from nabla_agents.serve.keys import ApiKey
 from nabla_agents.serve.metrics import Metrics
 from nabla_agents.serve.settings import ServeSettings
-from nabla_agents.strategies import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
+from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 from nabla_agents.types import Budget, FinishReason, Prompt, Step
 
 ResultT = TypeVar("ResultT")
@@ -38,12 +38,11 @@ STRATEGIES: Final[Mapping[str, Strategy]] = {
 
 @dataclass(frozen=True)
 class Served:
-    """An engine under the name of its model and, where the request chose one, its reward; with its open batch."""
+    """An engine under the name of its model and, where the request chose one, its reward."""
 
     model: str
     reward: str | None
     engine: Engine
-    batch: OpenBatch
 
 
 @dataclass(frozen=True)
@@ -51,29 +50,13 @@ class Ask:
     """One answer that is wanted: everything is checked and rendered, nothing is computed."""
 
     served: Served
-    prompt: Prompt
-    seed: int
-    sampling: Sampling
-    budget: Budget
-    strategy: Strategy | None = None
-    draft: str | None = None
-    top_logprobs: int | None = None
-    """How many other tokens are wanted at each place of the answer."""
-
-    def start(self) -> Run:
-        return self.served.engine.steps(
-            self.prompt,
-            seed=self.seed,
-            sampling=self.sampling,
-            budget=self.budget,
-            strategy=self.strategy,
-            draft=self.draft,
-            worker=self.served.batch,
-        )
+    request: Request
+    logprobs: bool = False
+    """Whether the answer is to have log-probabilities."""
 
 
 class Service:
-    """Engines by model and reward, one batch each, one turn at a time; and what runs on them."""
+    """Engines by model and reward, and what runs on them."""
 
     def __init__(
         self,
@@ -88,21 +71,15 @@ class Service:
         self.admission = Admission(concurrent=settings.max_concurrent, queued=settings.max_queued)
         self.draining = self._closed = False
         self.created = int(time.time())
-        self._device = threading.Lock()
         self._served = {
-            (model, name): self._one(model, name, engine if name is None else engine.with_reward(rewards[name]))
+            (model, name): Served(model, name, engine if name is None else engine.with_reward(rewards[name]))
             for model, engine in engines.items()
             for name in (None, *rewards)
         }
         self.models, self.rewards = list(engines), list(rewards)
         self._searches: set[Searching] = set()
-        self._threads = ThreadPoolExecutor(settings.max_concurrent, "nabla-search")
         self._readers = ThreadPoolExecutor(2, "nabla-read")
         self._idle: asyncio.Event | None = None
-
-    def _one(self, model: str, reward: str | None, engine: Engine) -> Served:
-        batch = OpenBatch(engine.worker, max_batch=max(self.settings.max_concurrent, 1), turn=self._device)
-        return Served(model, reward, engine, batch)
 
     # ── what a request may name ───────────────────────────────────────────────────────────────────────────────────
 
@@ -214,9 +191,6 @@ class Service:
         if not self._searches and self._idle is not None:
             self._idle.set()
 
-    def submit(self, function: Callable[[], None]) -> None:
-        self._threads.submit(function)
-
     async def drain(self, seconds: float) -> None:
         """Refuses what comes from now on, and waits for what runs; cancels what has not ended in time."""
         self.draining = True
@@ -235,97 +209,82 @@ class Service:
         return True
 
     def close(self) -> None:
-        """Cancels what runs and ends the threads."""
+        """Cancels what runs and ends the threads that read."""
         self.draining = self._closed = True
         for search in list(self._searches):
             search.cancel()
-        for served in self._served.values():
-            served.batch.close()
-        self._threads.shutdown(wait=True, cancel_futures=True)
         self._readers.shutdown(wait=True, cancel_futures=True)
 
 
 class Searching:
-    """One search: waits for its turn, runs on a thread, and hands its steps to the event loop."""
+    """One answer in the making: waits for its turn, is searched, and hands its steps to whoever asked."""
 
     def __init__(self, service: Service, ask: Ask, ticket: Ticket) -> None:
         self.ask, self.ticket = ask, ticket
         self.queued_seconds = 0.0
-        self.alternatives: list[list[tuple[int, float]]] = []
         self._service = service
-        self._loop = asyncio.get_running_loop()
-        self._arrived: asyncio.Queue[Step | Result | BaseException] = asyncio.Queue()
         self._run: Run | None = None
-        self._cancelled = self._submitted = False
+        self._cancelled = self._left = False
 
     async def steps(self) -> AsyncIterator[Step | Result]:
-        """The steps as they are made, and the result. Left early, the search ends before its next operation.
+        """The steps as they are made, and the result. Left early, the search ends within one decode step.
 
         Raises:
             Refusal: 503 where the server's shutdown has cut the search off.
             BaseException: what the search itself raises.
         """
         try:
-            await self.ticket.granted
-            self.queued_seconds = time.monotonic() - self.ticket.came
-            self._service.metrics.queued(self.queued_seconds)
-            self._submitted = True
-            self._service.submit(self._work)
-            while True:
-                item = await self._arrived.get()
-                if isinstance(item, BaseException):
-                    raise item
-                if isinstance(item, Result):
-                    if item.finish_reason is FinishReason.INTERRUPTED:
-                        raise shutting_down()
-                    self._service.metrics.answered(self.ask.served.model, item)
-                    yield item
-                    return
-                yield item
+            async for step in await self._started():
+                yield step
+            yield await self._ended()
         finally:
             self.cancel()
 
     async def result(self) -> Result:
-        """The result, without the steps."""
-        async for item in self.steps():
-            if isinstance(item, Result):
-                return item
-        raise shutting_down()
+        """The result, without the steps; raises as `steps` does."""
+        try:
+            await self._started()
+            return await self._ended()
+        finally:
+            self.cancel()
 
     def cancel(self) -> None:
-        """Ends the search before its next operation, or takes it from the queue."""
+        """Ends the search within one decode step, or takes it from the queue."""
         self._cancelled = True
         if self._run is not None:
             self._run.cancel()
-        if not self._submitted and self in self._service._searches:
-            self._submitted = True
-            if not self.ticket.granted.done():
-                self.ticket.granted.set_exception(shutting_down())
-                self.ticket.granted.exception()  # seen: whoever waits for it may be gone
+            return
+        if not self.ticket.granted.done():
+            self.ticket.granted.set_exception(shutting_down())
+            self.ticket.granted.exception()  # seen: whoever waits for it may be gone
+        self._leave()
+
+    async def _started(self) -> Run:
+        await self.ticket.granted
+        self.queued_seconds = time.monotonic() - self.ticket.came
+        self._service.metrics.queued(self.queued_seconds)
+        engine, request, loop = self.ask.served.engine, self.ask.request, asyncio.get_running_loop()
+        run = self._run = await self._service.reading(lambda: engine.submit(request))  # tokenizes a draft
+        run.add_done_callback(lambda _: _tell(loop, self._leave))
+        if self._cancelled:
+            run.cancel()
+        return run
+
+    async def _ended(self) -> Result:
+        assert self._run is not None
+        result = await self._run
+        if result.finish_reason is FinishReason.INTERRUPTED:
+            raise shutting_down()
+        self._service.metrics.answered(self.ask.served.model, result)
+        return result
+
+    def _leave(self) -> None:
+        """Makes room for another, once."""
+        if not self._left:
+            self._left = True
             self._service.ended(self)
 
-    def _work(self) -> None:
-        """On a thread of its own, within the batch."""
-        outcome: Result | BaseException
-        try:
-            with self.ask.served.batch.joining():
-                self._run = self.ask.start()
-                if self._cancelled:
-                    self._run.cancel()
-                for step in self._run:
-                    self._tell(self._arrived.put_nowait, step)
-                outcome = self._run.result
-                if (top := self.ask.top_logprobs) and not self._cancelled:
-                    served = self.ask.served
-                    found = served.engine.alternatives(self.ask.prompt, outcome, top=top, worker=served.batch)
-                    self.alternatives, outcome = found[0], outcome.with_usage(outcome.usage + found[1])
-        except BaseException as e:
-            outcome = e
-        self._tell(self._service.ended, self)
-        self._tell(self._arrived.put_nowait, outcome)
 
-    def _tell(self, function: Callable[[Any], Any], argument: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(function, argument)
-        except RuntimeError:
-            self._cancelled = True  # the event loop is gone, and so is everyone who waited
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the event loop is gone, and so is everyone who waited
+        loop.call_soon_threadsafe(function)

@@ -15,7 +15,7 @@ from nabla_agents import ConfigurationError, Usage
 from nabla_agents.bench import Arm, Record, Results, bootstrap_interval, compare, summarise, trust, wilson_interval
 from nabla_agents.bench.report import Report
 from nabla_agents.bench.table import cells, markdown, table
-from nabla_agents.strategies import BestOfN, Greedy, Nabla
+from nabla_agents.search import BestOfN, Greedy, Nabla
 
 
 def records(arm: str, verdicts: Sequence[int], *, pool: Sequence[int] | None = None, first: int = 0) -> list[Record]:

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -63,10 +63,11 @@ class Dripping:
         self.threads: set[int] = set()
         self.tasks: set[str] = set()
 
-    def steps(self, search: Any) -> Iterator[Step]:
+    async def steps(self, search: Any) -> AsyncIterator[Step]:
         self.active += 1
         try:
-            yield from self.committing(search)
+            async for step in self.committing(search):
+                yield step
         finally:
             self.active -= 1
 
@@ -76,14 +77,14 @@ class Dripping:
         while self.active and time.monotonic() < until:
             await asyncio.sleep(0.005)
 
-    def committing(self, search: Any) -> Iterator[Step]:
-        for entry in search.roll([()], temperature=0.0):
+    async def committing(self, search: Any) -> AsyncIterator[Step]:
+        for entry in await search.roll([()], temperature=0.0):
             yield Step(kind="rollout", committed_text="")
             ids = entry.rollout.completion_ids
             for n in range(self.tokens, len(ids), self.tokens):
                 self.threads.add(threading.get_ident())
                 self.tasks.add(TASK.get())
-                if not search.roll([ids[:n]], temperature=0.0):
+                if not await search.roll([ids[:n]], temperature=0.0):
                     return
                 yield Step(kind="refine", committed_text=search.committed_text(entry.rollout, n))
 
@@ -99,8 +100,8 @@ class Spelling:
     def __init__(self, tokens: int = 4) -> None:
         self.tokens = tokens
 
-    def steps(self, search: Any) -> Iterator[Step]:
-        for entry in search.roll([()], temperature=0.0):
+    async def steps(self, search: Any) -> AsyncIterator[Step]:
+        for entry in await search.roll([()], temperature=0.0):
             yield Step(kind="rollout", committed_text="")
             for n in range(self.tokens, len(entry.rollout.completion_ids), self.tokens):
                 yield Step(kind="refine", committed_text=search.committed_text(entry.rollout, n))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -27,6 +27,7 @@ from nabla_agents import (
     RemoteStrategy,
     Sampling,
 )
+from nabla_agents.search.base import rollout_step
 from nabla_agents.serve import Server
 from nabla_agents.types import Step
 from tests.remote.conftest import Faulty
@@ -102,8 +103,9 @@ def test_strategies_travel_by_name(remote: Remote) -> None:
     class Mine:
         rule = "objective"
 
-        def steps(self, search: Any) -> Iterator[Step]:
-            yield from search.roll([()])
+        async def steps(self, search: Any) -> AsyncIterator[Step]:
+            for entry in await search.roll([()], temperature=0.0):
+                yield rollout_step(search, entry, accepted=True)
 
         def select(self, pool: Any) -> Any:
             return pool.best()

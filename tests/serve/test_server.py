@@ -6,7 +6,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -32,9 +32,9 @@ class Held:
         self.steps_done, self.released = 0, threading.Event()
         self._most = steps
 
-    def steps(self, search: Any) -> Iterator[Step]:
+    async def steps(self, search: Any) -> AsyncIterator[Step]:
         for _ in range(self._most):
-            for step in Greedy().steps(search):
+            async for step in Greedy().steps(search):
                 self.steps_done += 1
                 yield step
             if self.released.wait(0.01):

@@ -5,7 +5,7 @@ import copy
 import json
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypedDict
 
 import pytest
@@ -271,8 +271,8 @@ class Free:
     def __init__(self) -> None:
         self.counts: list[int] = []
 
-    def steps(self, search: Any) -> Iterator[Step]:
-        for entry in search.roll([()], temperature=0.0):
+    async def steps(self, search: Any) -> AsyncIterator[Step]:
+        for entry in await search.roll([()], temperature=0.0):
             self.counts.append(len(search.free(entry.rollout)))
             yield Step(kind="rollout", committed_text="")
 

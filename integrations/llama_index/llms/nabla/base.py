@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing
 from typing import Any
 
 from llama_index.core.base.llms.types import (
@@ -18,10 +17,10 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
-from llama_index.llms.nabla.request import Request
+from llama_index.llms.nabla.call import Call
 from llama_index.llms.nabla.responses import chat_event, completion_event
 from llama_index.llms.nabla.structured import StructuredAnswers
-from nabla_agents import CommittedText, SearchJob
+from nabla_agents import CommittedText, Run
 
 
 class NablaLLM(StructuredAnswers):
@@ -48,95 +47,94 @@ class NablaLLM(StructuredAnswers):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return _answer(Request(self, messages, False, kwargs))
+        return _answer(Call(self, messages, False, kwargs))
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return _answer(Request(self, prompt, formatted, kwargs))
+        return _answer(Call(self, prompt, formatted, kwargs))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return _stream(Request(self, messages, False, kwargs))
+        return _stream(Call(self, messages, False, kwargs))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        return _stream(Request(self, prompt, formatted, kwargs))
+        return _stream(Call(self, prompt, formatted, kwargs))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return await _aanswer(Request(self, messages, False, kwargs))
+        return await _aanswer(Call(self, messages, False, kwargs))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return await _aanswer(Request(self, prompt, formatted, kwargs))
+        return await _aanswer(Call(self, prompt, formatted, kwargs))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        return _astream(Request(self, messages, False, kwargs))
+        return _astream(Call(self, messages, False, kwargs))
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
-        return _astream(Request(self, prompt, formatted, kwargs))
+        return _astream(Call(self, prompt, formatted, kwargs))
 
     # ── batches ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def chat_batch(self, conversations: Sequence[Sequence[ChatMessage]], **kwargs: Any) -> list[ChatResponse]:
         """One response per conversation, as `chat` gives it, from one batch. Events are sent when all have ended."""
-        responses = _batch([Request(self, messages, False, kwargs) for messages in conversations])
+        responses = _batch([Call(self, messages, False, kwargs) for messages in conversations])
         return [chat_event(self, messages, r) for messages, r in zip(conversations, responses, strict=True)]
 
     def complete_batch(
         self, prompts: Sequence[str], formatted: bool = False, **kwargs: Any
     ) -> list[CompletionResponse]:
         """One response per prompt, as `complete` gives it, from one batch. Events are sent when all have ended."""
-        responses = _batch([Request(self, prompt, formatted, kwargs) for prompt in prompts])
+        responses = _batch([Call(self, prompt, formatted, kwargs) for prompt in prompts])
         return [completion_event(self, prompt, r) for prompt, r in zip(prompts, responses, strict=True)]
 
 
 # ── the only ways to the engine ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _answer(request: Request) -> Any:
-    job = request.start()
-    job.drain()
-    return request.finished(job)
+def _answer(call: Call) -> Any:
+    return call.finished(call.followed(call.start()))
 
 
-async def _aanswer(request: Request) -> Any:
-    """As `_answer`, off the event loop, and in one batch with what else waits."""
-    job = await asyncio.to_thread(request.start)
-    await job.adrain()
-    return request.finished(job)
+async def _aanswer(call: Call) -> Any:
+    """As `_answer`, off the event loop, and in one batch with what else is searched."""
+    run = await asyncio.to_thread(call.start)
+    return call.finished(await call.afollowed(run))
 
 
-def _stream(request: Request) -> Generator[Any, None, None]:
-    job, text = request.start(), CommittedText()
-    for step in job.steps():
-        if text.added_by(step) and not step.done and (chunk := request.replies.grown(text.text)) is not None:
-            yield chunk
-    yield from _last(request, job)
-
-
-async def _astream(request: Request) -> AsyncGenerator[Any, None]:
-    """As `_stream`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
-    job, text = await asyncio.to_thread(request.start), CommittedText()
-    async with aclosing(job.asteps()) as steps:
-        async for step in steps:
-            if text.added_by(step) and not step.done and (chunk := request.replies.grown(text.text)) is not None:
+def _stream(call: Call) -> Generator[Any, None, None]:
+    text = CommittedText()
+    with call.start(on_demand=True) as run:
+        for step in run:
+            call.report(step)
+            if text.added_by(step) and not step.done and (chunk := call.replies.grown(text.text)) is not None:
                 yield chunk
-    for chunk in _last(request, job):
-        yield chunk
+        yield from _last(call, run)
 
 
-def _last(request: Request, job: SearchJob) -> Generator[Any, None, None]:
+async def _astream(call: Call) -> AsyncGenerator[Any, None]:
+    """As `_stream`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
+    text = CommittedText()
+    async with await asyncio.to_thread(call.start, on_demand=True) as run:
+        async for step in run:
+            call.report(step)
+            if text.added_by(step) and not step.done and (chunk := call.replies.grown(text.text)) is not None:
+                yield chunk
+        for chunk in _last(call, run):
+            yield chunk
+
+
+def _last(call: Call, run: Run) -> Generator[Any, None, None]:
     """What was not yet said, and the whole response."""
-    if (chunk := request.replies.rest(job.result.text)) is not None:
+    if (chunk := call.replies.rest(run.result.text)) is not None:
         yield chunk
-    yield request.finished(job, delta="")
+    yield call.finished(run.result, delta="")
 
 
-def _batch(requests: Sequence[Request]) -> list[Any]:
-    """One response per request; those that have the same search run as one batch."""
-    jobs = [request.start() for request in requests]
-    SearchJob.drain_all(jobs)
-    return [request.finished(job) for request, job in zip(requests, jobs, strict=True)]
+def _batch(calls: Sequence[Call]) -> list[Any]:
+    """One response per call; their searches run side by side."""
+    runs = [call.start() for call in calls]
+    return [call.finished(call.followed(run)) for call, run in zip(calls, runs, strict=True)]

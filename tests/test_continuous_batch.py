@@ -11,6 +11,7 @@ from nabla_agents import (
     BestOfN,
     Budget,
     Engine,
+    FinishReason,
     Grammar,
     ImplicitReward,
     LanguageModel,
@@ -19,12 +20,11 @@ from nabla_agents import (
     Result,
     Sampling,
 )
+from nabla_agents.continuous_batch import ContinuousBatch
 from nabla_agents.errors import NablaError
-from nabla_agents.flights import Flights
 from nabla_agents.models.decoding import Decoding
 from nabla_agents.models.rows import RolloutJob
-from nabla_agents.objective import Objective
-from nabla_agents.strategies.search import LocalWorker
+from nabla_agents.search.operation import Writing, Written
 from nabla_agents.testing import random_model
 from nabla_agents.types import Usage
 
@@ -39,8 +39,12 @@ def language_model(seed: int = 0) -> LanguageModel:
     return random_model(vocabulary=WORDS, seed=seed, width=16, layers=1, scale=1.0)
 
 
-def worker() -> LocalWorker:
-    return LocalWorker(Objective(language_model()), language_model())
+def batch_of(max_batch: int) -> ContinuousBatch[Any]:
+    return ContinuousBatch(language_model(), max_batch=max_batch)
+
+
+def writing(*jobs: RolloutJob) -> Writing:
+    return Writing(language_model(), jobs)
 
 
 def job(question: str, tokens: int, **options: Any) -> RolloutJob:
@@ -49,28 +53,35 @@ def job(question: str, tokens: int, **options: Any) -> RolloutJob:
     return RolloutJob(language_model().prompt(question), (), sampling, tokens, uniforms)
 
 
-def drained(flights: Flights[str]) -> dict[str, Any]:
+def drained(batch: ContinuousBatch[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for _ in range(500):
-        for owner, rollouts in flights.advance().items():
-            found[owner] = rollouts
-            flights.remove(owner)
-        if not flights:
+        for owner, written in batch.advance().items():
+            found[owner] = written.ended if isinstance(written, Written) else written
+        if not batch:
             return found
-    raise AssertionError("they never land")
+    raise AssertionError("they never end")
 
 
 def ids(rollouts: Sequence[Any]) -> list[tuple[int, ...]]:
     return [r.completion_ids for r in rollouts]
 
 
+def count(batch: ContinuousBatch[int], lengths: dict[int, int]) -> None:
+    """One step, and the lengths of what ended with it."""
+    for owner, written in batch.advance().items():
+        assert isinstance(written, Written)
+        [rollout] = written.ended
+        lengths[owner] = len(rollout.completion_ids)
+
+
 @pytest.mark.parametrize("max_batch", [1, 2, 5, 99])
 def test_each_owner_gets_its_own_rollouts_in_order(max_batch: int) -> None:
     asked = {q: [job(q, 3 + (5 * i + k) % 11) for k in range(i % 4)] for i, q in enumerate(QUESTIONS)}
-    flights: Flights[str] = Flights(worker(), max_batch=max_batch)
+    batch = batch_of(max_batch)
     for owner, jobs in asked.items():
-        flights.add(owner, jobs)
-    found = drained(flights)
+        batch.add(owner, writing(*jobs))
+    found = drained(batch)
     assert {o: ids(r) for o, r in found.items()} == {o: ids(language_model().rollout(j)) for o, j in asked.items()}
 
 
@@ -86,30 +97,26 @@ def test_the_batch_is_refilled_while_it_is_written(monkeypatch: pytest.MonkeyPat
         original(self)
 
     monkeypatch.setattr(Decoding, "step", step)
-    flights: Flights[int] = Flights(worker(), max_batch=8)
+    batch = batch_of(8)
     for i in range(40):
-        flights.add(i, [job("12", 1 + (17 * i) % 40)])
+        batch.add(i, writing(job("12", 1 + (17 * i) % 40)))
     written: dict[int, int] = {}
     while len(written) < 32:  # the last eight have no one to follow them
-        for owner, [rollout] in flights.advance().items():
-            written[owner] = len(rollout.completion_ids)
-            flights.remove(owner)
+        count(batch, written)
     assert max(widths) == 8
     assert min(widths) >= 7
-    while flights:
-        for owner, [rollout] in flights.advance().items():
-            written[owner] = len(rollout.completion_ids)
-            flights.remove(owner)
+    while batch:
+        count(batch, written)
     assert len(widths) < sum(max(written[i] for i in range(first, first + 8)) for first in range(0, 40, 8))
 
 
 def test_a_job_that_cannot_begin_fails_its_owner_and_no_other() -> None:
     """A tokenizer of words has no bytes, which a grammar needs."""
-    flights: Flights[str] = Flights(worker(), max_batch=4)
-    flights.add("good", [job("12", 30)])
-    flights.advance()
-    flights.add("bad", [job("3", 6, grammar=Grammar.regex("[12]+"))])
-    found = drained(flights)
+    batch = batch_of(4)
+    batch.add("good", writing(job("12", 30)))
+    batch.advance()
+    batch.add("bad", writing(job("3", 6, grammar=Grammar.regex("[12]+"))))
+    found = drained(batch)
     assert isinstance(found["bad"], NablaError)
     assert ids(found["good"]) == ids(language_model().rollout([job("12", 30)]))
 
@@ -127,15 +134,38 @@ def test_what_does_not_fit_is_written_anew_in_halves(monkeypatch: pytest.MonkeyP
 
     asked = {q: [job(q, 4 + 3 * i), job(q, 9)] for i, q in enumerate(QUESTIONS)}
     expected = {o: ids(language_model().rollout(j)) for o, j in asked.items()}
-    flights: Flights[str] = Flights(worker(), max_batch=3)
+    batch = batch_of(3)
     for owner, jobs in asked.items():
-        flights.add(owner, jobs)
+        batch.add(owner, writing(*jobs))
     monkeypatch.setattr(Decoding, during, limited)
-    found = drained(flights)
+    found = drained(batch)
     assert {o: ids(r) for o, r in found.items()} == expected
     total = sum((r.usage for rollouts in found.values() for r in rollouts), Usage())
     assert total.out_of_memory == 1
     assert total.rollouts == 2 * len(QUESTIONS)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_what_is_withdrawn_is_cut_where_it_is_and_the_others_go_on(steps: int) -> None:
+    """One row of the two ends by itself; the other owner's are as if nothing had happened."""
+    batch = batch_of(8)
+    short, long, other = job("12", 2), job("2", 30), job("12", 30)
+    batch.add("mine", writing(short, long))
+    batch.add("other", writing(other))
+    for _ in range(steps):
+        batch.advance()
+    spent = batch.usage("mine")
+    written = batch.withdraw("mine")
+    whole = language_model().rollout([short, long, other])
+    assert len(whole[1].completion_ids) > 6, "it is still written when it is withdrawn"
+    ended = len(whole[0].completion_ids) <= steps
+    assert [r.completion_ids for r in written.ended] == [r.completion_ids for r in whole[:1] if ended]
+    cut = written.given_up[-1]
+    assert cut.completion_ids == whole[1].completion_ids[:steps]
+    assert cut.finish_reason is FinishReason.LENGTH
+    assert sum((r.usage.flops for r in (*written.ended, *written.given_up)), 0.0) == spent.flops > 0
+    assert "mine" not in batch
+    assert ids(drained(batch)["other"]) == ids(whole[2:])
 
 
 def texts(results: Sequence[Result]) -> list[Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nabla_agents import Rollout, Score
-from nabla_agents.pool import AcceptanceRule, Pool, Scored
+from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
 
 NAN, INF = math.nan, math.inf
 

@@ -1,4 +1,4 @@
-"""Request: one call of the model, from what LlamaIndex passes to what it gets back."""
+"""Call: one call of the model, from what LlamaIndex passes to what it gets back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llama_index.llms.nabla.progress import tell
 from llama_index.llms.nabla.prompts import chat_prompt, fitting, text_prompt
 from llama_index.llms.nabla.recording import Recorded, record
 from llama_index.llms.nabla.responses import Replies, log_probs, raw
-from nabla_agents import Asked, Budget, Prompt, Sampling, SearchJob, Step
+from nabla_agents import Asked, Budget, Prompt, Request, Result, Run, Sampling, Step
 
 if TYPE_CHECKING:
     from llama_index.llms.nabla.settings import NablaSettings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Given = str | Sequence[ChatMessage]
 
 
-class Request:
+class Call:
     """One call: its settings, policy and callers as they are when it is made; then its prompt, search and responses.
 
     Making one loads and computes nothing; `start` does.
@@ -44,8 +44,8 @@ class Request:
         text = given if isinstance(given, str) else "\n".join(message.content or "" for message in given)
         self._final = is_final(text, around) if self.llm.final is None else self.llm.final
 
-    def start(self) -> SearchJob:
-        """The search, with its prompt rendered; loads the model.
+    def start(self, *, on_demand: bool = False) -> Run:
+        """The search, which goes on by itself or step by step as it is asked; loads the model.
 
         Raises:
             PromptError, ContextOverflowError, ConfigurationError: before anything is computed.
@@ -62,27 +62,42 @@ class Request:
         sampling = Sampling(**{name: getattr(self.llm, name) for name in SAMPLING}, grammar=grammar)
         said = {"seed": self.llm.seed, "refine_policy": self.llm.refine_policy, "refined": self._refined}
         self._context.run(report_start, **said)
-        return self._context.run(
-            SearchJob,
-            self.engine,
-            prompt,
+        self._request = Request(
+            prompt=prompt,
             seed=self.llm.seed,
             sampling=sampling,
             budget=budget,
             strategy=strategy,
             draft=self._draft,
-            report=self._report,
-            settled=self._settled(tools),
+            until=self._settled(tools),
         )
+        return self._context.run(self.engine.submit, self._request, on_demand=on_demand)
 
-    def finished(self, job: SearchJob, **facts: Any) -> Any:
+    def followed(self, run: Run) -> Result:
+        """The result of a run, each step of which is reported."""
+        for step in run.rounds():
+            self.report(step)
+        return run.result
+
+    async def afollowed(self, run: Run) -> Result:
+        """As `followed`; cancelled with the task that awaits it."""
+        async for step in run.arounds():
+            self.report(step)
+        return run.result
+
+    def report(self, step: Step) -> None:
+        """Tells of a step to those who watch this call."""
+        if not step.done and step.kind != "token":
+            self._context.run(report_step, step)
+            self._context.run(tell, step)
+
+    def finished(self, result: Result, **facts: Any) -> Any:
         """The whole response with `raw`, and with what else is said of it; charges the trace and reports the end."""
-        result = job.result
         if self._refined:
             policy.charge(self._trace, result)
         self._context.run(report_end, result)
         reply = self.replies.read(result.text)
-        record(Recorded(self.llm, job.prompt, result))
+        record(Recorded(self.llm, self._request.prompt, result))
         said = {"refine_policy": self.llm.refine_policy, "refined": self._refined, "unrefined_because": self._because}
         facts["raw"] = raw(result, called=bool(reply.tool_calls), policy=said)
         if self.llm.logprobs:
@@ -115,11 +130,6 @@ class Request:
 
         self._refined = False
         return Greedy(), Budget(rollouts=1, generated_tokens=budget.generated_tokens, seconds=budget.seconds)
-
-    def _report(self, step: Step) -> None:
-        if not step.done:
-            report_step(step)
-            tell(step)
 
     # ── what it reads ─────────────────────────────────────────────────────────────────────────────────────────────
 

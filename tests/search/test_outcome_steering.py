@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from nabla_agents import Budget, Nabla, NablaParallel, Rollout, Sampling, Score
-from nabla_agents.objective import Objective
-from nabla_agents.outcome import outcome_credit
-from nabla_agents.pool import Scored
-from nabla_agents.strategies.search import LocalWorker, Search
+from nabla_agents.search.credit import outcome_credit
+from nabla_agents.search.pool import Scored
+from nabla_agents.search.search import Search
 from nabla_agents.testing import FixedReward
+from tests.search import driving
+from tests.search.driving import performed
 
-UNLIMITED = Budget(rollouts=None)
 FOUR = Sampling(max_tokens=4)
 
 
@@ -28,10 +28,7 @@ def matches(target: tuple[int, ...]) -> FixedReward:
 
 
 def search_of(toy: Any, reward: FixedReward | None = None, seed: int = 0) -> Search:
-    objective = Objective(toy.model, reward)
-    worker = LocalWorker(objective, toy.model)
-    sampling = Sampling(max_tokens=toy.length)
-    return Search(objective=objective, worker=worker, prompt=toy.prompt, sampling=sampling, budget=UNLIMITED, seed=seed)
+    return driving.search_of(toy.model, toy.prompt, reward, sampling=Sampling(max_tokens=toy.length), seed=seed)
 
 
 def test_the_mean_over_sampled_pools_is_the_exact_gradient(toy: Callable[..., Any]) -> None:
@@ -40,7 +37,7 @@ def test_the_mean_over_sampled_pools_is_the_exact_gradient(toy: Callable[..., An
     """
     t = toy(0, scale=1.0)
     search = search_of(t, matches((2, 0, 1, 3)))
-    drawn = search.roll([()] * 8000, temperature=1.0)
+    drawn = performed(search.roll([()] * 8000, temperature=1.0))
     estimates = torch.zeros(2000, 5, dtype=torch.float64)
     for i in range(2000):
         pool = [(e.rollout, e.score) for e in drawn[4 * i : 4 * i + 4]]
@@ -61,11 +58,11 @@ def test_the_gradient_of_a_search_has_the_pools_credit(toy: Callable[..., Any]) 
     search = search_of(t, matches((2, 0, 1, 3)))
     for ids in ((0, 1, 2, 3), (2, 1, 2, 3), (0, 0, 2, 3)):
         entry = Rollout(t.prompt, ids, t.text(ids))
-        [score] = search.worker.score([entry])
+        [score] = search.objective.score([entry])
         search.pool.add(Scored(entry, score, 0.0))
     incumbent = next(iter(search.pool))
-    plain = search.gradient(incumbent, 0)
-    steered = search.gradient(incumbent, 0, outcome_weight=8.0)
+    plain = performed(search.gradient(incumbent, 0))
+    steered = performed(search.gradient(incumbent, 0, outcome_weight=8.0))
     # Verdicts 1/4, 2/4, 2/4. Node (): A = -1/4, 1/8, 1/8, over 3. Node (0,): A = -1/4, 1/4, over 2.
     expected = {0: {0: 8 * (-1 / 4 + 1 / 8) / 3, 2: 8 * 1 / 8 / 3}, 1: {1: -1.0, 0: 1.0}}
     assert plain.credit == {}

@@ -1,21 +1,21 @@
-"""Request: one call of a chat model, from messages and options to the engine and back."""
+"""Call: one call of a chat model, from messages and options to the engine and back."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
-from langchain_nabla import _answers, _convert, _messages
-from langchain_nabla._progress import report
-from nabla_agents import Asked, CommittedReply, CommittedText, Reply, Result, SearchJob, Step
+from langchain_nabla import _answers, _convert, _messages, _progress
+from nabla_agents import Asked, CommittedReply, CommittedText, Reply, Request, Result, Run, Step
 
 if TYPE_CHECKING:
     from langchain_nabla.chat_models import ChatNabla
-    from nabla_agents import Engine, Prompt, Strategy
+    from nabla_agents import Engine, Prompt
 
 ASKED: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "draft", "enough")
 """Options that a call has and the model has not."""
@@ -23,8 +23,8 @@ _AFTER_TEXT: Final = 2
 """Where calls begin among the blocks of output version v1: reasoning and text are 0 and 1, and core merges by index."""
 
 
-class Request:
-    """One call: its model with the call's options, its prompt, its searches, and how their results become messages."""
+class Call:
+    """One call: its model with the call's options, its requests, and how their results become messages."""
 
     def __init__(
         self, model: ChatNabla, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
@@ -37,16 +37,34 @@ class Request:
         )
         prompt: Prompt = self._engine.prompt(asked.told(_messages.conversation(messages)), tools=asked.tools)
         grammar = asked.grammar and replace(asked.grammar, refine=self.call.refine_constrained)
-        options = self.call._engine_options(self._engine, grammar)
-        if (enough := kwargs.get("enough")) is not None:
-            options["strategy"] = UntilEnough(self._engine.strategy_of(options["strategy"]), enough)
-        options |= {"draft": kwargs.get("draft"), "top_logprobs": self.call.top_logprobs}
-        self.jobs: Final = [
-            SearchJob(self._engine, prompt, seed=seed, report=report, **options)
+        enough = kwargs.get("enough")
+        self.requests: Final = [
+            Request(
+                prompt=prompt,
+                seed=seed,
+                draft=kwargs.get("draft"),
+                until=None if enough is None else lambda step: step.score is not None and step.score.value >= enough,
+                top_logprobs=self.call.top_logprobs,
+                **self.call._engine_options(self._engine, grammar),
+            )
             for seed in range(self.call.seed, self.call.seed + self.call.n)
         ]
         self._replies = CommittedReply(prompt, self.call.seed, tools=bool(asked.tools))
         self._text = CommittedText()
+
+    def results(self) -> list[Result]:
+        """Of all searches, which run side by side; each step of theirs is reported."""
+        runs = [self._engine.submit(request) for request in self.requests]
+        return [_progress.followed(run) for run in runs]
+
+    async def aresults(self) -> list[Result]:
+        """As `results`; cancelled with the task that awaits it."""
+        runs = [self._engine.submit(request) for request in self.requests]
+        return await asyncio.gather(*(_progress.afollowed(run) for run in runs))
+
+    def run(self) -> Run:
+        """The one search, whose steps are computed as they are asked for."""
+        return self._engine.submit(self.requests[0], on_demand=True)
 
     def chat_result(self, results: Sequence[Result]) -> ChatResult:
         """The messages of all answers, best first."""
@@ -55,10 +73,10 @@ class Request:
         messages = [(_messages.message(read(r.text), self._replies), r, self._details(r)) for r in results]
         return _answers.chat_result([_answers.generation(*one) for one in messages], results, self.call.model)
 
-    def chunks(self, step: Step) -> Iterator[ChatGenerationChunk]:
+    def chunks(self, run: Run, step: Step) -> Iterator[ChatGenerationChunk]:
         """What a step commits to the message, if anything; the last one completes it."""
         if step.done:
-            yield from self.rest(self.jobs[0].result)
+            yield from self.rest(run.result)
         elif self._text.added_by(step):
             yield from self._chunks(self._replies.grown(self._text.text))
 
@@ -84,34 +102,11 @@ class Request:
 
     def _logprobs(self, result: Result) -> dict[str, Any]:
         """In OpenAI's form."""
-        others = next((job.alternatives for job in self.jobs if job.result is result), [])
         entries = [self._entry(*pair) for pair in zip(result.token_ids, result.log_probs, strict=False)]
-        for entry, found in zip(entries, others, strict=False):
+        for entry, found in zip(entries, result.alternatives, strict=False):
             entry["top_logprobs"] = [self._entry(*pair) for pair in found]
         return {"content": entries}
 
     def _entry(self, token: int, log_prob: float) -> dict[str, Any]:
         text = self._engine.model.tokenizer.token_text(token)
         return {"token": text, "logprob": log_prob, "bytes": list(text.encode())}
-
-
-@dataclass(frozen=True)
-class UntilEnough:
-    """A strategy that ends where its best completion's score is enough."""
-
-    strategy: Strategy
-    enough: float
-
-    @property
-    def rule(self) -> Any:
-        return self.strategy.rule
-
-    def steps(self, search: Any) -> Iterator[Step]:
-        for step in self.strategy.steps(search):
-            yield step
-            best = self.select(search.pool)
-            if best is not None and best.score is not None and best.score.value >= self.enough:
-                return
-
-    def select(self, pool: Any) -> Any:
-        return self.strategy.select(pool)

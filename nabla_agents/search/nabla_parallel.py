@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 
 from pydantic import Field
 
-from nabla_agents.pool import Scored
-from nabla_agents.positions import Proposal
-from nabla_agents.strategies.base import rollout_step
-from nabla_agents.strategies.proposing import Proposing
-from nabla_agents.strategies.search import Search
+from nabla_agents.search.pool import Scored
+from nabla_agents.search.positions import Proposal
+from nabla_agents.search.base import rollout_step
+from nabla_agents.search.proposals import Proposing
+from nabla_agents.search.search import Search
 from nabla_agents.types import Step
 
 
@@ -24,22 +24,25 @@ class NablaParallel(Proposing):
 
     width: Annotated[int, Field(ge=1)] = 4
 
-    def steps(self, search: Search) -> Iterator[Step]:
+    async def steps(self, search: Search) -> AsyncIterator[Step]:
         tried: set[tuple[int, ...]] = set()
-        opened = self._opened(search)
+        opened = await self._opened(search)
         while opened and (incumbent := search.pool.best()) is not None:
             for entry in opened:
                 yield rollout_step(search, entry, accepted=entry is incumbent)
-            yield from self._refinements(search, incumbent, tried)
-            opened = self._reopened(search, self.width)
+            async for step in self._refinements(search, incumbent, tried):
+                yield step
+            opened = await self._reopened(search, self.width)
 
-    def _refinements(self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]) -> Iterator[Step]:
+    async def _refinements(
+        self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]
+    ) -> AsyncIterator[Step]:
         """Batch after batch, until a tool vouches or nothing promising is left. Any token may still change."""
         improved: Scored | None = incumbent
         while improved is not None and not self._verified(search, incumbent):
             improved = None
-            for batch in self._batches(search, incumbent, tried):
-                candidates = self._rolled(search, incumbent, batch)
+            async for batch in self._batches(search, incumbent, tried):
+                candidates = await self._rolled(search, incumbent, batch)
                 best = max((c for c, _ in candidates), key=lambda c: c.rank(self.rule), default=None)
                 improved = best if best is not None and search.pool.better(best, incumbent) else None
                 for candidate, proposal in candidates:
@@ -50,20 +53,25 @@ class NablaParallel(Proposing):
                 if len(candidates) < len(batch):
                     return
 
-    def _batches(self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]) -> Iterator[list[Proposal]]:
+    async def _batches(
+        self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]
+    ) -> AsyncIterator[list[Proposal]]:
         """The changes not tried yet, most promising first, `width` at a time."""
         ids = incumbent.rollout.completion_ids
-        ranked = sorted(self._proposals(search, incumbent, 0), key=lambda p: p.promise, reverse=True)
+        proposals = [p async for p in self._proposals(search, incumbent, 0)]
+        ranked = sorted(proposals, key=lambda p: p.promise, reverse=True)
         fresh = [p for p in ranked if p.prefix(ids) not in tried]
         for first in range(0, len(fresh), self.width):
             batch = fresh[first : first + self.width]
             tried.update(p.prefix(ids) for p in batch)
             yield batch
 
-    def _rolled(self, search: Search, incumbent: Scored, batch: Sequence[Proposal]) -> list[tuple[Scored, Proposal]]:
+    async def _rolled(
+        self, search: Search, incumbent: Scored, batch: Sequence[Proposal]
+    ) -> list[tuple[Scored, Proposal]]:
         """Each change completed and scored; fewer than asked where the budget ends."""
         ids = incumbent.rollout.completion_ids
-        found = search.roll(
+        found = await search.roll(
             [p.prefix(ids) for p in batch], temperature=self.temperature, drafts=[p.draft(ids) for p in batch]
         )
         return list(zip(found, batch, strict=False))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from nabla_agents.config import Settings
-from nabla_agents.pool import AcceptanceRule, Pool, Scored
-from nabla_agents.strategies.base import rollout_step
-from nabla_agents.strategies.search import Search
+from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
+from nabla_agents.search.base import rollout_step
+from nabla_agents.search.search import Search
 from nabla_agents.types import Step
 
 
@@ -19,9 +20,9 @@ class Greedy(Settings):
 
     rule: AcceptanceRule = "objective"
 
-    def steps(self, search: Search) -> Iterator[Step]:
-        for entry in search.roll([()], temperature=0.0):
-            yield rollout_step(search, entry, accepted=True)
+    async def steps(self, search: Search) -> AsyncIterator[Step]:
+        for entry in await search.roll([()], temperature=0.0, final=True):
+            yield replace(rollout_step(search, entry, accepted=True), committed_text=entry.rollout.text)
 
     def select(self, pool: Pool) -> Scored | None:
         return pool.best()
@@ -37,8 +38,8 @@ class BestOfN(Settings):
     temperature: Annotated[float, Field(ge=0)] = 0.7
     rule: AcceptanceRule = "reward"
 
-    def steps(self, search: Search) -> Iterator[Step]:
-        yield from _sampled(self, search)
+    def steps(self, search: Search) -> AsyncIterator[Step]:
+        return _sampled(self, search)
 
     def select(self, pool: Pool) -> Scored | None:
         return pool.best()
@@ -52,15 +53,18 @@ class SelfConsistency(Settings):
     weighting: Literal["majority", "reward"] = "majority"
     rule: AcceptanceRule = "objective"
 
-    def steps(self, search: Search) -> Iterator[Step]:
-        yield from _sampled(self, search)
+    def steps(self, search: Search) -> AsyncIterator[Step]:
+        return _sampled(self, search)
 
     def select(self, pool: Pool) -> Scored | None:
         return pool.vote(self.weighting)
 
 
-def _sampled(strategy: BestOfN | SelfConsistency, search: Search) -> Iterator[Step]:
-    found = search.roll([()] * strategy.n, temperature=strategy.temperature)
+async def _sampled(strategy: BestOfN | SelfConsistency, search: Search) -> AsyncIterator[Step]:
+    if search.request.until is not None:  # whether a whole batch is needed, one rollout tells
+        for entry in await search.roll([()], temperature=0.0):
+            yield rollout_step(search, entry, accepted=True)
+    found = await search.roll([()] * strategy.n, temperature=strategy.temperature)
     chosen = strategy.select(search.pool)
     for entry in found:
         yield rollout_step(search, entry, accepted=entry is chosen)

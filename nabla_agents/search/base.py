@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Protocol
 
-from nabla_agents.pool import AcceptanceRule, Pool, Scored
-from nabla_agents.strategies.search import Search
+from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
+from nabla_agents.search.search import Search
 from nabla_agents.types import Step
 
 
@@ -18,8 +18,10 @@ class Strategy(Protocol):
         """How completions are compared."""
         ...
 
-    def steps(self, search: Search) -> Iterator[Step]:
-        """Searches until nothing is left to do or the budget is spent."""
+    def steps(self, search: Search) -> AsyncIterator[Step]:
+        """Searches until nothing is left to do or the budget is spent: an async generator, which awaits the search's
+        operations and nothing else.
+        """
         ...
 
     def select(self, pool: Pool) -> Scored | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -13,13 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from nabla_agents.config import Sampling, Settings
-from nabla_agents.dto import AdamDTO, MirrorDTO
+from nabla_agents.search.dto import AdamDTO, MirrorDTO
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, kl_divergence
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.objective import ObjectiveGradient
-from nabla_agents.pool import AcceptanceRule, Pool, Scored
-from nabla_agents.positions import Proposal, Refinable, best_alternatives, plausible
-from nabla_agents.strategies.search import GRADIENT, Search
+from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
+from nabla_agents.search.positions import Proposal, Refinable, best_alternatives, plausible
+from nabla_agents.search.search import GRADIENT, Search
 from nabla_agents.types import FinishReason, Step
 
 
@@ -74,22 +73,22 @@ class Proposing(Settings):
         search.ended = (FinishReason.VERIFIED, explanation)
         return True
 
-    def _opened(self, search: Search) -> list[Scored]:
+    async def _opened(self, search: Search) -> list[Scored]:
         """The first completions, the one at `temperature` first; none where the budget allows none."""
-        opened = search.roll([()], temperature=self.temperature)
+        opened = await search.roll([()], temperature=self.temperature)
         if opened and self.openings > 1:
-            opened += search.roll([()] * (self.openings - 1), temperature=self.opening_temperature)
+            opened += await search.roll([()] * (self.openings - 1), temperature=self.opening_temperature)
         return opened
 
-    def _reopened(self, search: Search, count: int) -> list[Scored]:
+    async def _reopened(self, search: Search, count: int) -> list[Scored]:
         """Further openings in one batch; none where they are of no use, or the budget allows none."""
         asked, best = search.sampling.temperature, search.pool.best()
         temperature = self.opening_temperature if asked is None else asked
         if not self.reopen or temperature == 0 or best is None or not objected(best):  # at 0, the same would come again
             return []
-        return search.roll([()] * count, temperature=self.opening_temperature)
+        return await search.roll([()] * count, temperature=self.opening_temperature)
 
-    def _proposals(self, search: Search, incumbent: Scored, start: int) -> Iterator[Proposal]:
+    async def _proposals(self, search: Search, incumbent: Scored, start: int) -> AsyncIterator[Proposal]:
         """The tokens worth a rollout, from left to right; the gradient is taken once."""
         ids = incumbent.rollout.completion_ids
         free = search.free(incumbent.rollout)
@@ -97,19 +96,20 @@ class Proposing(Settings):
             return
         gradient: ObjectiveGradient | None = None
         if self.direction == "none":
-            rows = search.states(incumbent, start)
+            rows = await search.states(incumbent, start)
         elif search.exhausted(GRADIENT):
             return
         else:
-            gradient = search.gradient(incumbent, start, outcome_weight=self.outcome_weight)
+            gradient = await search.gradient(incumbent, start, outcome_weight=self.outcome_weight)
             rows = gradient.likelihood
         for first in range(start, len(ids), HEAD_CHUNK):
             chunk = range(first, min(first + HEAD_CHUNK, len(ids)))
-            found = search.worker.compute(partial(self._within, chunk, search, incumbent, free, rows, gradient))
+            found = self._within(chunk, search, incumbent, free, rows, gradient)
             if self.direction == "gradient" and found:
                 search.note(incumbent, found)
             worth = [p for p in found if self.resample is not None or p.promise > self.min_promise]
-            yield from self._confirmed(search, incumbent, worth)
+            for proposal in await self._confirmed(search, incumbent, worth):
+                yield proposal
 
     def _within(
         self,
@@ -132,11 +132,13 @@ class Proposing(Settings):
         written = [ids[p] for p in positions]
         return self._refined(search, logits[chosen], gradient, positions, written, permitted)
 
-    def _confirmed(self, search: Search, incumbent: Scored, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
+    async def _confirmed(
+        self, search: Search, incumbent: Scored, proposals: Sequence[Proposal]
+    ) -> Sequence[Proposal]:
         """The proposals whose prefixes are better, as far as the reward can judge unfinished text."""
         if self.confirm is None or not proposals:
             return proposals
-        gains = search.prefix_gains(incumbent, proposals)
+        gains = await search.prefix_gains(incumbent, proposals)
         return [p for p, gain in zip(proposals, gains, strict=True) if gain is None or gain > self.confirm]
 
     def _refined(

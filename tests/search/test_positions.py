@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nabla_agents import ConfigurationError, Refinable
-from nabla_agents.positions import Proposal, best_alternatives, plausible
+from nabla_agents.search.positions import Proposal, best_alternatives, plausible
 
 INF = math.inf
 CERTAIN, TWO, THREE, FOUR = [0.0, -INF, -INF, -INF], [1.0, 1.0, -INF, -INF], [2.0, 2.0, 2.0, -INF], [0.0] * 4

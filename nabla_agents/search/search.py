@@ -1,4 +1,4 @@
-"""The live state of one request: what was spent, what was found, and the three operations a strategy has."""
+"""The live state of one request: what was spent, what was found, and the operations that a strategy awaits."""
 
 from __future__ import annotations
 
@@ -6,151 +6,62 @@ import threading
 import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from nabla_agents.config import Sampling
-from nabla_agents.errors import RewardError, RolloutError
+from nabla_agents.errors import RewardError
 from nabla_agents.models.carriers import LikelihoodCarrier
-from nabla_agents.models.decoding import Decoding, RolloutBackend, RolloutJob
-from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
-from nabla_agents.models.memory import in_halves
+from nabla_agents.models.decoding import RolloutBackend, RolloutJob
+from nabla_agents.models.growing_text import GrowingText
+from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.objective import Objective, ObjectiveGradient
-from nabla_agents.outcome import outcome_credit
-from nabla_agents.pool import AcceptanceRule, Pool, Scored
-from nabla_agents.positions import Proposal
-from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Score, TokenGain, Usage
-
-ResultT = TypeVar("ResultT")
+from nabla_agents.request import Request
+from nabla_agents.search import operation
+from nabla_agents.search.credit import outcome_credit
+from nabla_agents.search.operation import Cancelled, Operation, Writing, Written
+from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
+from nabla_agents.search.positions import Proposal
+from nabla_agents.types import Budget, FinishReason, Rollout, Score, Step, TokenGain, Usage
 
 ROLLOUT = ("rollouts", "generated_tokens", "reward_calls", "flops", "seconds")
 GRADIENT = ("gradient_passes", "flops", "seconds")
-
-
-class Worker(Protocol):
-    """Runs a search's operations; batch-first, so that the operations of several searches can be joined."""
-
-    @property
-    def tools_judge(self) -> bool:
-        """Whether scores come from tools alone, and so need neither models nor their device."""
-        ...
-
-    def prefill(self, prompts: Sequence[Prompt]) -> list[tuple[PrefixCache, Usage]]: ...
-
-    def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]: ...
-
-    def decoding(self) -> Decoding | None: ...
-
-    def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]: ...
-
-    def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]: ...
-
-    def states(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]
-    ) -> list[LikelihoodGradient]: ...
-
-    def gradient(
-        self,
-        rollouts: Sequence[Rollout],
-        scores: Sequence[Score | None],
-        starts: Sequence[int],
-        caches: Sequence[PrefixCache | None],
-    ) -> list[ObjectiveGradient]: ...
-
-    def compute(self, task: Callable[[], ResultT]) -> ResultT:
-        """What a task returns; for arithmetic on the rows of one rollout. It must not ask for other operations."""
-        ...
-
-
-class LocalWorker:
-    """Runs operations at once: rollouts on a backend, scores and gradients on the objective; what does not fit into
-    memory in halves.
-    """
-
-    def __init__(self, objective: Objective, backend: RolloutBackend) -> None:
-        self._objective, self._backend = objective, backend
-        self.prefill = objective.model.prefill
-
-    @property
-    def tools_judge(self) -> bool:
-        return self._objective.reward is not None and not self._objective.reward.learned
-
-    def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
-        return in_halves(self._rollout, jobs)
-
-    def decoding(self) -> Decoding | None:
-        """A batch of rollouts that grows and shrinks as it is written; None where the backend has none."""
-        return self._backend.decoding() if isinstance(self._backend, LanguageModel) else None
-
-    def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
-        return in_halves(self._objective.score, rollouts)
-
-    def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
-        return in_halves(self._objective.score_prefixes, rollouts)
-
-    def states(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]
-    ) -> list[LikelihoodGradient]:
-        return in_halves(self._objective.states, rollouts, starts, caches)
-
-    def gradient(
-        self,
-        rollouts: Sequence[Rollout],
-        scores: Sequence[Score | None],
-        starts: Sequence[int],
-        caches: Sequence[PrefixCache | None],
-    ) -> list[ObjectiveGradient]:
-        return in_halves(self._objective.gradient, rollouts, scores, starts, caches)
-
-    def compute(self, task: Callable[[], ResultT]) -> ResultT:
-        return task()
-
-    def _rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
-        """The backend's rollouts with its contract enforced: one per job."""
-        rollouts = self._backend.rollout(jobs)
-        name = type(self._backend).__name__
-        if not isinstance(rollouts, Sequence) or not all(isinstance(r, Rollout) for r in rollouts):
-            raise RolloutError(f"{name} returned {rollouts!r}; expected a list of Rollout.")
-        if len(rollouts) != len(jobs):
-            raise RolloutError(f"{name} returned {len(rollouts)} rollouts for {len(jobs)} jobs; expected one each.")
-        return list(rollouts)
-
-
-class Cancelled(Exception):
-    """The caller stopped the search; strategies let it pass."""
+STOPPED = (FinishReason.INTERRUPTED, "stopped by the caller")
+_ANY_TIME = ("flops", "seconds")  # limits that bind while rollouts are written
 
 
 class Search:
-    """One request's pool, ledger, budget and random numbers. Used by one thread; `cancel` may come from any."""
+    """One request's pool, ledger, budget and random numbers. The scheduler's thread uses it; `cancel` may come from any.
+
+    `tell` is given a step for each token of a text that nothing can revise; None where nobody is there to see it.
+    """
 
     def __init__(
         self,
+        request: Request,
         *,
         objective: Objective,
-        worker: Worker,
-        prompt: Prompt,
-        sampling: Sampling,
+        backend: RolloutBackend,
         budget: Budget,
-        seed: int,
         rule: AcceptanceRule = "objective",
         draft: tuple[int, ...] = (),
     ) -> None:
-        self.objective, self.worker, self.prompt = objective, worker, prompt
-        self.sampling, self.budget, self.seed = sampling, budget, seed
+        self.request, self.objective, self.budget = request, objective, budget
+        self.prompt, self.sampling, self.seed = request.prompt, request.sampling, request.seed
         self.pool = Pool(rule)
-        self._draft = draft
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(request.seed)
         self.ended: tuple[FinishReason, str] | None = None
+        self.tell: Callable[[Step], object] | None = None
+        self._backend, self._draft = backend, draft
         self._usage = Usage()
         self._started: float | None = None
         self._cancelled = threading.Event()
         self._cache: PrefixCache | None = None
         self._gradient: tuple[Scored, int, ObjectiveGradient] | None = None
         self._noted: tuple[Scored, list[TokenGain]] | None = None
+        self._calls = 0 if objective.reward is None else objective.reward.calls  # reward calls for each completion
 
     @property
     def model(self) -> LanguageModel:
@@ -161,8 +72,12 @@ class Search:
         """Everything spent so far, wall-clock seconds from the first operation on included."""
         return replace(self._usage, seconds=0.0 if self._started is None else time.perf_counter() - self._started)
 
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
     def cancel(self) -> None:
-        """Stops the search before its next operation."""
+        """Stops the search within one decode step."""
         self._cancelled.set()
 
     def exhausted(self, spending: Sequence[str] = ROLLOUT) -> bool:
@@ -175,48 +90,65 @@ class Search:
         self.ended = (FinishReason.BUDGET, limit)
         return True
 
-    def roll(
+    def overdrawn(self, writing: Callable[[], Usage]) -> bool:
+        """Whether the search has to end while rollouts are written, given what these have cost so far."""
+        if self.cancelled:
+            return True
+        if self.budget.flops is None and self.budget.seconds is None:
+            return False
+        spent = self.usage if self.budget.flops is None else self.usage + writing()
+        return self.budget.exhausted(spent, _ANY_TIME) is not None
+
+    async def roll(
         self,
         prefixes: Sequence[tuple[int, ...]],
         *,
         temperature: float,
         drafts: Sequence[tuple[int, ...]] | None = None,
+        final: bool = False,
     ) -> list[Scored]:
         """Completes each prefix, scores the completions, keeps them in the pool. One batch. `drafts` guess what
-        follows each prefix, to save decode steps.
+        follows each prefix, to save decode steps. `final` says that nothing will revise the text, so that it may be
+        shown as it is written.
 
         The request's own temperature, if it has one, goes before `temperature`. Fewer than asked come back where the
-        budget has less room; none, and the search counts as ended, where it has none.
+        budget has less room, or ends while they are written; none, and the search counts as ended, where it has none.
+        If the very first ones are cut off so, the longest of them is what the search has: cut, and not judged.
         """
         if self.exhausted():
             return []
         if self._draft and not self.pool and not prefixes[0]:
             prefixes = [self._draft, *prefixes[1:]]  # the first completion is known already: it is only judged
         wanted, prefixes = len(prefixes), prefixes[: self._room(len(prefixes))]
-        sampling = (
-            self.sampling if self.sampling.temperature is not None else self.sampling.replace(temperature=temperature)
-        )
+        if not prefixes:
+            self.ended = (FinishReason.BUDGET, self._too_few("reward_calls"))
+            return []
+        sampling = self.sampling
+        if sampling.temperature is None:
+            sampling = sampling.replace(temperature=temperature)
         self._check_cancelled()
         guesses = drafts if drafts is not None else [()] * wanted
         jobs = [
-            self._job(prefix, draft, sampling, len(prefixes)) for prefix, draft in zip(prefixes, guesses, strict=False)
+            await self._job(prefix, draft, sampling, len(prefixes))
+            for prefix, draft in zip(prefixes, guesses, strict=False)
         ]
-        rollouts = self.worker.rollout(jobs)
-        self._usage = sum((r.usage for r in rollouts), self._usage)
-        self._check_cancelled()
-        scores = self.worker.score(rollouts)
-        if len(scores) != len(rollouts):
-            raise RewardError(f"{len(scores)} scores came back for {len(rollouts)} rollouts; expected one each.")
-        self._usage = sum((s.usage for s in scores if s is not None), self._usage)
-        found = [Scored(r, s, self.objective.value(r, s)) for r, s in zip(rollouts, scores, strict=True)]
+        written = await self._written(jobs, final=final)
+        self._usage = sum((r.usage for r in written.ended), self._usage)
+        self._usage = sum((replace(r.usage, rollouts=0) for r in written.given_up), self._usage)
+        scores = await self._scores(written.ended)
+        found = [Scored(r, s, self.objective.value(r, s)) for r, s in zip(written.ended, scores, strict=True)]
+        if not found and not self.pool and written.given_up:
+            found = [self._cut(max(written.given_up, key=lambda r: len(r.completion_ids)))]
         for entry in found:
             self.pool.add(entry)
-        if (len(found) < wanted or any(map(self._cut_short, rollouts))) and not self.exhausted():
-            spent, allowed = self._usage.generated_tokens, self.budget.generated_tokens
-            self.ended = (FinishReason.BUDGET, f"generated_tokens {spent}/{allowed}: too few for what was wanted")
+        short = len(found) < wanted or any(self._cut_short(entry.rollout) for entry in found)
+        if short and self.cancelled:
+            self.ended = STOPPED
+        elif short and not self.exhausted():
+            self.ended = (FinishReason.BUDGET, self._too_few("generated_tokens"))
         return found
 
-    def gradient(self, entry: Scored, start: int, *, outcome_weight: float = 0.0) -> ObjectiveGradient:
+    async def gradient(self, entry: Scored, start: int, *, outcome_weight: float = 0.0) -> ObjectiveGradient:
         """The objective's gradient at every position from `start` on: one gradient pass, none for the entry of the
         last one.
 
@@ -227,7 +159,8 @@ class Search:
         if known is not None and known[0] is entry and known[1] <= start:
             gradient = known[2]
         else:
-            [gradient] = self.worker.gradient([entry.rollout], [entry.score], [start], [self._prompt_cache()])
+            columns = [entry.rollout], [entry.score], [start], [await self._prompt_cache()]
+            [gradient] = await Operation(self.objective.gradient, columns, operation.GRADIENT)
             self._usage = self._usage + gradient.usage
             self._gradient = (entry, start, gradient)
         judged = [(e.rollout, e.score) for e in self.pool]
@@ -247,12 +180,21 @@ class Search:
         noted, self._noted = self._noted, None
         return () if noted is None else tuple(noted[1])
 
-    def states(self, entry: Scored, start: int) -> LikelihoodCarrier:
+    async def states(self, entry: Scored, start: int) -> LikelihoodCarrier:
         """The language model's own rows from `start` on: one forward, no gradient."""
         self._check_cancelled()
-        [states] = self.worker.states([entry.rollout], [start], [self._prompt_cache()])
+        columns = [entry.rollout], [start], [await self._prompt_cache()]
+        [states] = await Operation(self.objective.states, columns, operation.STATES)
         self._usage = self._usage + states.usage
         return states.carrier
+
+    async def alternatives(self, entry: Scored, top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+        """At each place of a completion the `top` likeliest tokens with log π in nats: one forward."""
+        carrier = await self.states(entry, 0)
+        rows = carrier.logits(range(len(entry.rollout.completion_ids))).float().log_softmax(-1)
+        values, tokens = rows.topk(min(top, rows.shape[-1]))
+        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+        return tuple(tuple(zip(ids, found, strict=True)) for ids, found in pairs)
 
     def free(self, rollout: Rollout) -> Container[int]:
         """The places of a completion that the request's grammar leaves to the search; all of them without one."""
@@ -275,20 +217,25 @@ class Search:
             at = position
         return torch.stack(masks)
 
-    def prefix_gains(self, entry: Scored, proposals: Sequence[Proposal]) -> list[float | None]:
+    async def prefix_gains(self, entry: Scored, proposals: Sequence[Proposal]) -> list[float | None]:
         """By how much each change makes the objective of the text up to it better, in nats; None where the reward
-        cannot judge unfinished text. One batch, two reward calls a change.
+        cannot judge unfinished text. One batch, two reward calls a change; those for which none are left are not asked.
         """
         self._check_cancelled()
+        every, proposals = len(proposals), proposals[: self._callable(len(proposals), 2)]
+        if not proposals:
+            return [None] * every
         changed = [self._prefix(entry.rollout, p.position, p.new, p.log_odds) for p in proposals]
         written = [self._prefix(entry.rollout, p.position, p.old, 0.0) for p in proposals]
-        scores = self.worker.score_prefixes([*changed, *written])
+        columns = ([*changed, *written],)
+        scores = await Operation(self.objective.score_prefixes, columns, operation.SCORE_PREFIXES)
         self._usage = sum((s.usage for s in scores if s is not None), self._usage)
         weight, half = self.objective.likelihood_weight, len(proposals)
-        return [
+        gains = [
             None if a is None or b is None or not (a.judged and b.judged) else weight * p.log_odds + a.value - b.value
             for p, a, b in zip(proposals, scores[:half], scores[half:], strict=True)
         ]
+        return [*gains, *[None] * (every - half)]
 
     def uniforms(self, count: int) -> Tensor:
         """The request's next random numbers in [0, 1)."""
@@ -320,13 +267,64 @@ class Search:
             finish_reason=FinishReason.STOP if ended else FinishReason.LENGTH,
         )
 
+    async def _written(self, jobs: Sequence[RolloutJob], *, final: bool) -> Written:
+        """The jobs' rollouts: by the local model token by token, by another backend whole."""
+        if not isinstance(self._backend, LanguageModel):
+            return Written(await Operation(self._backend.rollout, (jobs,), operation.ROLLOUTS, apart=True), [])
+        return await Writing(self._backend, jobs, self._watcher() if final else None)
+
+    async def _scores(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
+        """What the reward says; of a tool that is still at it when the search is stopped, that it did not say."""
+        if not rollouts:
+            return []
+        reward = self.objective.reward
+        tools = reward is not None and not reward.learned
+        scoring = Operation(self.objective.score, (rollouts,), operation.SCORE, apart=tools, closing=True)
+        try:
+            scores: list[Score | None] = await scoring
+        except Cancelled:
+            return [Score.not_judged("not judged: the search was stopped")] * len(rollouts)
+        if len(scores) != len(rollouts):
+            raise RewardError(f"{len(scores)} scores came back for {len(rollouts)} rollouts; expected one each.")
+        self._usage = sum((s.usage for s in scores if s is not None), self._usage)
+        self._calls = max([self._calls, *(s.usage.reward_calls for s in scores if s is not None)])
+        return scores
+
+    def _cut(self, rollout: Rollout) -> Scored:
+        """A first completion that was cut off: all that there is."""
+        self._usage = self._usage + Usage(rollouts=1)
+        reward = self.objective.reward
+        score = None if reward is None else Score.not_judged("not judged: cut off before its end")
+        return Scored(rollout, score, self.objective.value(rollout, score))
+
+    def _watcher(self) -> Callable[[Sequence[int]], None]:
+        """Tells of each piece of text that a completion grows by, if someone is there to see it."""
+        growing = GrowingText(self.model.tokenizer, self.model.eos_ids, self.sampling.stop)
+
+        def watch(ids: Sequence[int]) -> None:
+            if self.tell is not None and growing.read(ids):
+                usage = self.usage
+                self.tell(Step(kind="token", committed_text=growing.text, accepted=True, text=growing.text, usage=usage))
+
+        return watch
+
     def _room(self, wanted: int) -> int:
         """How many rollouts the budget still allows; at least one token each. Requires a budget not exhausted."""
         if self.budget.rollouts is not None:
             wanted = min(wanted, self.budget.rollouts - self._usage.rollouts)
         if self.budget.generated_tokens is not None:
             wanted = min(wanted, self.budget.generated_tokens - self._usage.generated_tokens)
-        return wanted
+        return self._callable(wanted, 1)
+
+    def _callable(self, wanted: int, texts: int) -> int:
+        """Of how many the reward may still judge so many texts each."""
+        if self.budget.reward_calls is None or not self._calls:
+            return wanted
+        return min(wanted, max(0, self.budget.reward_calls - self._usage.reward_calls) // (texts * self._calls))
+
+    def _too_few(self, name: str) -> str:
+        spent, allowed = getattr(self._usage, name), getattr(self.budget, name)
+        return f"{name} {spent}/{allowed}: too few for what was wanted"
 
     @property
     def _longest(self) -> int:
@@ -339,22 +337,24 @@ class Search:
         limited = self.budget.generated_tokens is not None and rollout.finish_reason is FinishReason.LENGTH
         return limited and len(rollout.completion_ids) < self._longest
 
-    def _job(self, prefix: tuple[int, ...], draft: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
+    async def _job(self, prefix: tuple[int, ...], draft: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
         room = self._longest
         if self.budget.generated_tokens is not None:
             share = (self.budget.generated_tokens - self._usage.generated_tokens) // batch
             room = min(room, len(prefix) + share)
         room = max(room, len(prefix))  # a draft from elsewhere may be longer than the request's own answers
         known = self.pool.log_probs(prefix)
-        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), self._prompt_cache(), draft, known)
+        uniforms = self.uniforms(room)
+        return RolloutJob(self.prompt, prefix, sampling, room, uniforms, await self._prompt_cache(), draft, known)
 
-    def _prompt_cache(self) -> PrefixCache:
+    async def _prompt_cache(self) -> PrefixCache:
         """Keys and values of the prompt, read once per request."""
         if self._cache is None:
-            [(self._cache, usage)] = self.worker.prefill([self.prompt])
+            prefill = Operation(self.model.prefill, ([self.prompt],), operation.PREFILL)
+            [(self._cache, usage)] = await prefill
             self._usage = self._usage + usage
         return self._cache
 
     def _check_cancelled(self) -> None:
-        if self._cancelled.is_set():
+        if self.cancelled:
             raise Cancelled

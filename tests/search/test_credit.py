@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nabla_agents import Prompt, Rollout, Score
-from nabla_agents.outcome import outcome_credit
+from nabla_agents.search.credit import outcome_credit
 
 VOCAB, LENGTH = 3, 3
 Ids = tuple[int, ...]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Self
 
 from nabla_agents.config import Sampling
-from nabla_agents.dto import AdamDTO
-from nabla_agents.pool import Scored
-from nabla_agents.positions import Refinable
-from nabla_agents.strategies.base import rollout_step
-from nabla_agents.strategies.proposing import Proposing, objected
-from nabla_agents.strategies.search import Search
+from nabla_agents.search.dto import AdamDTO
+from nabla_agents.search.pool import Scored
+from nabla_agents.search.positions import Refinable
+from nabla_agents.search.base import rollout_step
+from nabla_agents.search.proposals import Proposing, objected
+from nabla_agents.search.search import Search
 from nabla_agents.types import Step
 
 
@@ -41,29 +41,31 @@ class Nabla(Proposing):
             reopen=False,
         )
 
-    def steps(self, search: Search) -> Iterator[Step]:
+    async def steps(self, search: Search) -> AsyncIterator[Step]:
         tried: set[tuple[int, ...]] = set()
-        opened, committed = self._opened(search), False
+        opened, committed = await self._opened(search), False
         while opened and (incumbent := search.pool.best()) is not None:
             for entry in opened:
                 yield rollout_step(search, entry, accepted=entry is incumbent)
-            for step in self._refinements(search, incumbent, tried):
+            async for step in self._refinements(search, incumbent, tried):
                 committed = committed or step.committed_text != ""
                 yield step
-            opened = [] if committed else self._reopened(search, 1)
+            opened = [] if committed else await self._reopened(search, 1)
 
-    def _refinements(self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]) -> Iterator[Step]:
+    async def _refinements(
+        self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]
+    ) -> AsyncIterator[Step]:
         """Once from left to right, until a tool vouches or nothing promising is left."""
         committed, committed_text, improved = 0, "", True
         while improved and not self._verified(search, incumbent):
             improved = False
             ids = incumbent.rollout.completion_ids
-            for proposal in self._proposals(search, incumbent, committed):
+            async for proposal in self._proposals(search, incumbent, committed):
                 prefix = proposal.prefix(ids)
                 if prefix in tried:
                     continue
                 tried.add(prefix)
-                found = search.roll([prefix], temperature=self.temperature, drafts=[proposal.draft(ids)])
+                found = await search.roll([prefix], temperature=self.temperature, drafts=[proposal.draft(ids)])
                 if not found:
                     return
                 [candidate] = found

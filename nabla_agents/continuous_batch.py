@@ -1,0 +1,139 @@
+"""ContinuousBatch: rollouts of many searches in one batch that stays full: jobs join it as others finish."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+import torch
+
+from nabla_agents.models.decoding import Decoding
+from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.memory import after_failure, in_halves
+from nabla_agents.models.rows import RolloutJob, Row
+from nabla_agents.search.operation import Writing, Written
+from nabla_agents.types import Rollout, Usage
+
+OwnerT = TypeVar("OwnerT", bound=Hashable)
+
+_JOIN_SHARE: Final = 0.25  # of the batch is free before others join: each time costs a prefill and a copy of the cache
+
+_MOST_JOINED: Final = 2.0  # batches before a step is due: jobs that end with their first token keep out no other
+
+
+@dataclass(eq=False)
+class _Sequence(Generic[OwnerT]):
+    """One job: waiting while it has no row, written while it has, ended with a rollout."""
+
+    owner: OwnerT
+    job: RolloutJob
+    row: Row | None = None
+    rollout: Rollout | None = None
+
+
+class ContinuousBatch(Generic[OwnerT]):
+    """Jobs of owners on one model, each owner of which gets its rollouts when all of them are there; at most
+    `max_batch` rows are written at a time.
+    """
+
+    def __init__(self, model: LanguageModel, *, max_batch: int) -> None:
+        self._model, self._max_batch = model, max_batch
+        self._decoding: Decoding = model.decoding()
+        self._owners: dict[OwnerT, tuple[Writing, list[_Sequence[OwnerT]]]] = {}
+        self._joined = 0  # since the last step
+
+    def __len__(self) -> int:
+        """How many owners have not left."""
+        return len(self._owners)
+
+    def __contains__(self, owner: OwnerT) -> bool:
+        return owner in self._owners
+
+    @property
+    def writing(self) -> bool:
+        """Whether some rollout has begun and not ended."""
+        return bool(self._decoding)
+
+    def add(self, owner: OwnerT, asked: Writing) -> None:
+        self._owners[owner] = asked, [_Sequence(owner, job) for job in asked.jobs]
+
+    def usage(self, owner: OwnerT) -> Usage:
+        """What an owner's rollouts have cost so far."""
+        _, sequences = self._owners[owner]
+        ended = [s.rollout.usage for s in sequences if s.rollout is not None]
+        return sum([*ended, *(s.row.usage(self._model) for s in sequences if s.row is not None)], Usage())
+
+    def withdraw(self, owner: OwnerT) -> Written:
+        """Ends an owner's rollouts where they are, and frees their rows."""
+        _, sequences = self._owners.pop(owner)
+        given_up = self._decoding.drop([s.row for s in sequences if s.row is not None])
+        return Written([s.rollout for s in sequences if s.rollout is not None], given_up)
+
+    def advance(self) -> dict[OwnerT, Written | Exception]:
+        """Joins what waits where there is room, or makes one decode step. Returns the owners that have all their
+        rollouts now, or an error; they have left.
+
+        What does not fit into memory is written anew in halves, which `usage.out_of_memory` counts.
+        """
+        waiting = [s for _, own in self._owners.values() for s in own if s.row is None and s.rollout is None]
+        room = self._max_batch - len(self._decoding)
+        enough = room >= _JOIN_SHARE * self._max_batch and self._joined < _MOST_JOINED * self._max_batch
+        joining = waiting[:room] if (enough and self._decoding.joinable) or not self._decoding else []
+        self._joined = self._joined + len(joining) if joining else 0
+        failed = self._step(self._decoding, joining)
+        for asked, [first, *_] in [own for own in self._owners.values() if own[0].watch is not None and own[1]]:
+            if asked.watch is not None and first.row is not None:
+                asked.watch(first.row.ids)
+        found: dict[OwnerT, Written | Exception] = {}
+        for owner, (_, sequences) in list(self._owners.items()):
+            ended = [s.rollout for s in sequences if s.rollout is not None]
+            if owner in failed or len(ended) == len(sequences):
+                found[owner] = failed.get(owner) or Written(ended, [])
+                del self._owners[owner]
+        return found
+
+    def _step(self, decoding: Decoding, joining: Sequence[_Sequence[OwnerT]]) -> dict[OwnerT, Exception]:
+        written = [s for _, own in self._owners.values() for s in own if s.row is not None]
+        try:
+            if joining:
+                for sequence, row in zip(joining, decoding.add([s.job for s in joining]), strict=True):
+                    sequence.row = row
+            else:
+                decoding.step()
+        except torch.OutOfMemoryError:
+            affected, no_room = [*written, *joining], True
+        except Exception:
+            affected, no_room = list(joining or written), False
+        else:
+            rows = ((s, s.row) for s in (*written, *joining) if s.row is not None)
+            ended = [(s, row) for s, row in rows if row.finish is not None]
+            _end([s for s, _ in ended], [decoding.finished(row) for _, row in ended])
+            return {}
+        # Only here has the failed attempt let go of its tensors: a handled exception holds the frames it came through.
+        del decoding
+        if no_room or not joining:
+            self._decoding = self._model.decoding()
+        if no_room:
+            try:
+                _end(affected, after_failure(self._model.rollout, [s.job for s in affected]))
+            except Exception:
+                return self._alone(affected)
+            return {}
+        return self._alone(affected)
+
+    def _alone(self, sequences: Sequence[_Sequence[OwnerT]]) -> dict[OwnerT, Exception]:
+        """Each owner's jobs by themselves, so that an error reaches only the owner that causes it."""
+        failed: dict[OwnerT, Exception] = {}
+        for owner in dict.fromkeys(s.owner for s in sequences):
+            own = [s for s in sequences if s.owner is owner]
+            try:
+                _end(own, in_halves(self._model.rollout, [s.job for s in own]))
+            except Exception as e:
+                failed[owner] = e
+        return failed
+
+
+def _end(sequences: Sequence[_Sequence[OwnerT]], rollouts: Sequence[Rollout]) -> None:
+    for sequence, rollout in zip(sequences, rollouts, strict=True):
+        sequence.row, sequence.rollout = None, rollout

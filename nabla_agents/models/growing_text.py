@@ -1,0 +1,40 @@
+"""GrowingText: the text of a completion as its tokens come."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from nabla_agents.models.tokenizer import Tokenizer
+
+
+class GrowingText:
+    """What is certain of a text while it is written: whole characters, and nothing that a stop string may yet take
+    back. Each token is decoded a few times, however long the text is.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, eos_ids: Collection[int], stop: Sequence[str]) -> None:
+        self._tokenizer, self._eos_ids, self._stop = tokenizer, eos_ids, stop
+        self._lead = self._read = 0  # tokens that are decoded again for the spaces between, and those that were read
+        self._written = ""
+        self.text = ""
+        """As far as it is certain."""
+
+    def read(self, ids: Sequence[int]) -> bool:
+        """Takes the completion's tokens so far; whether the text has grown."""
+        count = len(ids) - (bool(ids) and ids[-1] in self._eos_ids)
+        known = self._tokenizer.decode(ids[self._lead : self._read])
+        found = self._tokenizer.decode(ids[self._lead : count])
+        if not found.endswith("\ufffd") and found.startswith(known):
+            self._written += found[len(known) :]
+            self._lead, self._read = self._read, count
+        before, self.text = self.text, self._certain()
+        return self.text != before
+
+    def _certain(self) -> str:
+        """Ends before a stop string, and before what may become one."""
+        text = self._written
+        ends = [text.find(stop) for stop in self._stop if stop in text]
+        if ends:
+            return text[: min(ends)]
+        beginnings = (stop[:length] for stop in self._stop for length in range(1, len(stop)))
+        return text[: len(text) - max((len(b) for b in beginnings if text.endswith(b)), default=0)]

@@ -1,0 +1,190 @@
+"""RemoteSearch: a search on a server, behind a `Run`: a thread reads its steps as they come."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import httpx
+
+from nabla_agents.errors import NablaError, RemoteError
+from nabla_agents.remote.endpoint import Endpoint
+from nabla_agents.remote.model import RemoteTokenizer
+from nabla_agents.request import Request
+from nabla_agents.result import Result
+from nabla_agents.run import Run
+from nabla_agents.trace import Trace
+from nabla_agents.types import FinishReason, Step, Usage
+from nabla_agents.wire import STEPS, SentResult, SentStep
+
+
+class RemoteSearch:
+    """The `Progress` of a search that a server does; it is asked for with the first step that is wanted.
+
+    Args:
+        places: as many searches as this lets in are asked for at a time.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        body: Mapping[str, Any],
+        request: Request,
+        tokenizer: RemoteTokenizer,
+        *,
+        places: threading.Semaphore,
+    ) -> None:
+        self._endpoint, self._body, self._request = endpoint, body, request
+        self._tokenizer, self._places = tokenizer, places
+        self._usage = Usage()
+        self._best: Step | None = None  # the last one accepted
+        self._ended: tuple[FinishReason, str] | None = None
+        self._sent: SentResult | None = None
+        self._cancelled = self._began = False
+        self._response: httpx.Response | None = None
+        self._lock = threading.Lock()
+        self._run: weakref.ref[Run] | None = None
+
+    def serve(self, run: Run) -> None:
+        """The run that wants the steps, from now on."""
+        self._run = weakref.ref(run)
+        if run.wanted:
+            self.wake()
+
+    def wake(self) -> None:
+        with self._lock:
+            began, self._began = self._began, True
+        if not began:
+            threading.Thread(target=self._work, name="nabla-remote", daemon=True).start()
+
+    def cancel(self) -> None:
+        """Ends the search: the server hears it at once, since the connection is shut."""
+        self._cancelled = True
+        with self._lock:
+            response = self._response
+        if response is not None and not response.is_closed:
+            stream = response.extensions.get("network_stream")
+            connection = None if stream is None else stream.get_extra_info("socket")
+            if connection is not None:
+                with suppress(OSError):  # gone already
+                    connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for the next step
+        self.wake()
+
+    def result(self, steps: Sequence[Step], *, ended: bool) -> Result:
+        trace = Trace(steps, question=self._request.prompt.question)
+        if self._sent is not None and self._ended is None:
+            return self._sent.with_trace(trace)
+        best, text = self._best, "" if self._best is None else self._best.text
+        why = "stopped by the caller" if self._cancelled else "not run to its end"
+        reason, detail = self._ended or (FinishReason.INTERRUPTED, why)
+        return Result(
+            text=text,
+            token_ids=self._ids(text) if ended else (),
+            score=None if best is None else best.score,
+            finish_reason=reason,
+            usage=self._usage,
+            trace=trace,
+            log_likelihood=float("nan") if best is None else best.log_likelihood,
+            detail=detail,
+            seed=self._request.seed,
+            prompt_tokens=len(self._request.prompt.ids),
+        )
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        """Of a text that the server did not send the ids of; none where it is not there any more."""
+        try:
+            return tuple(self._tokenizer.encode(text))
+        except NablaError:
+            return ()
+
+    # ── on a thread of its own ────────────────────────────────────────────────────────────────────────────────────
+
+    def _work(self) -> None:
+        error: BaseException | None = None
+        try:
+            with self._places:
+                last = self._read()
+            self._put(last or self._last_step())
+        except BaseException as e:
+            error, self._ended = e, (FinishReason.INTERRUPTED, f"{type(e).__name__}: {e}")
+        finally:
+            self._close()
+        if self._run is not None and (run := self._run()) is not None:
+            run.end(error)
+
+    def _read(self) -> Step | None:
+        """Hands on the steps that the server makes, as they come; returns the last one, of the whole answer.
+
+        Raises:
+            RemoteError: it broke off; and what `Endpoint.stream` raises.
+        """
+        last, until = None, self._request.until
+        if self._cancelled:
+            return None
+        response = self._endpoint.stream(STEPS, self._body)
+        with self._lock:
+            self._response = response
+        for item in self._items(response):
+            if "step" not in item:
+                self._sent = SentResult.model_validate(item["result"])
+                self._tokenizer.learn(self._sent.token_ids, self._sent.token_texts)
+                continue
+            step = SentStep.model_validate(item).step
+            self._usage = step.usage
+            if step.done:
+                last = step
+                continue
+            if step.accepted or self._best is None:
+                self._best = step
+            self._put(step)
+            if until is not None and step.kind != "token" and step.accepted and until(step):
+                self._ended = (FinishReason.STOP, "good enough")
+                return None
+        if self._sent is None and not self._cancelled:
+            raise self._endpoint.broken("it ended before its result")
+        return last
+
+    def _put(self, step: Step) -> None:
+        run = None if self._run is None else self._run()
+        if run is not None:
+            run.put(step)
+
+    def _items(self, response: httpx.Response) -> Iterator[Any]:
+        """The data of the events; ends where the search was cancelled."""
+        try:
+            for line in response.iter_lines():
+                if self._cancelled:
+                    return
+                if not line.startswith("data: ") or line == "data: [DONE]":
+                    continue
+                item = json.loads(line.removeprefix("data: "))
+                if "error" in item:
+                    raise RemoteError(f"{self._endpoint.base_url}: {item['error'].get('message')}")
+                yield item
+        except (httpx.HTTPError, httpx.StreamError, ValueError) as e:
+            if not self._cancelled:
+                raise self._endpoint.broken(f"{type(e).__name__}: {e}") from e
+
+    def _close(self) -> None:
+        with self._lock:
+            response, self._response = self._response, None
+        if response is not None:
+            response.close()
+
+    def _last_step(self) -> Step:
+        best = self._best
+        return Step(
+            kind="commit",
+            committed_text="" if best is None else best.text,
+            accepted=True,
+            log_likelihood=float("nan") if best is None else best.log_likelihood,
+            score=None if best is None else best.score,
+            text="" if best is None else best.text,
+            usage=self._usage,
+            done=True,
+        )

@@ -1,0 +1,314 @@
+"""Scheduler: many searches, one thread, full batches."""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+import torch
+
+from nabla_agents.continuous_batch import ContinuousBatch
+from nabla_agents.errors import ConfigurationError
+from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.memory import in_halves
+from nabla_agents.models.threads import release_threads
+from nabla_agents.run import Run
+from nabla_agents.search.operation import Cancelled, Operation, Writing
+from nabla_agents.searching import Searching
+from nabla_agents.types import Step
+
+MAX_BATCH: Final = 32  # searches that run at a time, and rows of one batch
+
+_MOST_WAIT: Final = 3  # searches that wait for another operation, for each whose rollouts are written meanwhile
+
+_MOMENT: Final = 0.05  # seconds that searches wait for a tool before they go on without those that it judges
+
+
+class Task:
+    """A search that the scheduler drives: it is ready to go on, waits for an operation, or is parked until another step
+    is wanted. It works in the context of whoever asked for it.
+    """
+
+    def __init__(self, run: Run, searching: Searching) -> None:
+        self.search = searching.search
+        self.searching = searching
+        self.waits_for: Operation | Writing | None = None
+        self.begun = False  # what it waits for
+        self.ready = True
+        self.parked = not run.wanted
+        self._run = weakref.ref(run)  # who lets go of a run needs no answer
+        self._steps = searching.steps()
+        self._context = contextvars.copy_context()
+        self._moving: Coroutine[Any, Any, Step] | None = None
+        self._outcome: Any = None
+
+    @property
+    def run(self) -> Run | None:
+        return self._run()
+
+    def put(self, step: Step) -> None:
+        """A step that was made, for whoever is still there."""
+        if (run := self.run) is not None:
+            run.put(step)
+
+    def give(self, outcome: Any) -> None:
+        """What it waited for; an exception is raised where it waits."""
+        self._outcome, self.waits_for, self.begun, self.ready = outcome, None, False, True
+
+    def advance(self) -> Operation | Writing | Step | None:
+        """Goes on to the next operation, the next step, or the end: None."""
+        outcome, self._outcome = self._outcome, None
+        if self._moving is None:
+            moving: Any = self._steps.__anext__()
+            self._moving = moving
+        assert self._moving is not None
+        try:
+            if isinstance(outcome, BaseException):
+                found = self._context.run(self._moving.throw, outcome)
+            else:
+                found = self._context.run(self._moving.send, outcome)
+        except StopIteration as e:
+            self._moving = None
+            return e.value
+        except StopAsyncIteration:
+            return None
+        if isinstance(found, Operation | Writing):
+            self.waits_for, self.ready = found, False
+            return found
+        self._outcome = ConfigurationError(
+            f"A strategy awaits {found!r}; expected operations of its search, such as search.roll(...), and nothing else."
+        )
+        return self.advance()
+
+
+class Scheduler:
+    """Drives searches on one thread, which is the only one that computes tensors: each further one would bring threads
+    of its own for them, and on a CPU those get in each other's way.
+
+    Rollouts are written together, a token at a time; searches join and leave the batch when they are in need of it. As
+    soon as three quarters of the searches wait for something else, or nothing is being written, the operations of one
+    kind run as one batch: they gain more by a wide batch than rollouts do. Tools judge on threads of their own.
+
+    Between any two steps it looks whether a search was stopped or has reached a limit, and then ends its rollouts.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._coming: deque[Task] = deque()
+        self._answers: deque[tuple[Task, Operation, Any]] = deque()  # of what was computed apart
+        self._news = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._tasks: list[Task] = []
+        self._batches: dict[LanguageModel, ContinuousBatch[Task]] = {}
+
+    @staticmethod
+    def of(device: torch.device) -> Scheduler:
+        """The one of a device, which every engine there shares."""
+        with _lock:
+            return _schedulers.setdefault(str(device), Scheduler())
+
+    def add(self, run: Run, searching: Searching) -> None:
+        """From now on drives a search; from any thread."""
+        task = Task(run, searching)
+        with self._changed:
+            self._coming.append(task)
+            self._news = True
+            self._changed.notify_all()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name="nabla-scheduler", daemon=True)
+                self._thread.start()
+
+    def wake(self) -> None:
+        """Something is to be looked at: a search was stopped, or more of its steps are wanted."""
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stops every search, and ends the thread."""
+        with self._changed:
+            self._closed = self._news = True
+            self._changed.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(10.0)
+
+    def step(self) -> bool:
+        """One batch of one kind, or one token of all rollouts; False where there is nothing to do until news come."""
+        self._take_in()
+        self._heed()
+        ready = [task for task in self._tasks if task.ready and not task.parked]
+        for task in ready:
+            self._advance(task)
+        if chosen := self._chosen():
+            self._execute(chosen)
+            return True
+        return self._write() or bool(ready)  # where some have ended, others may come
+
+    # ── what comes in ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _work(self) -> None:
+        while not self._closed:
+            try:
+                busy = self.step()
+            except BaseException as e:  # a defect of ours: nobody may wait for ever
+                for task in list(self._tasks):
+                    self._end(task, e)
+                self._batches.clear()
+                continue
+            if not busy:
+                release_threads()
+                with self._changed:
+                    self._changed.wait_for(lambda: self._news or self._closed)
+        for task in [*self._tasks, *self._coming]:
+            task.search.cancel()
+            self._end(task, None)
+
+    def _take_in(self) -> None:
+        """Searches that come, as long as there is room, and answers of tools."""
+        with self._changed:
+            self._news = False
+            active = sum(not task.parked for task in self._tasks)
+            while self._coming and active < MAX_BATCH:
+                self._tasks.append(self._coming.popleft())
+                active += 1
+            answers, self._answers = self._answers, deque()
+        for task, operation, answer in answers:
+            if task.waits_for is operation:
+                task.give(answer)
+
+    def _heed(self) -> None:
+        """Looks at what is wanted of each search, and whether it may go on."""
+        for task in self._tasks:
+            run = task.run
+            if run is None:
+                task.search.cancel()
+            if task.parked and (run is None or run.wanted or task.search.cancelled):
+                task.parked = False
+            task.search.tell = task.put if run is not None and run.streaming else None
+            waits_for = task.waits_for
+            if isinstance(waits_for, Writing):
+                batch = self._batches[waits_for.backend]
+                if task.search.overdrawn(lambda batch=batch, task=task: batch.usage(task)):
+                    task.give(batch.withdraw(task))
+            elif waits_for is not None and task.search.cancelled:
+                if waits_for.apart if task.begun else not waits_for.closing:
+                    task.give(Cancelled())
+
+    # ── what searches do ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _advance(self, task: Task) -> None:
+        """Lets a search go on until it waits, has made all the steps that are wanted, or ends."""
+        while True:
+            try:
+                found = task.advance()
+            except BaseException as e:
+                task.searching.failed(e)
+                self._end(task, e)
+                return
+            if isinstance(found, Writing):
+                batch = self._batches.setdefault(found.backend, ContinuousBatch(found.backend, max_batch=MAX_BATCH))
+                batch.add(task, found)
+            if isinstance(found, Operation | Writing):
+                return
+            if found is not None:
+                task.put(found)
+            if found is None or found.done:
+                self._end(task, None)
+                return
+            if (run := task.run) is not None and not run.wanted:
+                task.parked = True
+                return
+
+    def _end(self, task: Task, error: BaseException | None) -> None:
+        if task in self._tasks:
+            self._tasks.remove(task)
+        if (run := task.run) is not None:
+            run.end(error)
+
+    # ── what runs ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _chosen(self) -> list[Task]:
+        """Those whose operations are one kind, and next; none where rollouts go on."""
+        waiting = [(t, t.waits_for) for t in self._tasks if isinstance(t.waits_for, Operation) and not t.begun]
+        writers = sum(len(batch) for batch in self._batches.values())
+        if any(batch.writing for batch in self._batches.values()) and len(waiting) < _MOST_WAIT * writers:
+            return []
+        _, first = min(waiting, key=lambda pair: pair[1].rank, default=(None, None))
+        return [] if first is None else [t for t, o in waiting if o.function == first.function]
+
+    def _write(self) -> bool:
+        """A step of the rollouts of one model, of each in its turn; False where none are asked for."""
+        if not self._batches:
+            return False
+        model, batch = next(iter(self._batches.items()))
+        for task, written in batch.advance().items():
+            task.give(written)
+        del self._batches[model]
+        if batch:
+            self._batches[model] = batch  # behind the others
+        return True
+
+    def _execute(self, tasks: Sequence[Task]) -> None:
+        """Gives each search the results of its operation, from one batch."""
+        pairs = [(task, task.waits_for) for task in tasks]
+        operations = [operation for _, operation in pairs if isinstance(operation, Operation)]
+        for task in tasks:
+            task.begun = True
+        if not operations[0].apart:
+            for task, outcome in zip(tasks, outcomes(operations), strict=True):
+                task.give(outcome)
+            return
+
+        def compute() -> None:
+            answers = outcomes(operations)
+            with self._changed:
+                self._answers.extend(zip(tasks, operations, answers, strict=True))
+                self._news = True
+                self._changed.notify_all()
+
+        thread = threading.Thread(target=compute, name="nabla-apart", daemon=True)
+        thread.start()
+        thread.join(_MOMENT)  # so that those that a fast tool judges stay together
+
+
+def outcomes(operations: Sequence[Operation]) -> list[Any]:
+    """The results of each operation, from one batch, or what it raises. Where the batch fails, each operation is run
+    alone, so that an error reaches only the search that causes it.
+    """
+    columns = [[x for o in operations for x in o.columns[c]] for c in range(len(operations[0].columns))]
+    function: Callable[..., list[Any]] = operations[0].function
+    results: list[Any] = []
+    most = max(1, len(columns[0])) if operations[0].apart else MAX_BATCH
+    try:
+        for first in range(0, len(columns[0]), most):
+            results += in_halves(function, *(column[first : first + most] for column in columns))
+    except BaseException as e:  # also an interrupt, or a tool that exits: no search may wait for it for ever
+        if len(operations) == 1 or isinstance(e, KeyboardInterrupt):
+            return [e] * len(operations)
+        return [outcome for one in operations for outcome in outcomes([one])]
+    ends = [sum(o.rows for o in operations[: i + 1]) for i in range(len(operations))]
+    if len(results) != ends[-1] and len(operations) == 1:
+        return [results]  # whoever asked says what is wrong with it
+    return [results[end - o.rows : end] for o, end in zip(operations, ends, strict=True)]
+
+
+_lock = threading.Lock()
+_schedulers: dict[str, Scheduler] = {}
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before the interpreter ends: a thread that computes beyond that crashes the process."""
+    for scheduler in list(_schedulers.values()):
+        scheduler.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_schedulers.clear)  # their threads are the parent's

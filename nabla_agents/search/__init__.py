@@ -1,0 +1,9 @@
+"""Searches over completions; all share one budget and one ledger."""
+
+from nabla_agents.search.base import Strategy
+from nabla_agents.search.nabla import Nabla
+from nabla_agents.search.nabla_parallel import NablaParallel
+from nabla_agents.search.sampling import BestOfN, Greedy, SelfConsistency
+from nabla_agents.search.search import Search
+
+__all__ = ["BestOfN", "Greedy", "Nabla", "NablaParallel", "Search", "SelfConsistency", "Strategy"]
