@@ -45,12 +45,11 @@ from nabla_agents.types import (
 if TYPE_CHECKING:
     from nabla_agents.committed import CommittedReply, CommittedText
     from nabla_agents.config import Sampling
-    from nabla_agents.search.dto import AdamDTO, MirrorDTO
     from nabla_agents.engine import Engine
     from nabla_agents.models.language_model import LanguageModel
     from nabla_agents.objective import Objective
-    from nabla_agents.search.positions import Refinable
     from nabla_agents.remote import RemoteEngine, RemoteStrategy
+    from nabla_agents.request import Request
     from nabla_agents.rewards import (
         ARMORM,
         MATH_SHEPHERD,
@@ -80,11 +79,12 @@ if TYPE_CHECKING:
         reward,
     )
     from nabla_agents.rollouts import SGLANG, VLLM, ServerFormat, ServerRollouts
-    from nabla_agents.request import Request
     from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
-    from nabla_agents.shared import SharedEngine, loaded
     from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
+    from nabla_agents.search.dto import AdamDTO, MirrorDTO
+    from nabla_agents.search.positions import Refinable
+    from nabla_agents.shared import SharedEngine, loaded
 
 __version__ = "0.1.0"
 

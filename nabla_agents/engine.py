@@ -141,16 +141,17 @@ class Engine(BaseEngine):
         if request.sampling.grammar is not None:
             self.model.constraint(request.sampling.grammar)
         # A prompt of its own: models keep what they have read of one for as long as it lasts.
-        request = replace(request, prompt=replace(self._fitting(request.prompt)))
+        own = replace(request, prompt=replace(self._fitting(request.prompt)))
         search = Search(
-            request,
+            own,
             objective=self.objective,
             backend=self._backend,
             budget=self.budget if request.budget is None else request.budget,
             rule=strategy.rule,
+            final=not getattr(strategy, "revises", True),
             draft=self._draft(request),
         )
-        searching = Searching(request, search, strategy, wake=self._scheduler.wake)
+        searching = Searching(own, search, strategy, wake=self._scheduler.wake)
         run = Run(request, searching, on_demand=on_demand)
         self._scheduler.add(run, searching)
         return run

@@ -44,9 +44,7 @@ class Request:
         if not isinstance(self.prompt, Prompt):
             raise PromptError(f"The prompt of a request is {self.prompt!r}; expected what Engine.prompt makes.")
         if not isinstance(self.sampling, Sampling):
-            raise ConfigurationError(
-                f"sampling is {self.sampling!r}; expected for example Sampling(temperature=0.7)."
-            )
+            raise ConfigurationError(f"sampling is {self.sampling!r}; expected for example Sampling(temperature=0.7).")
         if self.budget is not None:
             check_budget(self.budget)
         if not _whole(self.seed) or not -(1 << 63) <= self.seed < 1 << 64:

@@ -20,6 +20,7 @@ from nabla_agents.models.memory import in_halves
 from nabla_agents.models.threads import release_threads
 from nabla_agents.run import Run
 from nabla_agents.search.operation import Cancelled, Operation, Writing
+from nabla_agents.search.search import STOPPED
 from nabla_agents.searching import Searching
 from nabla_agents.types import Step
 
@@ -61,6 +62,10 @@ class Task:
         """What it waited for; an exception is raised where it waits."""
         self._outcome, self.waits_for, self.begun, self.ready = outcome, None, False, True
 
+    def may_be_left(self, operation: Operation) -> bool:
+        """Whether a search that was stopped need not wait for it: it runs elsewhere, or judges nothing finished."""
+        return operation.apart if self.begun else not operation.closing
+
     def advance(self) -> Operation | Writing | Step | None:
         """Goes on to the next operation, the next step, or the end: None."""
         outcome, self._outcome = self._outcome, None
@@ -82,7 +87,7 @@ class Task:
             self.waits_for, self.ready = found, False
             return found
         self._outcome = ConfigurationError(
-            f"A strategy awaits {found!r}; expected operations of its search, such as search.roll(...), and nothing else."
+            f"A strategy awaits {found!r}; expected operations of its search alone, such as search.roll(...)."
         )
         return self.advance()
 
@@ -167,7 +172,7 @@ class Scheduler:
                 with self._changed:
                     self._changed.wait_for(lambda: self._news or self._closed)
         for task in [*self._tasks, *self._coming]:
-            task.search.cancel()
+            task.search.ended = STOPPED
             self._end(task, None)
 
     def _take_in(self) -> None:
@@ -180,7 +185,7 @@ class Scheduler:
                 active += 1
             answers, self._answers = self._answers, deque()
         for task, operation, answer in answers:
-            if task.waits_for is operation:
+            if task in self._tasks and task.waits_for is operation:
                 task.give(answer)
 
     def _heed(self) -> None:
@@ -197,9 +202,8 @@ class Scheduler:
                 batch = self._batches[waits_for.backend]
                 if task.search.overdrawn(lambda batch=batch, task=task: batch.usage(task)):
                     task.give(batch.withdraw(task))
-            elif waits_for is not None and task.search.cancelled:
-                if waits_for.apart if task.begun else not waits_for.closing:
-                    task.give(Cancelled())
+            elif waits_for is not None and task.search.cancelled and task.may_be_left(waits_for):
+                task.give(Cancelled())
 
     # ── what searches do ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -229,14 +233,18 @@ class Scheduler:
     def _end(self, task: Task, error: BaseException | None) -> None:
         if task in self._tasks:
             self._tasks.remove(task)
-        if (run := task.run) is not None:
+        run = task.run
+        vars(task).clear()  # with its tensors, before anyone hears of the end
+        if run is not None:
             run.end(error)
 
     # ── what runs ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _chosen(self) -> list[Task]:
         """Those whose operations are one kind, and next; none where rollouts go on."""
-        waiting = [(t, t.waits_for) for t in self._tasks if isinstance(t.waits_for, Operation) and not t.begun]
+        asked = [(t, t.waits_for) for t in self._tasks if isinstance(t.waits_for, Operation)]
+        busy = [o.function for t, o in asked if t.begun and o.alone]
+        waiting = [(t, o) for t, o in asked if not t.begun and o.function not in busy]
         writers = sum(len(batch) for batch in self._batches.values())
         if any(batch.writing for batch in self._batches.values()) and len(waiting) < _MOST_WAIT * writers:
             return []

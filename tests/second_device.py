@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nabla_agents import scheduler
+
 DEVICE = torch.device("meta")
 _MOVES = ("aten::_to_copy", "aten::copy_")
 
@@ -57,9 +59,22 @@ class Elsewhere(Tensor):
 
 @contextmanager
 def second_device() -> Iterator[torch.device]:
-    """Within, the calling thread has the device that is given."""
-    with _Here(), patch.object(torch, "tensor", _tensor):
+    """Within, the calling thread has the device that is given, and so have the schedulers' threads."""
+    work = scheduler.Scheduler._work
+
+    def there(self: scheduler.Scheduler) -> None:
+        with _Here():
+            work(self)
+
+    with (
+        _Here(),
+        patch.object(torch, "tensor", _tensor),
+        patch.object(scheduler.Scheduler, "_work", there),
+        patch.dict(scheduler._schedulers, clear=True),
+    ):
         yield DEVICE
+        for one in scheduler._schedulers.values():
+            one.close()
 
 
 def move(module: nn.Module) -> None:

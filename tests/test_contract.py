@@ -100,7 +100,7 @@ def test_a_reward_that_never_judges_gives_the_first_completion_and_says_why(
 ) -> None:
     engine = Engine(model=model, reward=FixedReward(lambda r: Score.not_judged("no idea")), strategy=strategy)
     run = engine.steps("12", sampling=SHORT)
-    first = next(run)
+    first = next(run.rounds())
     result = run.drain()
     assert result.text == first.text
     assert result.score is not None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nabla_agents.search.pool import Pool, Scored
 from nabla_agents.search import Strategy
+from nabla_agents.search.pool import Pool, Scored
 from nabla_agents.types import Rollout, Score, Step
 
 Point = tuple[bool, float | None, float | None]

@@ -43,6 +43,7 @@ def watch(run: Run, view: View) -> Result:
             for step in run:
                 view.step(step)
         except KeyboardInterrupt:
+            run.cancel()
             run.drain()
     result = run.result
     view.end(result)

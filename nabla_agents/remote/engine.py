@@ -132,8 +132,8 @@ class RemoteEngine(BaseEngine):
         """
         if request.top_logprobs:
             raise ConfigurationError(
-                f"top_logprobs is {request.top_logprobs}, which a remote engine has not: set it to 0, or ask the server "
-                "by an OpenAI client."
+                f"top_logprobs is {request.top_logprobs}, which a remote engine has not: set it to 0, or ask the "
+                "server by an OpenAI client."
             )
         limits = request.budget or self._budget
         strategy = self.strategy if request.strategy is None else RemoteStrategy.of(request.strategy)

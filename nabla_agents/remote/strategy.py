@@ -37,8 +37,8 @@ class RemoteStrategy:
             return strategy or RemoteStrategy()
         if kind.__name__ not in _NAMES or not kind.__module__.startswith("nabla_agents.search"):
             raise ConfigurationError(
-                f"The strategy {strategy!r} runs only where its model is: on the server. Have the server offer it under "
-                "a name, and ask for RemoteStrategy(name)."
+                f"The strategy {strategy!r} runs only where its model is: on the server. Have the server offer it "
+                "under a name, and ask for RemoteStrategy(name)."
             )
         fields = kind.model_fields
         changed = {name: value for name, value in strategy if value != fields[name].get_default()}

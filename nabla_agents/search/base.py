@@ -11,7 +11,11 @@ from nabla_agents.types import Step
 
 
 class Strategy(Protocol):
-    """A search. It holds settings only; all state is in the `Search`, so one object serves many requests."""
+    """A search. It holds settings only; all state is in the `Search`, so one object serves many requests.
+
+    One that never changes or discards its first completion says so by `revises = False`: then that is streamed as it is
+    written.
+    """
 
     @property
     def rule(self) -> AcceptanceRule:
@@ -33,7 +37,7 @@ def rollout_step(search: Search, entry: Scored, *, accepted: bool) -> Step:
     """The step that reports a whole rollout."""
     return Step(
         kind="rollout",
-        committed_text="",
+        committed_text=entry.rollout.text if search.final else "",
         accepted=accepted,
         log_likelihood=entry.rollout.log_likelihood,
         score=entry.score,

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Self
 
 from nabla_agents.config import Sampling
+from nabla_agents.search.base import rollout_step
 from nabla_agents.search.dto import AdamDTO
 from nabla_agents.search.pool import Scored
 from nabla_agents.search.positions import Refinable
-from nabla_agents.search.base import rollout_step
 from nabla_agents.search.proposals import Proposing, objected
 from nabla_agents.search.search import Search
 from nabla_agents.types import Step
@@ -52,9 +52,7 @@ class Nabla(Proposing):
                 yield step
             opened = [] if committed else await self._reopened(search, 1)
 
-    async def _refinements(
-        self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]
-    ) -> AsyncIterator[Step]:
+    async def _refinements(self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]) -> AsyncIterator[Step]:
         """Once from left to right, until a tool vouches or nothing promising is left."""
         committed, committed_text, improved = 0, "", True
         while improved and not self._verified(search, incumbent):

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from nabla_agents.search.base import rollout_step
 from nabla_agents.search.pool import Scored
 from nabla_agents.search.positions import Proposal
-from nabla_agents.search.base import rollout_step
 from nabla_agents.search.proposals import Proposing
 from nabla_agents.search.search import Search
 from nabla_agents.types import Step
@@ -34,9 +34,7 @@ class NablaParallel(Proposing):
                 yield step
             opened = await self._reopened(search, self.width)
 
-    async def _refinements(
-        self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]
-    ) -> AsyncIterator[Step]:
+    async def _refinements(self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]) -> AsyncIterator[Step]:
         """Batch after batch, until a tool vouches or nothing promising is left. Any token may still change."""
         improved: Scored | None = incumbent
         while improved is not None and not self._verified(search, incumbent):

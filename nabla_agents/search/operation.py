@@ -27,6 +27,7 @@ class Operation:
     Args:
         rank: among the operations that wait, those of the least rank go first.
         apart: it needs no device, so it runs on a thread of its own, and holds up no other search.
+        alone: no two calls of the function run at a time; meanwhile others wait, and are joined.
         closing: it is run although its search was stopped meanwhile, because it judges what is finished.
     """
 
@@ -34,6 +35,7 @@ class Operation:
     columns: tuple[Sequence[Any], ...]
     rank: int
     apart: bool = False
+    alone: bool = False
     closing: bool = False
 
     def __await__(self) -> Generator[Operation, Any, Any]:

@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from nabla_agents.config import Sampling, Settings
-from nabla_agents.search.dto import AdamDTO, MirrorDTO
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, kl_divergence
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.objective import ObjectiveGradient
+from nabla_agents.search.dto import AdamDTO, MirrorDTO
 from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.search.positions import Proposal, Refinable, best_alternatives, plausible
 from nabla_agents.search.search import GRADIENT, Search
@@ -132,9 +132,7 @@ class Proposing(Settings):
         written = [ids[p] for p in positions]
         return self._refined(search, logits[chosen], gradient, positions, written, permitted)
 
-    async def _confirmed(
-        self, search: Search, incumbent: Scored, proposals: Sequence[Proposal]
-    ) -> Sequence[Proposal]:
+    async def _confirmed(self, search: Search, incumbent: Scored, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
         """The proposals whose prefixes are better, as far as the reward can judge unfinished text."""
         if self.confirm is None or not proposals:
             return proposals

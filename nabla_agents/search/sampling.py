@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from nabla_agents.config import Settings
-from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.search.base import rollout_step
+from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.search.search import Search
 from nabla_agents.types import Step
 
@@ -18,11 +17,12 @@ from nabla_agents.types import Step
 class Greedy(Settings):
     """One rollout of the likeliest tokens (of the request's temperature, if it has one)."""
 
+    revises: ClassVar[bool] = False
     rule: AcceptanceRule = "objective"
 
     async def steps(self, search: Search) -> AsyncIterator[Step]:
-        for entry in await search.roll([()], temperature=0.0, final=True):
-            yield replace(rollout_step(search, entry, accepted=True), committed_text=entry.rollout.text)
+        for entry in await search.roll([()], temperature=0.0):
+            yield rollout_step(search, entry, accepted=True)
 
     def select(self, pool: Pool) -> Scored | None:
         return pool.best()

@@ -35,7 +35,8 @@ _ANY_TIME = ("flops", "seconds")  # limits that bind while rollouts are written
 class Search:
     """One request's pool, ledger, budget and random numbers. The scheduler's thread uses it; `cancel` may come from any.
 
-    `tell` is given a step for each token of a text that nothing can revise; None where nobody is there to see it.
+    `final` says that nothing will revise the first completion: then `tell` is given a step for each of its tokens, where
+    someone is there to see it.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Search:
         backend: RolloutBackend,
         budget: Budget,
         rule: AcceptanceRule = "objective",
+        final: bool = False,
         draft: tuple[int, ...] = (),
     ) -> None:
         self.request, self.objective, self.budget = request, objective, budget
@@ -54,6 +56,7 @@ class Search:
         self.generator = torch.Generator().manual_seed(request.seed)
         self.ended: tuple[FinishReason, str] | None = None
         self.tell: Callable[[Step], object] | None = None
+        self.final = final
         self._backend, self._draft = backend, draft
         self._usage = Usage()
         self._started: float | None = None
@@ -105,11 +108,9 @@ class Search:
         *,
         temperature: float,
         drafts: Sequence[tuple[int, ...]] | None = None,
-        final: bool = False,
     ) -> list[Scored]:
         """Completes each prefix, scores the completions, keeps them in the pool. One batch. `drafts` guess what
-        follows each prefix, to save decode steps. `final` says that nothing will revise the text, so that it may be
-        shown as it is written.
+        follows each prefix, to save decode steps.
 
         The request's own temperature, if it has one, goes before `temperature`. Fewer than asked come back where the
         budget has less room, or ends while they are written; none, and the search counts as ended, where it has none.
@@ -132,7 +133,7 @@ class Search:
             await self._job(prefix, draft, sampling, len(prefixes))
             for prefix, draft in zip(prefixes, guesses, strict=False)
         ]
-        written = await self._written(jobs, final=final)
+        written = await self._written(jobs)
         self._usage = sum((r.usage for r in written.ended), self._usage)
         self._usage = sum((replace(r.usage, rollouts=0) for r in written.given_up), self._usage)
         scores = await self._scores(written.ended)
@@ -267,11 +268,12 @@ class Search:
             finish_reason=FinishReason.STOP if ended else FinishReason.LENGTH,
         )
 
-    async def _written(self, jobs: Sequence[RolloutJob], *, final: bool) -> Written:
+    async def _written(self, jobs: Sequence[RolloutJob]) -> Written:
         """The jobs' rollouts: by the local model token by token, by another backend whole."""
         if not isinstance(self._backend, LanguageModel):
-            return Written(await Operation(self._backend.rollout, (jobs,), operation.ROLLOUTS, apart=True), [])
-        return await Writing(self._backend, jobs, self._watcher() if final else None)
+            asked = Operation(self._backend.rollout, (jobs,), operation.ROLLOUTS, apart=True, alone=True)
+            return Written(await asked, [])
+        return await Writing(self._backend, jobs, self._watcher() if self.final else None)
 
     async def _scores(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         """What the reward says; of a tool that is still at it when the search is stopped, that it did not say."""
@@ -304,7 +306,9 @@ class Search:
         def watch(ids: Sequence[int]) -> None:
             if self.tell is not None and growing.read(ids):
                 usage = self.usage
-                self.tell(Step(kind="token", committed_text=growing.text, accepted=True, text=growing.text, usage=usage))
+                self.tell(
+                    Step(kind="token", committed_text=growing.text, accepted=True, text=growing.text, usage=usage)
+                )
 
         return watch
 

@@ -132,7 +132,9 @@ def usage(
     searches: Sequence[Searching], results: Sequence[Result], choices: Sequence[ChatChoice] = ()
 ) -> dict[str, Any]:
     """Tokens as OpenAI counts them: each prompt once, and the returned completions."""
-    prompts = {id(search.ask.request.prompt): result.prompt_tokens for search, result in zip(searches, results, strict=True)}
+    prompts = {
+        id(search.ask.request.prompt): result.prompt_tokens for search, result in zip(searches, results, strict=True)
+    }
     prompt, completion = sum(prompts.values()), sum(len(result.token_ids) for result in results)
     counted: dict[str, Any] = {
         "prompt_tokens": prompt,

@@ -16,6 +16,7 @@ import nabla_agents
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError, NablaError
 from nabla_agents.rewards import Reward
+from nabla_agents.search import Strategy
 from nabla_agents.serve import native, routes
 from nabla_agents.serve.errors import Refusal, invalid_request, refusal_of
 from nabla_agents.serve.gate import Gate
@@ -23,7 +24,6 @@ from nabla_agents.serve.metrics import Metrics
 from nabla_agents.serve.service import STRATEGIES, Service
 from nabla_agents.serve.settings import ServeSettings
 from nabla_agents.serve.tracing import Tracing
-from nabla_agents.search import Strategy
 
 _KEY = HTTPBearer(auto_error=False, description="An API key; not needed on the server's own machine.")
 

@@ -17,12 +17,12 @@ from nabla_agents.request import PromptLike, Request
 from nabla_agents.result import Result
 from nabla_agents.rewards import Reward
 from nabla_agents.run import Run
+from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 from nabla_agents.serve.admission import Admission, Ticket
 from nabla_agents.serve.errors import Refusal, shutting_down
 from nabla_agents.serve.keys import ApiKey
 from nabla_agents.serve.metrics import Metrics
 from nabla_agents.serve.settings import ServeSettings
-from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 from nabla_agents.types import Budget, FinishReason, Prompt, Step
 
 ResultT = TypeVar("ResultT")

@@ -1,6 +1,7 @@
 """One engine for all adapter tests, and doubles at the engine's own plug-in points: a backend and a strategy."""
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,8 +11,15 @@ from typing import Any
 import pytest
 
 from nabla_agents import ArithmeticSteps, Budget, Engine, Rollout, Sampling, Step
+from nabla_agents.models.decoding import Decoding
 
 TASK: ContextVar[str] = ContextVar("task", default="nobody's")
+
+
+def main_thread() -> int:
+    ident = threading.main_thread().ident
+    assert ident is not None
+    return ident
 
 
 class Watched:
@@ -38,7 +46,10 @@ class Watched:
             self.prompts += [job.prompt.text for job in jobs]
         try:
             if self.error_at and self.calls == self.error_at[0]:
-                raise self.error_at[1]
+                if isinstance(self.error_at[1], KeyboardInterrupt):  # as it comes: to the main thread, as a signal
+                    signal.pthread_kill(main_thread(), signal.SIGINT)
+                else:
+                    raise self.error_at[1]
             time.sleep(self.seconds)
             return [self.rolled(job) for job in jobs]
         finally:
@@ -191,6 +202,20 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         return calls
 
     return count
+
+
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rollouts begin together, each time that some do."""
+    seen: list[int] = []
+    original = Decoding.add
+
+    def add(self: Decoding, jobs: Any) -> Any:
+        seen.append(len(jobs))
+        return original(self, jobs)
+
+    monkeypatch.setattr(Decoding, "add", add)
+    return seen
 
 
 @pytest.fixture

@@ -50,11 +50,9 @@ def watched(engine: Engine) -> Watched:
 
 
 @pytest.fixture
-def tools(engine: Engine, watched: Watched) -> Iterator[NablaTools]:
+def tools(engine: Engine, watched: Watched) -> NablaTools:
     slow = Engine(model=engine.model, reward=engine.objective.reward, rollouts=watched, budget=engine.budget)
-    made = NablaTools(slow, rewards={"arithmetic": ArithmeticSteps()}, strategies={"nabla": Nabla()}, max_rollouts=9)
-    yield made
-    made.close()
+    return NablaTools(slow, rewards={"arithmetic": ArithmeticSteps()}, strategies={"nabla": Nabla()}, max_rollouts=9)
 
 
 @pytest.fixture
@@ -189,7 +187,6 @@ async def test_verify_without_any_reward_says_so(engine: Engine) -> None:
     async with Client(mcp_server(tools)) as client:
         result = await client.call_tool("verify", {"question": "a", "answer": "b"})
     assert "has no reward" in said(result)
-    tools.close()
 
 
 async def test_what_breaks_inside_is_not_told_to_the_caller(
@@ -240,7 +237,6 @@ async def test_too_many_calls_are_told_to_come_later(engine: Engine, watched: Wa
             group.start_soon(one, client)
     assert len(errors) == 2
     assert all("busy" in error for error in errors)
-    tools.close()
 
 
 async def cancelled(client: Client, watched: Watched) -> None:

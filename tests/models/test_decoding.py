@@ -243,7 +243,7 @@ def test_max_tokens_beyond_the_context_is_the_context(endless) -> None:
 @pytest.mark.parametrize("cached", [False, True])
 def test_jobs_that_join_later_are_written_as_alone(model, job, cached, every) -> None:
     """One more row every so many steps, into a batch whose rows have other lengths, and drafts, some of them right."""
-    if model.decoding() is None:
+    if model.transformer.sliding_window is not None:
         pytest.skip("rows of a sliding window do not join")
     jobs = [
         job(model, prompt, prefix, max_tokens=n, seed=i, cached=cached) for i, (prompt, prefix, n) in enumerate(RAGGED)
@@ -269,7 +269,7 @@ def test_jobs_that_join_later_are_written_as_alone(model, job, cached, every) ->
 
 def test_places_that_are_padding_in_every_row_are_dropped_when_rows_join(model, job) -> None:
     """A long row has gone: the next ones do not carry its length along."""
-    if model.decoding() is None:
+    if model.transformer.sliding_window is not None:
         pytest.skip("rows of a sliding window do not join")
     decoding = model.decoding()
     decoding.add([job(model, "abcdefghabcdefghabcdefgh", "", max_tokens=2), job(model, "ab", "", max_tokens=9)])

@@ -1,6 +1,7 @@
 """Prompts and their ids, what the model refuses, and its head against transformers' logits."""
 
 import threading
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from nabla_agents import (
     Objective,
     PromptError,
     Sampling,
+    Step,
 )
 from nabla_agents.testing import byte_tokenizer, random_model, random_outcome_reward, random_process_reward
 
@@ -58,6 +60,23 @@ def test_a_string_is_one_user_turn(qwen) -> None:
     assert qwen.prompt("ab") == qwen.prompt([Message("user", "ab")])
 
 
+class Kept:
+    """Greedy, whose pool can be looked at when it has ended."""
+
+    rule = "objective"
+
+    def __init__(self) -> None:
+        self.pool: list[Any] = []
+
+    async def steps(self, search: Any) -> AsyncIterator[Step]:
+        async for step in Greedy().steps(search):
+            yield step
+        self.pool += search.pool
+
+    def select(self, pool: Any) -> Any:
+        return pool.best()
+
+
 def test_the_same_ids_of_system_prompt_and_turns_reach_rollout_objective_and_rewards() -> None:
     """In the research code the objective lost the system prompt, and the reward all but one user turn."""
     words = ("ab", "cd", "efg", "h", "i", "\n")
@@ -66,8 +85,8 @@ def test_the_same_ids_of_system_prompt_and_turns_reach_rollout_objective_and_rew
     rewards = [random_process_reward(hf), random_outcome_reward(hf, "llama")]
     engine = Engine(model=model, reward=rewards[0] + rewards[1], strategy=Greedy())
     reads = [read_ids(r.transformer.module) for r in (model, *rewards)]
-    run = engine.steps(TURNS, sampling=Sampling(max_tokens=6))
-    result = run.drain()
+    strategy = Kept()
+    result = engine.generate(TURNS, sampling=Sampling(max_tokens=6), strategy=strategy)
     expected = hf.apply_chat_template([m.as_template_input() for m in TURNS], add_generation_prompt=True)["input_ids"]
     completion = list(result.token_ids)
     rolled, *scored = [[token for call in calls for token in call] for calls in reads]
@@ -75,7 +94,7 @@ def test_the_same_ids_of_system_prompt_and_turns_reach_rollout_objective_and_rew
     assert scored == [[*expected, *completion]] * 2
     for calls in reads:
         calls.clear()
-    [entry] = run._search.pool
+    [entry] = strategy.pool
     anew = replace(entry.rollout, prompt=replace(entry.rollout.prompt))  # of this one rewards have read nothing yet
     engine.objective.gradient([anew], [entry.score], [0], [None])
     likelihood, *rewarded = [[token for call in calls for token in call] for calls in reads]
@@ -270,9 +289,9 @@ def test_an_objective_without_reward_runs() -> None:
     """No reward model was a KeyError in the research code."""
     model = random_model(vocabulary=("a", "b"))
     objective = Objective(model)
-    run = Engine(model=model, strategy=Greedy()).steps("ab", sampling=Sampling(max_tokens=4))
-    run.drain()
-    [entry] = run._search.pool
+    strategy = Kept()
+    Engine(model=model, strategy=strategy).generate("ab", sampling=Sampling(max_tokens=4))
+    [entry] = strategy.pool
     assert objective.score([entry.rollout]) == [None]
     assert objective.value(entry.rollout, None) == entry.rollout.log_likelihood
     [gradient] = objective.gradient([entry.rollout], [None], [0], [None])

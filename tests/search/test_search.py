@@ -217,9 +217,7 @@ def test_committed_text_only_grows_towards_the_final_text(
 
 def outcome(result: Result) -> Any:
     """All that a seed decides; gains as far as they do not depend on what else was in a batch."""
-    steps = [
-        (s.kind, s.accepted, s.position, s.new_token, s.text, s.gain and round(s.gain, 3)) for s in result.trace
-    ]
+    steps = [(s.kind, s.accepted, s.position, s.new_token, s.text, s.gain and round(s.gain, 3)) for s in result.trace]
     return result.token_ids, result.finish_reason, steps
 
 
