@@ -23,7 +23,8 @@ class BaseEngine(ABC):
     model: Any
     """Has `name`, `context_length`, `vocab_size` and `tokenizer`."""
     strategy: Any
-    budget: Budget
+    budget: Any
+    """A `Budget`: what one prompt may cost unless a request says otherwise."""
 
     @abstractmethod
     def prompt(

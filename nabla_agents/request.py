@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nabla_agents.config import Sampling
@@ -32,7 +32,7 @@ class Request:
     """
 
     prompt: Prompt
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     budget: Budget | None = None
     strategy: Any = None
     seed: int = 0

@@ -199,7 +199,7 @@ class Scheduler:
             task.search.tell = task.put if run is not None and run.streaming else None
             waits_for = task.waits_for
             if isinstance(waits_for, Writing):
-                batch = self._batches[waits_for.backend]
+                batch = self._batches[waits_for.model]
                 if task.search.overdrawn(lambda batch=batch, task=task: batch.usage(task)):
                     task.give(batch.withdraw(task))
             elif waits_for is not None and task.search.cancelled and task.may_be_left(waits_for):
@@ -217,7 +217,7 @@ class Scheduler:
                 self._end(task, e)
                 return
             if isinstance(found, Writing):
-                batch = self._batches.setdefault(found.backend, ContinuousBatch(found.backend, max_batch=MAX_BATCH))
+                batch = self._batches.setdefault(found.model, ContinuousBatch(found.model, max_batch=MAX_BATCH))
                 batch.add(task, found)
             if isinstance(found, Operation | Writing):
                 return

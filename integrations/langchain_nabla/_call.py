@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,13 +37,12 @@ class Call:
         )
         prompt: Prompt = self._engine.prompt(asked.told(_messages.conversation(messages)), tools=asked.tools)
         grammar = asked.grammar and replace(asked.grammar, refine=self.call.refine_constrained)
-        enough = kwargs.get("enough")
         self.requests: Final = [
             Request(
                 prompt=prompt,
                 seed=seed,
                 draft=kwargs.get("draft"),
-                until=None if enough is None else lambda step: step.score is not None and step.score.value >= enough,
+                until=_until(kwargs.get("enough")),
                 top_logprobs=self.call.top_logprobs,
                 **self.call._engine_options(self._engine, grammar),
             )
@@ -110,3 +109,10 @@ class Call:
     def _entry(self, token: int, log_prob: float) -> dict[str, Any]:
         text = self._engine.model.tokenizer.token_text(token)
         return {"token": text, "logprob": log_prob, "bytes": list(text.encode())}
+
+
+def _until(enough: float | None) -> Callable[[Step], bool] | None:
+    """Whether a completion's score is enough to end the search with it; None where that is not asked."""
+    if enough is None:
+        return None
+    return lambda step: step.score is not None and step.score.value >= enough

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nabla_agents.models.decoding import RolloutBackend
+from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.rows import RolloutJob
 from nabla_agents.types import Rollout
 
@@ -58,12 +58,12 @@ class Written:
 
 @dataclass(eq=False)
 class Writing:
-    """Rollouts of a backend that writes token by token, in one batch with those of other searches; has a `Written`.
+    """Rollouts of a local model, token by token, in one batch with those of other searches; has a `Written`.
 
     `watch` is told the tokens of the first job after each step.
     """
 
-    backend: RolloutBackend
+    model: LanguageModel
     jobs: Sequence[RolloutJob]
     watch: Callable[[Sequence[int]], None] | None = None
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from nabla_agents.config import Sampling
 from nabla_agents.errors import RewardError
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
@@ -33,10 +34,10 @@ _ANY_TIME = ("flops", "seconds")  # limits that bind while rollouts are written
 
 
 class Search:
-    """One request's pool, ledger, budget and random numbers. The scheduler's thread uses it; `cancel` may come from any.
+    """One request's pool, ledger, budget and random numbers. The scheduler's thread uses it; any may `cancel` it.
 
-    `final` says that nothing will revise the first completion: then `tell` is given a step for each of its tokens, where
-    someone is there to see it.
+    `final` says that nothing will revise the first completion: then `tell` is given a step for each of its tokens,
+    where someone is there to see it.
     """
 
     def __init__(
@@ -305,10 +306,8 @@ class Search:
 
         def watch(ids: Sequence[int]) -> None:
             if self.tell is not None and growing.read(ids):
-                usage = self.usage
-                self.tell(
-                    Step(kind="token", committed_text=growing.text, accepted=True, text=growing.text, usage=usage)
-                )
+                text = growing.text
+                self.tell(Step(kind="token", committed_text=text, accepted=True, text=text, usage=self.usage))
 
         return watch
 
@@ -355,8 +354,10 @@ class Search:
         """Keys and values of the prompt, read once per request."""
         if self._cache is None:
             prefill = Operation(self.model.prefill, ([self.prompt],), operation.PREFILL)
-            [(self._cache, usage)] = await prefill
+            [(cache, usage)] = await prefill
             self._usage = self._usage + usage
+            self._cache = cache
+            return cache
         return self._cache
 
     def _check_cancelled(self) -> None:

@@ -13,6 +13,9 @@ from nabla_agents.types import Prompt
 
 ResultT = TypeVar("ResultT")
 
+AS_LONG_AS_IT_IS = Sampling()
+UNLIMITED = Budget(rollouts=None)
+
 
 def performed(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
     """What an operation of a search returns."""
@@ -23,7 +26,7 @@ def performed(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
         except StopIteration as e:
             return e.value
         if isinstance(asked, Writing):
-            outcome = Written(asked.backend.rollout(asked.jobs), [])
+            outcome = Written(asked.model.rollout(asked.jobs), [])
         else:
             outcome = asked.function(*asked.columns)
 
@@ -33,8 +36,8 @@ def search_of(
     prompt: Prompt,
     reward: Reward | None = None,
     *,
-    sampling: Sampling = Sampling(),
-    budget: Budget = Budget(rollouts=None),
+    sampling: Sampling = AS_LONG_AS_IT_IS,
+    budget: Budget = UNLIMITED,
     seed: int = 0,
 ) -> Search:
     request = Request(prompt=prompt, sampling=sampling, seed=seed)
