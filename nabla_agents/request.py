@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,11 @@ def check_strategy(strategy: object) -> None:
     if isinstance(strategy, type) or not all(hasattr(strategy, name) for name in ("steps", "select", "rule")):
         raise ConfigurationError(
             f"strategy is {strategy!r}; expected a strategy object such as Nabla() or BestOfN(n=8)."
+        )
+    if inspect.isgeneratorfunction(strategy.steps):
+        raise ConfigurationError(
+            f"strategy is {strategy!r}, whose steps are a plain generator; expected `async def steps(self, search)`, "
+            "which awaits the search's operations: `await search.roll(...)`."
         )
 
 

@@ -253,6 +253,7 @@ class Scheduler:
 
     def _write(self) -> bool:
         """A step of the rollouts of one model, of each in its turn; False where none are asked for."""
+        self._batches = {model: batch for model, batch in self._batches.items() if batch}
         if not self._batches:
             return False
         model, batch = next(iter(self._batches.items()))

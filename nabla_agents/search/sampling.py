@@ -38,6 +38,10 @@ class BestOfN(Settings):
     temperature: Annotated[float, Field(ge=0)] = 0.7
     rule: AcceptanceRule = "reward"
 
+    @property
+    def revises(self) -> bool:
+        return self.n > 1
+
     def steps(self, search: Search) -> AsyncIterator[Step]:
         return _sampled(self, search)
 

@@ -143,11 +143,13 @@ class Search:
             found = [self._cut(max(written.given_up, key=lambda r: len(r.completion_ids)))]
         for entry in found:
             self.pool.add(entry)
-        short = len(found) < wanted or any(self._cut_short(entry.rollout) for entry in found)
+        cut = any(self._cut_short(entry.rollout) for entry in found)
+        short = cut or len(found) < wanted or bool(written.given_up)
         if short and self.cancelled:
             self.ended = STOPPED
         elif short and not self.exhausted():
-            self.ended = (FinishReason.BUDGET, self._too_few("generated_tokens"))
+            name = "generated_tokens" if cut or self.budget.reward_calls is None else "reward_calls"
+            self.ended = (FinishReason.BUDGET, self._too_few(name))
         return found
 
     async def gradient(self, entry: Scored, start: int, *, outcome_weight: float = 0.0) -> ObjectiveGradient:
@@ -286,6 +288,7 @@ class Search:
         try:
             scores: list[Score | None] = await scoring
         except Cancelled:
+            self.ended = STOPPED
             return [Score.not_judged("not judged: the search was stopped")] * len(rollouts)
         if len(scores) != len(rollouts):
             raise RewardError(f"{len(scores)} scores came back for {len(rollouts)} rollouts; expected one each.")

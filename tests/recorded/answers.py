@@ -61,7 +61,11 @@ def questions(count: int) -> list[str]:
 def written(result: Result, *, alone: bool = True) -> dict[str, Any]:
     """A result as its line has it; what others in a batch change is left out unless it was searched alone."""
     ledger = {k: v for k, v in result.usage.as_dict().items() if k not in ("seconds", "peak_memory_bytes")}
-    steps = [(s.kind, s.position, s.old_token, s.new_token, s.accepted, s.text) for s in result.trace]
+    steps = [
+        # Of rollouts with equal texts, a rounding says which is the best.
+        (s.kind, s.position, s.old_token, s.new_token, s.accepted if s.kind == "refine" else None, s.text)
+        for s in result.trace
+    ]
     if not alone:
         ledger = {k: v for k, v in ledger.items() if k not in _SHARED | _SHARED_TOO}
     return {
