@@ -227,7 +227,7 @@ def test_a_search_may_go_on_after_an_error_of_its_operation() -> None:
 
 def test_a_strategy_that_awaits_something_else_is_told_so() -> None:
     async def asleep(search: Any) -> AsyncIterator[Step]:
-        await asyncio.get_event_loop_policy().new_event_loop().create_future()
+        await asyncio.sleep(0)
         yield Step("rollout", "")
 
     engine: Any = engine_of(strategy=Custom(asleep))
