@@ -81,7 +81,18 @@ if TYPE_CHECKING:
     from nabla_agents.rollouts import SGLANG, VLLM, ServerFormat, ServerRollouts
     from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
-    from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
+    from nabla_agents.search import (
+        BestOfN,
+        Direction,
+        GradientDirection,
+        Greedy,
+        Nabla,
+        NablaParallel,
+        NoDirection,
+        RandomDirection,
+        SelfConsistency,
+        Strategy,
+    )
     from nabla_agents.search.dto import AdamDTO, MirrorDTO
     from nabla_agents.search.positions import Refinable
     from nabla_agents.shared import SharedEngine, loaded
@@ -89,6 +100,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "RandomDirection": "search",
+    "NoDirection": "search",
+    "GradientDirection": "search",
+    "Direction": "search",
     "ARMORM": "rewards",
     "MATH_SHEPHERD": "rewards",
     "QWEN_MATH_PRM": "rewards",
@@ -170,11 +185,13 @@ __all__ = [
     "ContextOverflowError",
     "Coverage",
     "DifferentiableReward",
+    "Direction",
     "Engine",
     "Execution",
     "Executor",
     "FinishReason",
     "FunctionReward",
+    "GradientDirection",
     "Grammar",
     "GrammarError",
     "Greedy",
@@ -190,6 +207,7 @@ __all__ = [
     "Nabla",
     "NablaError",
     "NablaParallel",
+    "NoDirection",
     "Objective",
     "OutcomeFormat",
     "OutcomeReward",
@@ -202,6 +220,7 @@ __all__ = [
     "PydanticClass",
     "PythonAnswer",
     "PythonTests",
+    "RandomDirection",
     "Refinable",
     "RemoteEngine",
     "RemoteError",

@@ -15,8 +15,8 @@ from nabla_agents.errors import ConfigurationError
 
 STRATEGIES: dict[str, Callable[[int], na.Strategy]] = {
     "nabla": lambda n: na.Nabla(),
-    "nabla-none": lambda n: na.Nabla(direction="none"),
-    "nabla-random": lambda n: na.Nabla(direction="random"),
+    "nabla-none": lambda n: na.Nabla(direction=na.NoDirection()),
+    "nabla-random": lambda n: na.Nabla(direction=na.RandomDirection()),
     "nabla-parallel": lambda n: na.NablaParallel(),
     "nabla-paper": lambda n: na.Nabla.paper(),
     "greedy": lambda n: na.Greedy(),
@@ -42,6 +42,19 @@ LEARNED_REWARDS: dict[str, Callable[..., na.Reward]] = {
     "skywork-reward-v2": lambda name, **o: na.OutcomeReward.from_pretrained(name, format=na.SKYWORK_REWARD_V2, **o),
     "armorm": lambda name, **o: na.OutcomeReward.from_pretrained(name, format=na.ARMORM, **o),
 }
+
+
+def replaced(strategy: Any, changes: Mapping[str, Any]) -> Any:
+    """A strategy with some of its settings changed; a direction may be given by its short name.
+
+    Raises:
+        ConfigurationError: no such setting, or no such value of it.
+    """
+    if isinstance(name := changes.get("direction"), str):
+        from nabla_agents.search.directions import DIRECTIONS  # loads torch
+
+        changes = {**changes, "direction": known(DIRECTIONS, name, "direction")}
+    return strategy.replace(**changes)
 
 
 Term = tuple[float, Callable[..., "na.Reward"], tuple[str, ...]]

@@ -26,6 +26,8 @@ from nabla_agents import (
     LanguageModel,
     Message,
     Nabla,
+    NoDirection,
+    RandomDirection,
     Result,
     Reward,
     Rollout,
@@ -192,8 +194,8 @@ PAIRS: dict[str, tuple[Strategy, Callable[[], Reward | None]]] = {
     "self consistency": (SelfConsistency(n=3), process),
     "nabla": (Nabla(min_promise=-6.0), implicit),
     "nabla, likelihood only": (Nabla(temperature=0.7, min_promise=-6.0), lambda: None),
-    "nabla, none": (Nabla(direction="none", temperature=0.7, min_promise=-6.0), process),
-    "nabla, random": (Nabla(direction="random", min_promise=-6.0), implicit),
+    "nabla, none": (Nabla(direction=NoDirection(), temperature=0.7, min_promise=-6.0), process),
+    "nabla, random": (Nabla(direction=RandomDirection(), min_promise=-6.0), implicit),
     "nabla, paper": (Nabla.paper(), lambda: implicit() + 0.5 * FixedReward(arbitrary) + ArithmeticSteps()),
 }
 

@@ -19,9 +19,11 @@ from nabla_agents import (
     ImplicitReward,
     LanguageModel,
     Nabla,
+    NoDirection,
     Objective,
     OutcomeReward,
     ProcessReward,
+    RandomDirection,
     Result,
     Reward,
     Rollout,
@@ -156,8 +158,8 @@ STRATEGIES = {
     "best of n": BestOfN(n=3),
     "self consistency": SelfConsistency(n=3),
     "nabla": Nabla(min_promise=-6.0),
-    "nabla, none": Nabla(direction="none", min_promise=-6.0),
-    "nabla, random": Nabla(direction="random", min_promise=-6.0),
+    "nabla, none": Nabla(direction=NoDirection(), min_promise=-6.0),
+    "nabla, random": Nabla(direction=RandomDirection(), min_promise=-6.0),
     "nabla, paper": Nabla.paper(),
 }
 

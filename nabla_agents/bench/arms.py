@@ -13,7 +13,17 @@ from pydantic import BaseModel
 
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
+from nabla_agents.named import replaced
+from nabla_agents.search import (
+    BestOfN,
+    Greedy,
+    Nabla,
+    NablaParallel,
+    NoDirection,
+    RandomDirection,
+    SelfConsistency,
+    Strategy,
+)
 from nabla_agents.types import Budget
 
 
@@ -75,11 +85,11 @@ def _searches(n: int, reward: str, suffix: str) -> list[Arm]:
     return [
         Arm(f"best-of-{n}{suffix}", BestOfN(n=n), reward),
         Arm(f"nabla{suffix}", Nabla(), reward),
-        Arm(f"nabla/none{suffix}", Nabla(direction="none"), reward),
-        Arm(f"nabla/random{suffix}", Nabla(direction="random"), reward),
+        Arm(f"nabla/none{suffix}", Nabla(direction=NoDirection()), reward),
+        Arm(f"nabla/random{suffix}", Nabla(direction=RandomDirection()), reward),
         Arm(f"parallel{suffix}", NablaParallel(), reward),
-        Arm(f"parallel/none{suffix}", NablaParallel(direction="none"), reward),
-        Arm(f"parallel/random{suffix}", NablaParallel(direction="random"), reward),
+        Arm(f"parallel/none{suffix}", NablaParallel(direction=NoDirection()), reward),
+        Arm(f"parallel/random{suffix}", NablaParallel(direction=RandomDirection()), reward),
     ]
 
 
@@ -148,7 +158,7 @@ def _with(settings: Any, path: Sequence[str], value: Any, arm: str) -> Any:
         if first not in type(settings).model_fields:
             raise ConfigurationError(f"{arm}: {type(settings).__name__} has no setting {first!r}.")
         value = _with(getattr(settings, first), rest, value, arm)
-    return settings.replace(**{first: value})
+    return replaced(settings, {first: value})
 
 
 def _value(text: str) -> Any:

@@ -43,6 +43,7 @@ class RemoteStrategy:
         fields = kind.model_fields
         changed = {name: value for name, value in strategy if value != fields[name].get_default()}
         for name, value in changed.items():
+            value = changed[name] = getattr(value, "name", value)  # a direction, by its short name
             if not isinstance(value, str | int | float | None):
                 raise ConfigurationError(
                     f"{kind.__name__}.{name} is {value!r}, which is not sent to a server. Have the server offer this "

@@ -1,9 +1,22 @@
 """Searches over completions; all share one budget and one ledger."""
 
 from nabla_agents.search.base import Strategy
+from nabla_agents.search.directions import Direction, GradientDirection, NoDirection, RandomDirection
 from nabla_agents.search.nabla import Nabla
 from nabla_agents.search.nabla_parallel import NablaParallel
 from nabla_agents.search.sampling import BestOfN, Greedy, SelfConsistency
 from nabla_agents.search.search import Search
 
-__all__ = ["BestOfN", "Greedy", "Nabla", "NablaParallel", "Search", "SelfConsistency", "Strategy"]
+__all__ = [
+    "BestOfN",
+    "Direction",
+    "GradientDirection",
+    "Greedy",
+    "Nabla",
+    "NablaParallel",
+    "NoDirection",
+    "RandomDirection",
+    "Search",
+    "SelfConsistency",
+    "Strategy",
+]

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Container, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, field_serializer
 from torch import Tensor
 
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, kl_divergence
-from nabla_agents.models.carriers import LikelihoodCarrier
-from nabla_agents.objective import ObjectiveGradient
+from nabla_agents.search.directions import Directed, Direction, GradientDirection
 from nabla_agents.search.dto import AdamDTO, MirrorDTO
 from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.search.positions import Proposal, Refinable, best_alternatives, plausible
-from nabla_agents.search.search import GRADIENT, Search
+from nabla_agents.search.search import Search
 from nabla_agents.types import FinishReason, Step
 
 
 class Proposing(Settings):
     """Settings of a search that proposes other tokens for a rollout's own.
 
-    direction: `gradient`; the controls are `random` (a Gaussian row with the gradient's mean and spread over the
-        plausible tokens) and `none` (the language model's own row).
+    direction: where rows are moved: `GradientDirection()`; the controls are `RandomDirection()` and `NoDirection()`.
     min_promise: nats by which the refined row must prefer the new token to pay a rollout for it; below 0, tokens that
         it does not quite prefer are tried too. Unused with `resample`.
     resample: how a token is drawn from the refined row; None takes the best other token.
@@ -44,7 +42,7 @@ class Proposing(Settings):
         openings are drawn until the budget ends. Verdicts with a place, and learned scores, open nothing.
     """
 
-    direction: Literal["gradient", "random", "none"] = "gradient"
+    direction: Direction = GradientDirection()
     dto: MirrorDTO | AdamDTO = MirrorDTO()
     refinable: Refinable = Refinable()
     min_promise: float = -2.0
@@ -58,6 +56,11 @@ class Proposing(Settings):
     openings: Annotated[int, Field(ge=1)] = 1
     opening_temperature: Annotated[float, Field(ge=0)] = 0.7
     reopen: bool = True
+
+    @field_serializer("direction")
+    def _named(self, direction: Direction) -> str:
+        """In files: by its short name, or what it says of itself."""
+        return getattr(direction, "name", repr(direction))
 
     @property
     def rule(self) -> AcceptanceRule:
@@ -94,18 +97,13 @@ class Proposing(Settings):
         free = search.free(incumbent.rollout)
         if not any(p in free for p in range(start, len(ids))) or search.exhausted():
             return
-        gradient: ObjectiveGradient | None = None
-        if self.direction == "none":
-            rows = await search.states(incumbent, start)
-        elif search.exhausted(GRADIENT):
+        directed = await self.direction.of(search, incumbent, start, outcome_weight=self.outcome_weight)
+        if directed is None:
             return
-        else:
-            gradient = await search.gradient(incumbent, start, outcome_weight=self.outcome_weight)
-            rows = gradient.likelihood
         for first in range(start, len(ids), HEAD_CHUNK):
             chunk = range(first, min(first + HEAD_CHUNK, len(ids)))
-            found = self._within(chunk, search, incumbent, free, rows, gradient)
-            if self.direction == "gradient" and found:
+            found = self._within(chunk, search, incumbent, free, directed)
+            if directed.explains and found:
                 search.note(incumbent, found)
             worth = [p for p in found if self.resample is not None or p.promise > self.min_promise]
             for proposal in await self._confirmed(search, incumbent, worth):
@@ -117,20 +115,18 @@ class Proposing(Settings):
         search: Search,
         incumbent: Scored,
         free: Container[int],
-        rows: LikelihoodCarrier,
-        gradient: ObjectiveGradient | None,
+        directed: Directed,
     ) -> list[Proposal]:
         """The best change of each refinable token in a range of positions."""
-        ids, logits = incumbent.rollout.completion_ids, rows.logits(chunk)
-        located = gradient.credit if gradient is not None and self.direction == "gradient" else {}
+        ids, logits = incumbent.rollout.completion_ids, directed.likelihood.logits(chunk)
         passed = self.refinable.select(logits).tolist()
-        chosen = [i for i, p in enumerate(chunk) if p in free and (passed[i] or p in located)]
+        chosen = [i for i, p in enumerate(chunk) if p in free and (passed[i] or p in directed.credit)]
         if not chosen:
             return []
         positions = [chunk[i] for i in chosen]
         permitted = search.permitted(incumbent.rollout, positions)
         written = [ids[p] for p in positions]
-        return self._refined(search, logits[chosen], gradient, positions, written, permitted)
+        return self._refined(search, logits[chosen], directed, positions, written, permitted)
 
     async def _confirmed(self, search: Search, incumbent: Scored, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
         """The proposals whose prefixes are better, as far as the reward can judge unfinished text."""
@@ -143,22 +139,19 @@ class Proposing(Settings):
         self,
         search: Search,
         logits: Float[Tensor, "n vocab"],
-        gradient: ObjectiveGradient | None,
+        directed: Directed,
         positions: Sequence[int],
         ids: Sequence[int],
         permitted: Bool[Tensor, "n vocab"] | None,
     ) -> list[Proposal]:
         tokens = torch.tensor(ids, device=logits.device)
         allowed = plausible(logits, tokens, self.plausibility_floor)
-        if gradient is not None and self.direction == "gradient":
-            for i, position in enumerate(positions):
-                credit = gradient.credit.get(position, {})
-                allowed[i, [v for v, nats in credit.items() if nats > 0 and v != ids[i]]] = True
+        for i, position in enumerate(positions):
+            credit = directed.credit.get(position, {})
+            allowed[i, [v for v, nats in credit.items() if nats > 0 and v != ids[i]]] = True
         if permitted is not None:
             allowed &= permitted.to(allowed.device)
-        g = torch.zeros_like(logits) if gradient is None else gradient.rows(positions).to(logits.device)
-        if self.direction == "random":
-            g = _random_direction(search, g, allowed.scatter(-1, tokens[:, None], True))
+        g = directed.rows(positions, allowed.scatter(-1, tokens[:, None], True)).to(logits.device)
         refined = self.dto.refine(logits, g)
         if self.resample is not None:
             drawn = choose_tokens(refined, self.resample, search.uniforms(len(positions)))
@@ -197,13 +190,3 @@ def objected(entry: Scored) -> bool:
     """Whether a tool rejects a completion and does not say where."""
     score = entry.score
     return score is not None and score.judged and score.verified is False and not any(s.credit for s in score.spans)
-
-
-def _random_direction(
-    search: Search, g: Float[Tensor, "n vocab"], considered: Bool[Tensor, "n vocab"]
-) -> Float[Tensor, "n vocab"]:
-    """A Gaussian row with the mean and spread that the gradient has over the tokens considered."""
-    count = considered.sum(-1, keepdim=True)
-    mean = torch.where(considered, g, 0.0).sum(-1, keepdim=True) / count
-    spread = torch.where(considered, (g - mean).square(), 0.0).sum(-1, keepdim=True).div(count).sqrt()
-    return mean + spread * torch.randn(g.shape, generator=search.generator).to(g)

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from nabla_agents.config import Settings
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError
+from nabla_agents.named import replaced
 from nabla_agents.request import PromptLike, Request
 from nabla_agents.result import Result
 from nabla_agents.rewards import Reward
@@ -120,10 +121,9 @@ class Service:
         if isinstance(n := changes.get("n"), int) and n > most:
             raise Refusal(400, f"n of the strategy is {n}; at most {most}.", code="budget_above_cap", param=param)
         try:
-            changed: Any = strategy.replace(**changes)
+            return replaced(strategy, changes)
         except ConfigurationError as e:
             raise Refusal(400, str(e), code="invalid_value", param=param) from e
-        return changed
 
     def budget(self, engine: Engine, asked: Mapping[str, Any], key: ApiKey | None) -> Budget:
         """The engine's budget with what a request asks for, within the caps of the server and the key.

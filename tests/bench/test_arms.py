@@ -6,7 +6,16 @@ import json
 
 import pytest
 
-from nabla_agents import BestOfN, ConfigurationError, Greedy, MirrorDTO, Nabla, SelfConsistency
+from nabla_agents import (
+    BestOfN,
+    ConfigurationError,
+    Greedy,
+    MirrorDTO,
+    Nabla,
+    NoDirection,
+    RandomDirection,
+    SelfConsistency,
+)
 from nabla_agents.bench import WORDS, Arm, choose
 
 
@@ -24,8 +33,8 @@ def test_every_directed_arm_has_both_controls_and_best_of_n_with_the_same_reward
     for suffix, reward in (("", "process"), ("/arithmetic", "arithmetic"), ("/both", "both")):
         directed, none, random = (table[name + suffix] for name in ("nabla", "nabla/none", "nabla/random"))
         assert isinstance(directed.strategy, Nabla)
-        assert none.strategy == directed.strategy.replace(direction="none")
-        assert random.strategy == directed.strategy.replace(direction="random")
+        assert none.strategy == directed.strategy.replace(direction=NoDirection())
+        assert random.strategy == directed.strategy.replace(direction=RandomDirection())
         assert {arm.reward for arm in (directed, none, random, table[f"best-of-4{suffix}"])} == {reward}
     assert table["greedy"] == Arm("greedy", Greedy(), None)
     assert table["best-of-4"].strategy == BestOfN(n=4)
@@ -45,7 +54,7 @@ def test_globs_and_lists_choose_each_arm_once_in_order() -> None:
 def test_an_at_sets_the_least_promise() -> None:
     arm = only("nabla/none@-5")
     assert arm.name == "nabla/none@-5"
-    assert arm.strategy == Nabla(direction="none", min_promise=-5.0)
+    assert arm.strategy == Nabla(direction=NoDirection(), min_promise=-5.0)
     assert names("nabla/*/both@-1.5") == ["nabla/none/both@-1.5", "nabla/random/both@-1.5"]
     assert names("nabla,nabla@-2") == ["nabla", "nabla@-2"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nabla_agents import AdamDTO, BestOfN, Budget, ConfigurationError, MirrorDTO, Nabla, NablaParallel
+from nabla_agents import AdamDTO, BestOfN, Budget, ConfigurationError, MirrorDTO, Nabla, NablaParallel, NoDirection
 from nabla_agents.bench import BenchConfig, Flipped, Shuffled, run
 from nabla_agents.testing import random_model
 
@@ -47,7 +47,7 @@ def test_arms_are_strategies_times_rewards_times_budgets(tmp_path: Path) -> None
     assert (few.strategy, few.budget) == (BestOfN(n=2), Budget(rollouts=2))
     assert (many.strategy, many.budget) == (BestOfN(n=3), Budget(rollouts=3, flops=1e10))
     wide = arms["wide[width=2,dto.beta=0.5]/both:2"]
-    assert wide.strategy == NablaParallel(direction="none", width=2, dto=MirrorDTO(beta=0.5))
+    assert wide.strategy == NablaParallel(direction=NoDirection(), width=2, dto=MirrorDTO(beta=0.5))
     assert (wide.reward, dict(wide.varied)) == ("both", {"width": 2, "dto.beta": 0.5})
     assert arms["greedy:2"].reward is None
 

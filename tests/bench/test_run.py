@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nabla_agents import BestOfN, Budget, ConfigurationError, Engine, Greedy, Nabla, Reward, Rollout, Sampling
+from nabla_agents import (
+    BestOfN,
+    Budget,
+    ConfigurationError,
+    Engine,
+    Greedy,
+    Nabla,
+    NoDirection,
+    Reward,
+    Rollout,
+    Sampling,
+)
 from nabla_agents.bench import Arm, Bench, BenchSettings, Record, Report, run
 from nabla_agents.bench.view import follow
 from nabla_agents.models.language_model import LanguageModel
@@ -23,7 +34,7 @@ from nabla_agents.tiny import problems
 ARMS = [
     Arm("greedy", Greedy()),
     Arm("best-of-3", BestOfN(n=3), "letters"),
-    Arm("nabla", Nabla(direction="none", min_promise=-6.0), "letters"),
+    Arm("nabla", Nabla(direction=NoDirection(), min_promise=-6.0), "letters"),
 ]
 
 

@@ -11,7 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from nabla_agents import Budget, FinishReason, MirrorDTO, Nabla, Refinable, Result, Rollout, Sampling, Step
+from nabla_agents import (
+    Budget,
+    FinishReason,
+    GradientDirection,
+    MirrorDTO,
+    Nabla,
+    NoDirection,
+    RandomDirection,
+    Refinable,
+    Result,
+    Rollout,
+    Sampling,
+    Step,
+)
+from nabla_agents.search.directions import DIRECTIONS
 from nabla_agents.testing import FixedReward
 
 FOUR = Sampling(max_tokens=4)
@@ -93,7 +107,7 @@ SETTINGS = {
     "a kl budget": Nabla(dto=MirrorDTO(beta=50.0, kl_budget=0.3), min_promise=-1.0),
     "uncertain positions": Nabla(min_promise=-4.0, refinable=Refinable(min_entropy=1.1)),
     "accepted by reward": Nabla(acceptance="reward", min_promise=-4.0),
-    "no gradient": Nabla(direction="none", min_promise=-4.0),
+    "no gradient": Nabla(direction=NoDirection(), min_promise=-4.0),
 }
 
 
@@ -117,7 +131,7 @@ def test_every_step_is_that_of_a_plain_loop_over_the_tables(
         def gradient(ids: Any, made: Any = made, table: Tensor = table) -> Tensor:
             direct = torch.stack([made.conditionals[ids[:t]] for t in range(len(ids))])
             likelihood = made.gradient(ids) if embedding_terms else direct
-            return (weight * likelihood + table[: len(ids)]) * (strategy.direction == "gradient")
+            return (weight * likelihood + table[: len(ids)]) * (strategy.direction == GradientDirection())
 
         engine, backend = made.watched(
             None if bare else linear(table),
@@ -139,7 +153,7 @@ def test_every_step_is_that_of_a_plain_loop_over_the_tables(
             incumbent = candidate if accepted else incumbent
         assert result.token_ids == incumbent == max(backend.ids, key=case.worth)
         assert result.usage.gradient_passes <= 1 + sum(step.accepted for step in steps)
-        assert (result.usage.gradient_passes == 0) == (strategy.direction == "none")
+        assert (result.usage.gradient_passes == 0) == (strategy.direction == NoDirection())
         assert result.detail == "nothing promising left"
         seen += steps
     assert seen or bare
@@ -166,8 +180,8 @@ def replayed(case: Case, result: Result, backend: Any) -> Iterator[tuple[Step, A
 
 STRATEGIES = {
     "gradient": Nabla(min_promise=-6.0),
-    "random": Nabla(min_promise=-6.0, direction="random"),
-    "none": Nabla(min_promise=-6.0, direction="none"),
+    "random": Nabla(min_promise=-6.0, direction=RandomDirection()),
+    "none": Nabla(min_promise=-6.0, direction=NoDirection()),
     "by reward": Nabla(min_promise=-6.0, acceptance="reward"),
     "paper": Nabla.paper(),
 }
@@ -191,7 +205,7 @@ def test_one_token_of_the_incumbent_changes_and_only_what_is_better_is_kept(
         result = made.solve(engine, sampling=FOUR.replace(temperature=1.2), seed=seed)
         for step, old, new in replayed(case, result, backend):
             assert step.gain == pytest.approx(j[new] - j[old], abs=1e-4)
-            if strategy.direction == "gradient":
+            if strategy.direction == GradientDirection():
                 row = 0.5 * made.gradient(old)[step.position]
                 predicted = float(row[new[step.position]] - row[old[step.position]])
                 assert step.predicted_gain == pytest.approx(predicted, abs=1e-4)
@@ -266,7 +280,7 @@ def test_a_smaller_budget_of_rollouts_ends_the_same_search_earlier(
     ends = set()
     for seed in range(4):
         made = toy(seed)
-        engine, backend = made.watched(table(seed), strategy=Nabla(min_promise=-6.0, direction=direction))
+        engine, backend = made.watched(table(seed), strategy=Nabla(min_promise=-6.0, direction=DIRECTIONS[direction]))
         whole = made.solve(engine, sampling=FOUR, seed=seed, budget=UNLIMITED)
         assert whole.detail == "nothing promising left"
         assert whole.finish_reason is (FinishReason.LENGTH if whole.truncated else FinishReason.STOP)
@@ -306,7 +320,7 @@ def test_gradient_passes_are_limited_and_with_none_the_first_rollout_is_the_answ
 
 def test_a_search_without_gradient_needs_no_budget_of_gradient_passes(toy: Callable[..., Any], linear: Any) -> None:
     made = toy(1)
-    engine = made.engine(linear(TABLES[1]), strategy=Nabla(direction="none", min_promise=-6.0))
+    engine = made.engine(linear(TABLES[1]), strategy=Nabla(direction=NoDirection(), min_promise=-6.0))
     free, limited = (made.solve(engine, sampling=FOUR, budget=Budget(gradient_passes=allowed)) for allowed in (None, 0))
     assert limited.usage.rollouts == free.usage.rollouts > 1
     assert limited.token_ids == free.token_ids

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from nabla_agents import AdamDTO, Budget, MirrorDTO, Nabla, Refinable, Sampling
+from nabla_agents import AdamDTO, Budget, MirrorDTO, Nabla, NoDirection, RandomDirection, Refinable, Sampling
+from nabla_agents.search.directions import DIRECTIONS as KNOWN
 
 FOUR = Sampling(max_tokens=4)
 TABLES = [2.0 * torch.randn(4, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(20)]
@@ -32,7 +33,7 @@ def test_the_gradient_comes_nearest_to_the_highest_of_all_341_objectives(
         j = made.objective(reward.value)
         greedy.append(j[made.greedy()] - max(j.values()))
         for direction in DIRECTIONS:
-            engine = made.engine(reward, strategy=Nabla(direction=direction), budget=Budget(rollouts=rollouts))
+            engine = made.engine(reward, strategy=Nabla(direction=KNOWN[direction]), budget=Budget(rollouts=rollouts))
             short[direction].append(j[made.solve(engine, sampling=FOUR, seed=seed).token_ids] - max(j.values()))
     mean = {direction: statistics.mean(gaps) for direction, gaps in short.items()}
     found = {direction: sum(gap > -1e-9 for gap in gaps) for direction, gaps in short.items()}
@@ -69,7 +70,7 @@ def test_the_random_control_has_the_gradients_spread_and_none_of_its_direction(
     chi-square bounds: a sound control fails at odds of 1e-6. The gradient's own difference is far outside.
     """
     made, table = toy(3), TABLES[0]
-    strategy = Nabla(direction="random", dto=MirrorDTO(beta=0.0), min_promise=-99.0, plausibility_floor=None)
+    strategy = Nabla(direction=RandomDirection(), dto=MirrorDTO(beta=0.0), min_promise=-99.0, plausibility_floor=None)
     engine = made.engine(linear(table), strategy=strategy, budget=Budget(rollouts=2))
     g = made.gradient(made.greedy())[0] + table[0].double()
     scale = math.sqrt(2.0) * float(g.std(correction=0))
@@ -91,7 +92,7 @@ def test_the_random_control_takes_mean_and_spread_from_the_plausible_tokens_alon
     floor = first - (second + third) / 2
     table = torch.zeros(4, 5)
     table[0, log_p < second] = 1e6
-    strategy = Nabla(direction="random", dto=MirrorDTO(beta=0.0), min_promise=-99.0, plausibility_floor=floor)
+    strategy = Nabla(direction=RandomDirection(), dto=MirrorDTO(beta=0.0), min_promise=-99.0, plausibility_floor=floor)
     engine = made.engine(linear(table), strategy=strategy, budget=Budget(rollouts=2))
     for seed in range(10):
         step = made.solve(engine, sampling=FOUR, seed=seed).trace[1]
@@ -107,7 +108,7 @@ def test_without_direction_the_rewards_gradient_is_not_asked_for(
     for seed in range(3):
         made, rolled = toy(seed), []
         for reward in (linear(TABLES[seed]), table(seed), None):
-            strategy = Nabla(direction="none", min_promise=-6.0)
+            strategy = Nabla(direction=NoDirection(), min_promise=-6.0)
             engine, backend = made.watched(reward, strategy=strategy, budget=Budget(rollouts=2))
             made.solve(engine, sampling=FOUR)
             rolled.append(backend.ids)

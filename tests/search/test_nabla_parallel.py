@@ -6,7 +6,20 @@ from typing import Any
 import pytest
 import torch
 
-from nabla_agents import Budget, FinishReason, MirrorDTO, NablaParallel, Result, Rollout, Sampling, Score, Step
+from nabla_agents import (
+    Budget,
+    FinishReason,
+    GradientDirection,
+    MirrorDTO,
+    NablaParallel,
+    NoDirection,
+    Result,
+    Rollout,
+    Sampling,
+    Score,
+    Step,
+)
+from nabla_agents.search.directions import DIRECTIONS
 from nabla_agents.testing import FixedReward
 
 FOUR = Sampling(max_tokens=4)
@@ -24,7 +37,7 @@ def ranked(made: Any, strategy: NablaParallel, table: Any, incumbent: Any) -> li
     found = []
     for t, old in enumerate(incumbent):
         log_p = made.conditionals[incumbent[:t]]
-        g = (log_p + table[t]) * (strategy.direction == "gradient")
+        g = (log_p + table[t]) * (strategy.direction == GradientDirection())
         refined = log_p + strategy.dto.beta * g
         near = [v for v in range(5) if v != old and log_p[v] >= log_p[old] - strategy.plausibility_floor]
         if near:
@@ -56,7 +69,7 @@ def test_every_batch_is_that_of_a_plain_loop_over_the_tables(
     toy: Callable[..., Any], linear: Any, width: int, direction: Any
 ) -> None:
     """Σ log π + Σ table[t, y_t] without embedding terms: its gradient is log π + the table's row, exactly."""
-    strategy = NablaParallel(width=width, direction=direction, min_promise=-5.0, dto=MirrorDTO(beta=0.7))
+    strategy = NablaParallel(width=width, direction=DIRECTIONS[direction], min_promise=-5.0, dto=MirrorDTO(beta=0.7))
     sizes = []
     for seed in range(6):
         made, table = toy(seed), TABLES[seed]
@@ -85,7 +98,7 @@ def test_at_most_one_change_of_a_batch_is_kept_and_it_is_the_best(
     for seed in range(8):
         made = toy(seed % 5)
         j = made.objective(lambda ids, seed=seed: value(ids, seed), 0.5)
-        strategy = NablaParallel(direction=direction, min_promise=-6.0, width=3)
+        strategy = NablaParallel(direction=DIRECTIONS[direction], min_promise=-6.0, width=3)
         engine, backend = made.watched(table(seed), strategy=strategy, likelihood_weight=0.5)
         result = made.solve(engine, sampling=FOUR.replace(temperature=1.2), seed=seed)
         steps, incumbent, at = iter(refinements(result)), backend.ids[0], 1
@@ -138,7 +151,7 @@ def test_a_verified_change_ends_the_search(toy: Callable[..., Any]) -> None:
         right = rollout.completion_ids[0] == second
         return Score(float(right), verdict=float(right), verified=right)
 
-    strategy = NablaParallel(min_promise=-20.0, plausibility_floor=None, direction="none")
+    strategy = NablaParallel(min_promise=-20.0, plausibility_floor=None, direction=NoDirection())
     result = made.solve(made.engine(FixedReward(judge), strategy=strategy), sampling=FOUR)
     assert result.token_ids[0] == second
     assert result.finish_reason is FinishReason.VERIFIED

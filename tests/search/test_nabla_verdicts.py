@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nabla_agents import Budget, FinishReason, Nabla, Refinable, Rollout, Sampling, Score, Span
+from nabla_agents.search.directions import DIRECTIONS
 from nabla_agents.testing import FixedReward
 
 FOUR = Sampling(max_tokens=4)
@@ -102,7 +103,7 @@ def test_what_a_tool_calls_right_or_has_no_plausible_other_is_left_alone(toy: Ca
 @pytest.mark.parametrize("direction", ["none", "random"])
 def test_a_control_is_not_steered_by_a_verdict(toy: Callable[..., Any], direction: Any) -> None:
     made = toy(3)
-    engine = made.engine(wants("3", 1), strategy=Nabla(direction=direction, refinable=LOCATED))
+    engine = made.engine(wants("3", 1), strategy=Nabla(direction=DIRECTIONS[direction], refinable=LOCATED))
     assert made.solve(engine, sampling=FOUR).usage.rollouts == 1
 
 
@@ -113,7 +114,7 @@ def test_a_control_is_not_steered_by_a_verdict(toy: Callable[..., Any], directio
 def test_a_verified_first_answer_stops_the_search(toy: Callable[..., Any], direction: Any) -> None:
     made = toy(3)
     reward = FixedReward(lambda r: Score(1.0, verdict=1.0, verified=True, explanation="1 of 1 tests passed"))
-    strategy = Nabla(direction=direction, min_promise=-9.0)
+    strategy = Nabla(direction=DIRECTIONS[direction], min_promise=-9.0)
     result = made.solve(made.engine(reward, strategy=strategy), sampling=FOUR)
     assert (result.usage.rollouts, result.usage.gradient_passes) == (1, 0)
     assert (result.finish_reason, result.detail) == (FinishReason.VERIFIED, "1 of 1 tests passed")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nabla_agents import Budget, FinishReason, Nabla, NablaParallel, Result, Rollout, Sampling, Score, Span
+from nabla_agents.search.directions import DIRECTIONS
 from nabla_agents.testing import FixedReward
 
 FOUR = Sampling(max_tokens=4)
@@ -125,7 +126,7 @@ def test_what_was_committed_is_not_opened_again(toy: Callable[..., Any]) -> None
 @pytest.mark.parametrize("direction", ["gradient", "random"])
 def test_an_incumbent_that_stays_costs_one_gradient_pass(toy: Callable[..., Any], direction: Any) -> None:
     made = toy(0, scale=1.0)
-    strategy = Nabla(min_promise=99.0, direction=direction)
+    strategy = Nabla(min_promise=99.0, direction=DIRECTIONS[direction])
     engine = made.engine(
         FixedReward(lambda r: Score(float(r.completion_ids == made.greedy()), 0.0, False)), strategy=strategy
     )

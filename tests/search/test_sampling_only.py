@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nabla_agents import BestOfN, Budget, FinishReason, Greedy, Nabla, Sampling, Score, SelfConsistency
+from nabla_agents import BestOfN, Budget, FinishReason, Greedy, Nabla, NoDirection, Sampling, Score, SelfConsistency
 from nabla_agents.testing import FixedReward
 
 FOUR = Sampling(max_tokens=4)
@@ -38,7 +38,14 @@ def test_greedy_takes_the_temperature_of_a_request_that_has_one(
 
 @pytest.mark.parametrize(
     "strategy",
-    [Greedy(), BestOfN(n=5), SelfConsistency(n=5), Nabla(min_promise=-9.0), Nabla.paper(), Nabla(direction="none")],
+    [
+        Greedy(),
+        BestOfN(n=5),
+        SelfConsistency(n=5),
+        Nabla(min_promise=-9.0),
+        Nabla.paper(),
+        Nabla(direction=NoDirection()),
+    ],
     ids=["greedy", "best of n", "self consistency", "nabla", "nabla, paper", "nabla, none"],
 )
 def test_temperature_0_is_greedy_everywhere(toy: Callable[..., Any], table: Callable[..., Any], strategy: Any) -> None:

@@ -15,6 +15,8 @@ from nabla_agents import (
     FinishReason,
     Greedy,
     Nabla,
+    NoDirection,
+    RandomDirection,
     Result,
     Rollout,
     Sampling,
@@ -33,8 +35,8 @@ STRATEGIES: dict[str, Any] = {
     "best of n": BestOfN(n=5, temperature=1.0),
     "self consistency": SelfConsistency(n=5, temperature=1.0),
     "nabla": Nabla(min_promise=-6.0, temperature=1.0),
-    "nabla, none": Nabla(min_promise=-6.0, direction="none", temperature=1.0),
-    "nabla, random": Nabla(min_promise=-6.0, direction="random", temperature=1.0),
+    "nabla, none": Nabla(min_promise=-6.0, direction=NoDirection(), temperature=1.0),
+    "nabla, random": Nabla(min_promise=-6.0, direction=RandomDirection(), temperature=1.0),
     "nabla, paper": Nabla.paper(),
 }
 
