@@ -2,8 +2,8 @@
 
     python benchmarks/phases.py [--compile]
 
-Operations are those of `Worker`; rollouts are shown as their prefills and decode steps. "Search" is everything else:
-reading the prompts, the searches' own code, and waiting for each other.
+Rollouts are shown as their prefills and decode steps. "Search" is everything else: reading the prompts, the code of the
+searches and of the scheduler.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from rich.table import Table
 
 from nabla_agents import Budget, Engine, LanguageModel, Nabla, Sampling
 from nabla_agents.models.decoding import Decoding
-from nabla_agents.search.search import LocalWorker
+from nabla_agents.objective import Objective
+from nabla_agents.search.proposals import Proposing
 from nabla_agents.tiny import problems
 
 LIMIT = Sampling(max_tokens=192)
 WATCHED = (
-    (LocalWorker, ("score", "gradient", "compute")),
+    (Objective, ("score", "gradient")),
+    (Proposing, ("_within",)),
     (Decoding, ("add", "step")),
 )
-NAMES = {"add": "rollouts: prefill", "step": "rollouts: decode", "compute": "proposals"}
+NAMES = {"add": "rollouts: prefill", "step": "rollouts: decode", "_within": "proposals"}
 
 
 def main() -> None:

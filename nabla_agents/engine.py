@@ -12,6 +12,7 @@ from nabla_agents.errors import ConfigurationError, ContextOverflowError, Prompt
 from nabla_agents.models.decoding import Checked, RolloutBackend
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.loading import Loading
+from nabla_agents.models.threads import release_threads
 from nabla_agents.objective import Objective, check_parts
 from nabla_agents.request import PromptLike, Request, check_budget, check_strategy, read_messages
 from nabla_agents.rewards.base import Reward
@@ -153,6 +154,7 @@ class Engine(BaseEngine):
         )
         searching = Searching(own, search, strategy, wake=self._scheduler.wake)
         run = Run(request, searching, on_demand=on_demand)
+        release_threads()  # of this thread: the scheduler's computes from here on
         self._scheduler.add(run, searching)
         return run
 

@@ -149,3 +149,19 @@ def test_the_benchmark_of_replicas_has_a_row_for_each_number() -> None:
         speed, least, most, p50, p95 = map(float, row[1:6])
         assert least == speed == most > 0
         assert 0 < p50 <= p95
+
+
+def test_limits_bind_on_a_small_model_in_every_way() -> None:
+    """What is over is not looked at: decode steps of so small a model take less than the clock's noise."""
+    done = run("limits.py", "--layers", "1", "--threads", "1")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    assert len(rows) == 18, done.stderr
+    assert {row[0] for row in rows} >= {"0.5 seconds", "Ctrl-C", "a cancelled task", "a closed connection"}
+    assert {row[6].split(":")[0] for row in rows} <= {"budget", "interrupted", "length"}  # some are faster than that
+
+
+def test_every_stream_comes_in_pieces() -> None:
+    done = run("streaming.py", "--layers", "1", "--threads", "1", "--rounds", "1")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    assert len(rows) == 7, done.stderr
+    assert all(int(row[5]) >= 60 for row in rows)
