@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nabla_agents.asked import Asked
+from nabla_agents.chat.grammar import Grammar
+from nabla_agents.chat.openai import Asked
+from nabla_agents.chat.reply import Reply
+from nabla_agents.chat.tool_calls import ToolCall
 from nabla_agents.errors import (
     ConfigurationError,
     ContextOverflowError,
@@ -24,10 +27,7 @@ from nabla_agents.errors import (
     SandboxError,
     VocabularyMismatchError,
 )
-from nabla_agents.grammar import Grammar
-from nabla_agents.reply import Reply
 from nabla_agents.result import Result
-from nabla_agents.tool_calls import ToolCall
 from nabla_agents.trace import Trace
 from nabla_agents.types import (
     Budget,
@@ -43,7 +43,7 @@ from nabla_agents.types import (
 )
 
 if TYPE_CHECKING:
-    from nabla_agents.committed import CommittedReply, CommittedText
+    from nabla_agents.chat.committed import CommittedReply, CommittedText
     from nabla_agents.config import Sampling
     from nabla_agents.engine import Engine
     from nabla_agents.models.language_model import LanguageModel
@@ -117,8 +117,8 @@ _LAZY = {
     "AdamDTO": "search.dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "search",
-    "CommittedReply": "committed",
-    "CommittedText": "committed",
+    "CommittedReply": "chat.committed",
+    "CommittedText": "chat.committed",
     "DifferentiableReward": "rewards",
     "Engine": "engine",
     "Execution": "sandbox",

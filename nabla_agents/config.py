@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
+from nabla_agents.chat.grammar import Grammar
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.grammar import Grammar
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 

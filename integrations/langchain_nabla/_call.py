@@ -34,6 +34,7 @@ class Call:
         asked = Asked.read(
             **{name: kwargs[name] for name in ASKED[:4] if name in kwargs},
             reasoning=self._engine.model.tokenizer.knows_reasoning,
+            dialect=self._engine.model.tokenizer.dialect,
         )
         prompt: Prompt = self._engine.prompt(asked.told(_messages.conversation(messages)), tools=asked.tools)
         grammar = asked.grammar and replace(asked.grammar, refine=self.call.refine_constrained)
@@ -48,7 +49,9 @@ class Call:
             )
             for seed in range(self.call.seed, self.call.seed + self.call.n)
         ]
-        self._replies = CommittedReply(prompt, self.call.seed, tools=bool(asked.tools))
+        self._replies = CommittedReply(
+            prompt, self.call.seed, tools=asked.tools, dialect=self._engine.model.tokenizer.dialect
+        )
         self._text = CommittedText()
 
     def results(self) -> list[Result]:

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nabla_agents.chat.dialects import DIALECTS
+from nabla_agents.chat.grammar import Grammar
 from nabla_agents.errors import ConfigurationError, GrammarError
-from nabla_agents.grammar import Grammar
-from nabla_agents.markers import REASONING_END
 from nabla_agents.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Compiler:
         if "%json" not in grammar.body:
             return Closing((), self._ends, 0)
         thought_ends = np.zeros(self._vocab_size, dtype=bool)
-        if grammar.reasoning and (token := self._own_token(REASONING_END)) is not None:
+        if grammar.reasoning and (token := self._own_token(DIALECTS[grammar.dialect].thought[1])) is not None:
             thought_ends[token] = True
         elif grammar.reasoning:
             return Closing((), self._ends, 0)

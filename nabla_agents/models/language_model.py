@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from nabla_agents import tiny
-from nabla_agents.conversation import folded, with_tools_in_text
+from nabla_agents.chat.grammar import Grammar
+from nabla_agents.chat.template import folded, in_dialect, with_tools_in_text
 from nabla_agents.errors import ContextOverflowError, ModelLoadError, PromptError
 from nabla_agents.functional import HEAD_CHUNK, token_log_probs
-from nabla_agents.grammar import Grammar
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.constraint import Compiler, Constraint
 from nabla_agents.models.decoding import Decoding, RolloutJob, rollout
@@ -117,6 +117,7 @@ class LanguageModel:
         knows_tools = self.tokenizer.knows_tools
         if not knows_tools and (tools or any(m.extra.get("tool_calls") for m in messages)):
             messages, tools = with_tools_in_text(messages, tools), None
+        messages = in_dialect(messages, self.tokenizer.dialect)
         try:
             return self.tokenizer.render(messages, tools=tools)
         except PromptError as refusal:

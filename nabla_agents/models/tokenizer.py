@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from nabla_agents.chat.dialects import Dialect
 from nabla_agents.errors import ModelLoadError, PromptError
-from nabla_agents.markers import REASONING_END
 from nabla_agents.types import Message
 
 _WINDOW = 32  # tokens that are decoded again to place the next one
@@ -52,7 +52,12 @@ class Tokenizer:
     @property
     def knows_reasoning(self) -> bool:
         """Whether the chat template knows of reasoning, so that the model may think before it answers."""
-        return REASONING_END in str(self.hf.chat_template)
+        return self.dialect.thought[1] in str(self.hf.chat_template)
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """How the model writes tool calls and reasoning, by its chat template."""
+        return Dialect.of(str(self.hf.chat_template or ""))
 
     @property
     def knows_tools(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from nabla_agents.markers import REASONING_END
+from nabla_agents.chat.dialects import Dialect
 from nabla_agents.remote.endpoint import Endpoint
 from nabla_agents.wire import TOKENS
 
@@ -19,7 +19,8 @@ class RemoteTokenizer:
 
     def __init__(self, endpoint: Endpoint, model: str, chat_template: str | None) -> None:
         self.has_template = bool(chat_template)
-        self.knows_reasoning = REASONING_END in (chat_template or "")
+        self.dialect = Dialect.of(chat_template)
+        self.knows_reasoning = self.dialect.thought[1] in (chat_template or "")
         self._endpoint, self._model = endpoint, model
         self._texts: dict[int, str] = {}
         self._lock = threading.Lock()

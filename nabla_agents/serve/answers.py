@@ -6,14 +6,14 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nabla_agents.committed import CommittedReply
-from nabla_agents.reply import Reply
+from nabla_agents.chat.committed import CommittedReply
+from nabla_agents.chat.reply import Reply
+from nabla_agents.chat.tool_calls import ToolCall
 from nabla_agents.result import Result
 from nabla_agents.serve.service import Searching
-from nabla_agents.tool_calls import ToolCall
 from nabla_agents.types import Usage
 
 
@@ -38,9 +38,10 @@ class Envelope:
 class ChatChoice:
     """One choice of a chat: its message, whole or as deltas that add up to it."""
 
-    def __init__(self, index: int, search: Searching, *, tools: bool) -> None:
+    def __init__(self, index: int, search: Searching, *, tools: Sequence[Mapping[str, Any]] | None) -> None:
         self.index, self.search = index, search
-        self._replies = CommittedReply(search.ask.request.prompt, search.ask.request.seed, tools=tools)
+        request, tokenizer = search.ask.request, search.ask.served.engine.model.tokenizer
+        self._replies = CommittedReply(request.prompt, request.seed, tools=tools, dialect=tokenizer.dialect)
 
     def grown(self, text: str) -> dict[str, Any]:
         """What a longer committed text adds; may be empty."""

@@ -7,9 +7,9 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from nabla_agents.chat.grammar import Grammar
 from nabla_agents.config import Sampling
 from nabla_agents.errors import GrammarError
-from nabla_agents.grammar import Grammar
 from nabla_agents.request import Request as Wanted
 from nabla_agents.result import Result
 from nabla_agents.serve.errors import Refusal

@@ -281,6 +281,7 @@ class GrammarField(Body):
     reasoning: bool = False
     refine: bool = False
     instead: str | None = None
+    dialect: Literal["hermes", "llama3", "mistral"] = "hermes"
 
 
 class SamplingField(Body):

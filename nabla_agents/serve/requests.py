@@ -7,10 +7,10 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from nabla_agents.asked import Asked
+from nabla_agents.chat.grammar import Grammar
+from nabla_agents.chat.openai import Asked
 from nabla_agents.config import Sampling
 from nabla_agents.errors import PromptError
-from nabla_agents.grammar import Grammar
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.request import Request
 from nabla_agents.serve.errors import Refusal, refusal_of

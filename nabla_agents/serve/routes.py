@@ -8,7 +8,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from nabla_agents.committed import CommittedText
+from nabla_agents.chat.committed import CommittedText
 from nabla_agents.result import Result
 from nabla_agents.serve.answers import ChatChoice, Envelope, ledger, text_choice, usage
 from nabla_agents.serve.errors import Refusal
@@ -54,7 +54,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     asks, asked = await chat_asks(service, body, caller.key)
     caller.note(request, asks)
     searches = service.searches(asks, caller.id, caller.key)
-    choices = [ChatChoice(i, search, tools=bool(asked.tools)) for i, search in enumerate(searches)]
+    choices = [ChatChoice(i, search, tools=asked.tools) for i, search in enumerate(searches)]
     if body.stream:
         return _chat_stream(request, body, choices)
     found = await results(request, searches)

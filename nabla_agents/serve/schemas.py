@@ -9,9 +9,9 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
 
-from nabla_agents.asked import Asked, chosen_tool
+from nabla_agents.chat.grammar import Grammar
+from nabla_agents.chat.openai import Asked, chosen_tool
 from nabla_agents.errors import ConfigurationError, GrammarError
-from nabla_agents.grammar import Grammar
 from nabla_agents.serve.errors import Refusal, dotted
 from nabla_agents.serve.protocol import ChatRequest
 from nabla_agents.serve.service import Served, Service
@@ -38,6 +38,7 @@ async def read_asked(service: Service, served: Served, body: ChatRequest) -> Ask
             parallel_tool_calls=body.parallel_tool_calls,
             response_format=body.response_format and body.response_format.model_dump(by_alias=True, exclude_none=True),
             reasoning=served.engine.model.tokenizer.knows_reasoning,
+            dialect=served.engine.model.tokenizer.dialect,
         )
         await compiled(service, served, asked.grammar)
     except GrammarError as e:

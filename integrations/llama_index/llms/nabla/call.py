@@ -53,10 +53,12 @@ class Call:
         self.engine: Engine = self.llm.load()
         asked = dict(self._options)
         self._draft: str | None = asked.pop("draft", None)
-        self._asked = Asked.read(**asked, reasoning=self.engine.model.tokenizer.knows_reasoning)
+        tokenizer = self.engine.model.tokenizer
+        self._asked = Asked.read(**asked, reasoning=tokenizer.knows_reasoning, dialect=tokenizer.dialect)
         prompt = self._prompt()
         tools, chat = bool(self._asked.tools), not isinstance(self._given, str)
-        self.replies = Replies(prompt, self.llm.seed, tools=tools, chat=chat)
+        offered, dialect = self._asked.tools, tokenizer.dialect
+        self.replies = Replies(prompt, self.llm.seed, tools=offered, chat=chat, dialect=dialect)
         strategy, budget = self._search()
         grammar = self._asked.grammar and replace(self._asked.grammar, refine=bool(self.llm.refine_constrained))
         sampling = Sampling(**{name: getattr(self.llm, name) for name in SAMPLING}, grammar=grammar)

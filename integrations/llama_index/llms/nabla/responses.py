@@ -25,8 +25,8 @@ from nabla_agents import CommittedReply, Prompt, Reply, Result, ToolCall
 class Replies:
     """A growing answer of one request, as cumulative responses of one kind, with what each adds."""
 
-    def __init__(self, prompt: Prompt, seed: int, *, tools: bool, chat: bool) -> None:
-        self._replies, self._chat = CommittedReply(prompt, seed, tools=tools), chat
+    def __init__(self, prompt: Prompt, seed: int, *, tools: Any, chat: bool, dialect: Any) -> None:
+        self._replies, self._chat = CommittedReply(prompt, seed, tools=tools, dialect=dialect), chat
         self.read = self._replies.read
 
     def grown(self, text: str) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
+from nabla_agents.chat.dialects import HERMES, Dialect
+from nabla_agents.chat.tool_calls import ToolCall
 from nabla_agents.errors import PromptError
-from nabla_agents.markers import CALL_BEGIN, CALL_END
-from nabla_agents.tool_calls import ToolCall
 from nabla_agents.types import Message
 
 _TOOLS: Final = "# Tools\n\nYou may call one or more of these functions:\n<tools>\n{tools}\n</tools>\n\n"
@@ -48,6 +49,46 @@ def with_tools_in_text(messages: Sequence[Message], tools: Sequence[Mapping[str,
     return [Message("system", manual), *turns]
 
 
+def in_dialect(messages: Sequence[Message], dialect: Dialect) -> list[Message]:
+    """The conversation as the family's template takes it: calls named at its length, one a turn where it has it so."""
+    turns = [_named(message, dialect.call_id) for message in messages] if dialect.call_id else list(messages)
+    return _one_call_a_turn(turns) if dialect.several == "never" else turns
+
+
+def _named(message: Message, length: int) -> Message:
+    """With the names of calls hashed to a length, but for those that have it."""
+
+    def name(given: Any) -> Any:
+        fits = not isinstance(given, str) or (len(given) == length and given.isalnum())
+        return given if fits else hashlib.sha256(given.encode()).hexdigest()[:length]
+
+    extra = dict(message.extra)
+    if "tool_call_id" in extra:
+        extra["tool_call_id"] = name(extra["tool_call_id"])
+    if isinstance(calls := extra.get("tool_calls"), list):
+        extra["tool_calls"] = [{**c, "id": name(c["id"])} if isinstance(c, dict) and "id" in c else c for c in calls]
+    return Message(message.role, message.content, extra)
+
+
+def _one_call_a_turn(messages: Sequence[Message]) -> list[Message]:
+    """Each call of a turn in a turn of its own, with its result behind it."""
+    turns: list[Message] = []
+    waiting: list[Message] = []  # turns of the further calls of the last one that has several
+    for message in messages:
+        calls = message.extra.get("tool_calls") or []
+        if len(calls) > 1:
+            first, *waiting = [
+                Message(message.role, message.content if i == 0 else "", {**message.extra, "tool_calls": [call]})
+                for i, call in enumerate(calls)
+            ]
+            turns.append(first)
+            continue
+        turns.append(message)
+        if message.role == "tool" and waiting:
+            turns.append(waiting.pop(0))
+    return [*turns, *waiting]
+
+
 def _spelled_out(message: Message) -> Message:
     if message.role == "tool":
         return Message("user", f"<tool_response>\n{message.content}\n</tool_response>")
@@ -66,5 +107,5 @@ def _written(call: Any) -> str:
     inner = cast(Mapping[str, Any], inner)
     arguments = inner.get("arguments", {})
     if isinstance(arguments, str):
-        return f'{CALL_BEGIN}\n{{"name": {json.dumps(inner["name"])}, "arguments": {arguments}}}\n{CALL_END}'
+        return f'{HERMES.begin}\n{{"name": {json.dumps(inner["name"])}, "arguments": {arguments}}}\n{HERMES.end}'
     return ToolCall(inner["name"], arguments, "").text

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from nabla_agents.chat.dialects import HERMES, Dialect
+from nabla_agents.chat.grammar import Grammar
+from nabla_agents.chat.tool_calls import function
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.grammar import Grammar
-from nabla_agents.tool_calls import function
 from nabla_agents.types import Message
 
 _ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
@@ -31,9 +32,11 @@ class Asked:
         parallel_tool_calls: bool | None = None,
         response_format: Any = None,
         reasoning: bool = False,
+        dialect: Dialect = HERMES,
     ) -> Asked:
         """What these options of OpenAI's API ask for. With tools and a response format, the model either calls tools or
-        answers in the format. `reasoning` lets it think first.
+        answers in the format. `reasoning` lets it think first; `dialect`
+        is how the model writes calls and thoughts.
 
         Raises:
             ConfigurationError: a choice among no tools, of an unknown tool, or in a form that is none of the known.
@@ -43,7 +46,9 @@ class Asked:
         chosen = chosen_tool(tool_choice, tools)
         schema, told_of = _schema(response_format)
         if not tools or chosen == "none":
-            grammar = None if schema is None else Grammar.json(schema, lenient=True, reasoning=reasoning)
+            grammar = (
+                None if schema is None else Grammar.json(schema, lenient=True, reasoning=reasoning, dialect=dialect)
+            )
             return Asked(None, grammar, told_of)
         several = chosen in ("auto", "any")
         grammar = Grammar.tools(
@@ -53,6 +58,7 @@ class Asked:
             lenient=True,
             reasoning=reasoning or (chosen == "auto" and schema is None),
             instead=None if schema is None else Grammar.json(schema, lenient=True),
+            dialect=dialect,
         )
         return Asked(tools, grammar, told_of)
 

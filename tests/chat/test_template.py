@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from nabla_agents import Message, PromptError
-from nabla_agents.conversation import folded, with_tools_in_text
+from nabla_agents.chat.template import folded, with_tools_in_text
 from nabla_agents.testing import random_model
 
 TOOL = {"type": "function", "function": {"name": "add", "description": "adds é", "parameters": {"type": "object"}}}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from nabla_agents.chat.dialects import HERMES, Dialect
+from nabla_agents.chat.reply import Reply
+from nabla_agents.chat.tool_calls import function
 from nabla_agents.errors import NablaError
-from nabla_agents.reply import Reply
 from nabla_agents.types import Prompt, Step
 
 
@@ -31,18 +35,32 @@ class CommittedText:
 class CommittedReply:
     """The reply handed out so far, and what a longer text adds to it: reasoning, content, and whole tool calls."""
 
-    def __init__(self, prompt: Prompt, seed: int, *, tools: bool) -> None:
+    def __init__(
+        self,
+        prompt: Prompt,
+        seed: int,
+        *,
+        tools: bool | Sequence[Mapping[str, Any]] | None,
+        dialect: Dialect = HERMES,
+    ) -> None:
+        """`tools` are those that were offered, in OpenAI's form, or whether some were."""
         self.reply = Reply("")
         self._source = f"{prompt.text}\n{seed}"
-        self._tools, self._thinking = tools, Reply.opens_thinking(prompt.text)
+        names = tools if isinstance(tools, bool) else [str(function(tool).get("name")) for tool in tools or ()]
+        self._dialect = dialect
+        self._reading: dict[str, Any] = {
+            "tools": names,
+            "thinking": Reply.opens_thinking(prompt.text, dialect),
+            "dialect": dialect,
+        }
 
     def read(self, text: str) -> Reply:
         """The reply of a whole text, whatever was handed out."""
-        return Reply.read(text, tools=self._tools, thinking=self._thinking)
+        return Reply.read(text, **self._reading)
 
     def grown(self, text: str) -> Reply:
         """What a longer text adds, as far as it is certain; may be empty."""
-        return self._added(Reply.read(text, tools=self._tools, thinking=self._thinking, partial=True))
+        return self._added(Reply.read(text, partial=True, **self._reading))
 
     def ended(self, text: str) -> Reply:
         """What the whole text adds: also what was held back until it was complete; may be empty."""
@@ -50,7 +68,8 @@ class CommittedReply:
 
     def call_id(self, index: int) -> str:
         """The name of a call by its place in the reply: the same on every path, and another one in another turn."""
-        return f"call_{uuid.uuid5(uuid.NAMESPACE_OID, self._source + str(index)).hex}"
+        name = uuid.uuid5(uuid.NAMESPACE_OID, self._source + str(index)).hex
+        return name[: self._dialect.call_id] if self._dialect.call_id else f"call_{name}"
 
     def _added(self, reply: Reply) -> Reply:
         before, self.reply = self.reply, reply

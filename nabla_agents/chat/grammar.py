@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from nabla_agents.chat.dialects import DIALECTS, HERMES, Dialect
+from nabla_agents.chat.tool_calls import function
 from nabla_agents.errors import GrammarError
-from nabla_agents.markers import CALL_BEGIN, CALL_END, REASONING_BEGIN, REASONING_END
-from nabla_agents.tool_calls import function
 
 # As json.dumps and chat templates write JSON: the model reads what it was trained on, and cannot spend its tokens on
 # white space.
@@ -17,6 +18,8 @@ _SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_se
 _EXACT: Final = 2**53 - 1
 _BOUNDS: Final = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _ANY_TEXT: Final = r"/(.|\n)*/"
+_NO_CALL: Final = r"/([^{\s](.|\n)*)?/"
+_BARE: Final = re.compile(r'(?:\[TOOL_CALLS\]\s*)?\[?\s*\{\s*"name"\s*:')
 
 Marker = Callable[[str], int | None]
 
@@ -26,10 +29,11 @@ class Grammar:
     """What a completion may be; goes into `Sampling(grammar=...)`. Make one with `json`, `tools`, `regex` or `choice`.
 
     `body` is the rule of the answer, or of one tool call where `calls` is set (then `instead` is that of another
-    answer), in the Lark dialect of llguidance. With `reasoning` the model may think first, freely, and end that with
-    `</think>`. Searches change only what the grammar leaves free, reasoning and text around tool calls; with `refine`
-    the constrained spans too, within the grammar. Compiling one is part of starting a request: it raises `GrammarError`
-    before any pass is paid. Where `max_tokens` or the context comes near, JSON that is open is closed in time.
+    answer), in the Lark dialect of llguidance. With `reasoning` the model may think first, freely; how that and calls
+    are marked is the dialect's. Searches change only what the grammar leaves free, reasoning and text around tool
+    calls; with `refine` the constrained spans too, within the grammar. Compiling one is part of starting a request: it
+    raises `GrammarError` before any pass is paid. Where `max_tokens` or the context comes near, JSON that is open is
+    closed in time.
     """
 
     body: str
@@ -39,10 +43,16 @@ class Grammar:
     reasoning: bool = False
     refine: bool = False
     instead: str | None = None
+    dialect: str = HERMES.name
 
     @staticmethod
     def json(
-        schema: Mapping[str, Any], *, lenient: bool = False, reasoning: bool = False, refine: bool = False
+        schema: Mapping[str, Any],
+        *,
+        lenient: bool = False,
+        reasoning: bool = False,
+        refine: bool = False,
+        dialect: Dialect = HERMES,
     ) -> Grammar:
         """A JSON value by its schema. Objects that list their properties have no others, integers are within ±2⁵³.
 
@@ -51,7 +61,8 @@ class Grammar:
         Raises:
             GrammarError: the schema is no JSON object.
         """
-        return Grammar(f"%json {_schema(schema, lenient)}", reasoning=reasoning, refine=refine)
+        body = f"%json {_schema(schema, lenient)}"
+        return Grammar(body, reasoning=reasoning, refine=refine, dialect=dialect.name)
 
     @staticmethod
     def tools(
@@ -63,8 +74,9 @@ class Grammar:
         reasoning: bool = False,
         refine: bool = False,
         instead: Grammar | None = None,
+        dialect: Dialect = HERMES,
     ) -> Grammar:
-        """Calls of these tools (OpenAI's form), each with arguments by its schema.
+        """Calls of these tools (OpenAI's form), each with arguments by its schema, written as the dialect has it.
 
         Text may come first, or be all; with `required` the answer is one call, or several with `parallel`. With
         `instead`, such as `Grammar.json(schema)`, the answer is either calls alone or that.
@@ -74,9 +86,10 @@ class Grammar:
         """
         if not tools:
             raise GrammarError("A grammar of tool calls got no tools; expected at least one.")
-        bodies = [_call(function(tool), lenient) for tool in tools]
+        bodies = [_call(function(tool), lenient, dialect.arguments) for tool in tools]
         other = None if instead is None else instead.body
-        return Grammar(" | ".join(bodies), True, required, parallel, reasoning, refine, other)
+        parallel = parallel and dialect.several != "never"
+        return Grammar(" | ".join(bodies), True, required, parallel, reasoning, refine, other, dialect.name)
 
     @staticmethod
     def regex(pattern: str, *, reasoning: bool = False, refine: bool = False) -> Grammar:
@@ -97,45 +110,56 @@ class Grammar:
     def lark(self, marker: Marker) -> str:
         """The grammar's source. `marker` gives the id of a marker that is a token of its own, None where it is text."""
         lines = ["%llguidance {}", f"start: {'thought? ' if self.reasoning else ''}answer", f"body: {self.body}"]
+        dialect = DIALECTS[self.dialect]
         if self.reasoning:
-            end = _until("thought_end", REASONING_END, marker)
-            lines += [f"thought: {_one(REASONING_BEGIN, marker)}? thought_end NEWLINES", *end, r"NEWLINES: /\n{0,2}/"]
+            begin, end = dialect.thought
+            lines += [f"thought: {_one(begin, marker)}? thought_end NEWLINES", *_until("thought_end", end, marker)]
+            lines.append(r"NEWLINES: /\n{0,2}/")
         if not self.calls:
             return "\n".join([*lines, "answer: body", ""])
-        more = f' ("\\n" {_one(CALL_BEGIN, marker)} rest)*' if self.parallel else ""
-        lines.append(f'rest: "\\n" body "\\n" {_one(CALL_END, marker)}')
-        only = f"{_one(CALL_BEGIN, marker)} rest{more}"
+        rest = "body"
+        if dialect.several == "repeated":
+            more = f' ("\\n" {_one(dialect.begin, marker)} rest)*' if self.parallel else ""
+            lines.append(f'rest: "\\n" body "\\n" {_one(dialect.end, marker)}')
+            rest = f"rest{more}"
+        elif dialect.several == "listed":
+            more = ' (", " body)*' if self.parallel else ""
+            rest = f'" "? "[" body{more} "]"'
+        only = f"{_one(dialect.begin, marker)} {rest}" if dialect.begin else rest
         if self.required:
             lines.append(f"answer: {only}")
         elif self.instead is not None:
             lines += [f"answer: instead | {only}", f"instead: {self.instead}"]
+        elif dialect.begin:
+            lines += [f"answer: TEXT | first {rest}", f"TEXT: {_ANY_TEXT}", *_until("first", dialect.begin, marker)]
         else:
-            lines += [f"answer: TEXT | first rest{more}", f"TEXT: {_ANY_TEXT}", *_until("first", CALL_BEGIN, marker)]
+            lines += [f"answer: TEXT | {only}", f"TEXT: {_NO_CALL}"]
         return "\n".join([*lines, ""])
 
     def free(self, text: str) -> list[tuple[int, int]]:
         """The character ranges of a completion that a search may change."""
         if self.refine:
             return [(0, len(text))]
-        if not self.calls:
-            thought = text.find(REASONING_END) if self.reasoning else -1
-            return [(0, thought)] if thought > 0 else []
-        if self.instead is not None and CALL_BEGIN not in text:
-            return []
+        dialect = DIALECTS[self.dialect]
+        thought = text.find(dialect.thought[1]) if self.reasoning else -1
+        if not self.calls or (self.instead is not None and not (dialect.begin and dialect.begin in text)):
+            return [(0, thought)] if thought > 0 and not self.calls else []
+        if not dialect.end and (bare := _BARE.search(text, max(thought, 0))):  # its marker may be a token without text
+            return [(0, bare.start())] if bare.start() else []
         spans, at = list[tuple[int, int]](), 0
-        while (begin := text.find(CALL_BEGIN, at)) >= 0:
+        while dialect.begin and (begin := text.find(dialect.begin, at)) >= 0:
             spans.append((at, begin))
-            end = text.find(CALL_END, begin)
-            at = len(text) if end < 0 else end + len(CALL_END)
+            end = text.find(dialect.end, begin) if dialect.end else -1
+            at = len(text) if end < 0 else end + len(dialect.end)
         return [(a, b) for a, b in [*spans, (at, len(text))] if a < b]
 
 
-def _call(tool: Mapping[str, Any], lenient: bool) -> str:
+def _call(tool: Mapping[str, Any], lenient: bool, arguments: str) -> str:
     """The rule of one call's JSON, without its markers."""
     if not isinstance(tool.get("name"), str):
         raise GrammarError(f"A tool is {dict(tool)!r}; expected a name and parameters.")
     schema = tool.get("parameters") or {"type": "object", "properties": {}}
-    head = f'{{"name": {json.dumps(tool["name"], ensure_ascii=False)}, "arguments": '
+    head = f'{{"name": {json.dumps(tool["name"], ensure_ascii=False)}, "{arguments}": '
     return f'({_literal(head)} %json {_schema(schema, lenient)} "}}")'
 
 

@@ -1,0 +1,111 @@
+"""Reply: a completion's text as an agent reads it, split into reasoning, content and tool calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from nabla_agents.chat.dialects import HERMES, Dialect
+from nabla_agents.chat.tool_calls import ToolCall, bare_calls, may_become_calls
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model thought, said and called. `content` is the whole text where there is neither thought nor call."""
+
+    content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.content or self.reasoning or self.tool_calls)
+
+    @staticmethod
+    def read(
+        text: str,
+        *,
+        tools: bool | Collection[str] = False,
+        thinking: bool = False,
+        partial: bool = False,
+        dialect: Dialect = HERMES,
+    ) -> Reply:
+        """A completion's text, read; never raises.
+
+        A text that is calls of offered tools and nothing else, bare or within a fence, counts as these calls.
+
+        Args:
+            text: the completion.
+            tools: the names of the tools that were offered, or whether some were; without, a marker is text like any
+                other, and without names a bare call is.
+            thinking: whether the prompt has opened the reasoning already, as some templates do.
+            partial: the text is the beginning of a longer one: what could still become something else is held back,
+                so that each part of this reply begins the same part of the whole text's reply.
+            dialect: how the model writes calls and reasoning.
+        """
+        reasoning, rest = _thought(text, thinking, partial, dialect.thought)
+        if not tools:
+            return Reply(_steady(rest) if partial else rest, reasoning)
+        names = () if isinstance(tools, bool) else tools
+        if names and not (dialect.begin and dialect.begin in rest):
+            if partial and rest.strip() and may_become_calls(rest, names):
+                return Reply("", reasoning)
+            if not partial and (calls := bare_calls(rest, names)):
+                return Reply("", reasoning, calls)
+            if not partial and not dialect.end and rest.strip() and may_become_calls(rest, names):
+                return Reply("", reasoning, (ToolCall.read(rest),))  # its own form, cut or broken
+        if not dialect.begin:
+            return Reply(_steady(rest) if partial else rest, reasoning)
+        said, *written = rest.split(dialect.begin)
+        calls_read: list[ToolCall] = []
+        for piece in written:
+            raw, closed, after = piece.partition(dialect.end) if dialect.end else (piece, "", "")
+            if closed or not partial:
+                calls_read += _listed(raw) if dialect.several == "listed" else [ToolCall.read(raw)]
+            said += after
+        said = _steady(said, dialect.begin) if partial else said.rstrip() if written else said
+        return Reply(said, reasoning, tuple(calls_read))
+
+    @staticmethod
+    def opens_thinking(prompt_text: str, dialect: Dialect = HERMES) -> bool:
+        """Whether a rendered prompt ends within the reasoning that the completion goes on with."""
+        return prompt_text.rstrip().endswith(dialect.thought[0])
+
+
+def _listed(raw: str) -> list[ToolCall]:
+    """The calls of a JSON list; what is none is one call that says why."""
+    try:
+        found: object = json.loads(raw)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list):
+        return [ToolCall.read(raw)]
+    return [ToolCall.read(json.dumps(one, ensure_ascii=False)) for one in found]
+
+
+def _thought(text: str, thinking: bool, partial: bool, markers: tuple[str, str]) -> tuple[str, str]:
+    """Reasoning and what follows it."""
+    begin, end = markers
+    start = text.lstrip()
+    if partial and begin.startswith(start):
+        return "", ""
+    if start.startswith(begin):
+        inside = start[len(begin) :]
+    elif thinking:
+        inside = text
+    else:
+        return "", text
+    reasoning, closed, rest = inside.partition(end)
+    if closed:
+        return reasoning.strip(), rest.lstrip()
+    return (_steady(reasoning.lstrip(), end) if partial else reasoning.strip()), ""
+
+
+def _steady(text: str, marker: str = "") -> str:
+    """The part of a growing text that stays whatever follows: without trailing space and without half a marker."""
+    for length in range(min(len(marker) - 1, len(text)), 0, -1):
+        if text.endswith(marker[:length]):
+            text = text[:-length]
+            break
+    return text.rstrip()
