@@ -161,26 +161,34 @@ class Run(Iterator[Step], AsyncIterator[Step]):
         return self._streaming
 
     def put(self, step: Step) -> None:
-        """A step that was made."""
+        """A step that was made. With one that is done the run has ended, before anyone sees it."""
         with self._changed:
             self._arrived.append(step)
             if step.kind != "token":
                 self._trace.append(step)
+            callbacks = self._finish(None) if step.done else []
             self._notify()
+        for callback in callbacks:
+            callback(self)
 
     def end(self, error: BaseException | None = None) -> None:
-        """The search has ended."""
+        """The search has ended, if it had not before."""
         with self._changed:
-            if self._search is None:
-                return
-            self._result, self._error = self._search.result(tuple(self._trace), ended=True), error
-            self._search = None  # and its tensors
+            callbacks = self._finish(error)
             self._notify()
-            callbacks, self._done_callbacks = self._done_callbacks, []
         for callback in callbacks:
             callback(self)
 
     # ── within ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _finish(self, error: BaseException | None) -> list[Callable[[Run], object]]:
+        """Keeps the result and lets go of the search; what is to be called then. Requires the lock."""
+        if self._search is None:
+            return []
+        self._result, self._error = self._search.result(tuple(self._trace), ended=True), error
+        self._search = None  # and its tensors
+        callbacks, self._done_callbacks = self._done_callbacks, []
+        return callbacks
 
     def _next(self) -> Step:
         with self._changed:

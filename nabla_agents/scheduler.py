@@ -221,22 +221,24 @@ class Scheduler:
                 batch.add(task, found)
             if isinstance(found, Operation | Writing):
                 return
-            if found is not None:
-                task.put(found)
             if found is None or found.done:
-                self._end(task, None)
+                self._end(task, found)
                 return
+            task.put(found)
             if (run := task.run) is not None and not run.wanted:
                 task.parked = True
                 return
 
-    def _end(self, task: Task, error: BaseException | None) -> None:
+    def _end(self, task: Task, last: Step | BaseException | None) -> None:
+        """With the last step, or with an error."""
         if task in self._tasks:
             self._tasks.remove(task)
         run = task.run
         vars(task).clear()  # with its tensors, before anyone hears of the end
-        if run is not None:
-            run.end(error)
+        if run is not None and isinstance(last, Step):
+            run.put(last)
+        elif run is not None:
+            run.end(last)
 
     # ── what runs ─────────────────────────────────────────────────────────────────────────────────────────────────
 
