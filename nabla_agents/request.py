@@ -62,7 +62,7 @@ def check_budget(budget: object) -> None:
         raise ConfigurationError(f"budget is {budget!r}; expected for example Budget(rollouts=8).")
 
 
-def check_strategy(strategy: object) -> None:
+def check_strategy(strategy: Any) -> None:
     """Raises ConfigurationError for what is no strategy."""
     if isinstance(strategy, type) or not all(hasattr(strategy, name) for name in ("steps", "select", "rule")):
         raise ConfigurationError(

@@ -235,9 +235,11 @@ class Scheduler:
             self._tasks.remove(task)
         run = task.run
         vars(task).clear()  # with its tensors, before anyone hears of the end
-        if run is not None and isinstance(last, Step):
+        if run is None:
+            return
+        if isinstance(last, Step):
             run.put(last)
-        elif run is not None:
+        else:
             run.end(last)
 
     # ── what runs ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -69,7 +69,7 @@ class Reward(ABC):
         return False
 
     @property
-    def calls(self) -> int:
+    def calls_per_completion(self) -> int:
         """How many reward calls the judgement of one completion is, as the ledger counts them."""
         return 1
 
@@ -140,8 +140,8 @@ class RewardSum(Reward):
         return any(r.learned for _, r in self._parts)
 
     @property
-    def calls(self) -> int:
-        return sum(r.calls for _, r in self._parts)
+    def calls_per_completion(self) -> int:
+        return sum(r.calls_per_completion for _, r in self._parts)
 
     @property
     def _parts(self) -> list[tuple[float, Reward]]:
@@ -198,8 +198,8 @@ class _Wrapped(Reward):
         return self.inner.learned
 
     @property
-    def calls(self) -> int:
-        return self.inner.calls
+    def calls_per_completion(self) -> int:
+        return self.inner.calls_per_completion
 
     def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         return self.inner.score_prefixes(rollouts)

@@ -65,7 +65,7 @@ class Search:
         self._cache: PrefixCache | None = None
         self._gradient: tuple[Scored, int, ObjectiveGradient] | None = None
         self._noted: tuple[Scored, list[TokenGain]] | None = None
-        self._calls = 0 if objective.reward is None else objective.reward.calls  # reward calls for each completion
+        self._calls = 0 if objective.reward is None else objective.reward.calls_per_completion
 
     @property
     def model(self) -> LanguageModel:
