@@ -27,6 +27,12 @@ def test_an_exported_name_resolves_when_used() -> None:
     assert not {"langchain_core", "llama_index"} & {name.partition(".")[0] for name in modules}
 
 
+def test_an_engine_needs_neither_the_sandbox_nor_any_reward_of_ours() -> None:
+    modules = loaded_by("import nabla_agents.engine")
+    assert not [m for m in modules if m.startswith(("nabla_agents.sandbox", "nabla_agents.rewards.tools"))]
+    assert not [m for m in modules if m.startswith("nabla_agents.rewards.learned")]
+
+
 def test_every_exported_name_resolves_and_is_listed() -> None:
     import nabla_agents
 
