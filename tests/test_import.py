@@ -18,7 +18,7 @@ def loaded_by(code: str) -> set[str]:
 def test_the_package_imports_no_framework_and_few_modules() -> None:
     modules = loaded_by("import nabla_agents")
     assert not HEAVY & {name.partition(".")[0] for name in modules}
-    assert len(modules) < 60, sorted(modules)
+    assert len(modules) <= 64, sorted(modules)
 
 
 def test_an_exported_name_resolves_when_used() -> None:
