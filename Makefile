@@ -55,7 +55,7 @@ study: $(VENV)/.installed-test ## measure benchmarks/results anew (hours; resume
 	@$(BIN)/python benchmarks/duality.py --pairs 8 --check 1000 --out benchmarks/results/duality
 
 tiny: $(VENV)/.installed-core ## train the embedded models from nothing (resumes where it stopped)
-	@$(BIN)/python -m nabla_agents.tiny.train --resume
+	@$(BIN)/python -m benchmarks.tiny.train --resume
 
 api: $(VENV)/.installed-test ## record the public API after a change that is meant
 	@$(BIN)/python tests/test_public_api.py > tests/public_api.txt

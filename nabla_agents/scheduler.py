@@ -28,6 +28,8 @@ MAX_BATCH: Final = 32  # searches that run at a time, and rows of one batch
 
 _MOST_WAIT: Final = 3  # searches that wait for another operation, for each whose rollouts are written meanwhile
 
+_PATIENCE: Final = 16  # decode steps after which a search that waits is waited for no longer
+
 _MOMENT: Final = 0.05  # seconds that searches wait for a tool before they go on without those that it judges
 
 
@@ -41,6 +43,7 @@ class Task:
         self.searching = searching
         self.waits_for: Operation | Writing | None = None
         self.begun = False  # what it waits for
+        self.waited = 0  # decode steps, for that
         self.ready = True
         self.parked = not run.wanted
         self._run = weakref.ref(run)  # who lets go of a run needs no answer
@@ -60,7 +63,7 @@ class Task:
 
     def give(self, outcome: Any) -> None:
         """What it waited for; an exception is raised where it waits."""
-        self._outcome, self.waits_for, self.begun, self.ready = outcome, None, False, True
+        self._outcome, self.waits_for, self.begun, self.ready, self.waited = outcome, None, False, True, 0
 
     def may_be_left(self, operation: Operation) -> bool:
         """Whether a search that was stopped need not wait for it: it runs elsewhere, or judges nothing finished."""
@@ -96,9 +99,10 @@ class Scheduler:
     """Drives searches on one thread, which is the only one that computes tensors: each further one would bring threads
     of its own for them, and on a CPU those get in each other's way.
 
-    Rollouts are written together, a token at a time; searches join and leave the batch when they are in need of it. As
-    soon as three quarters of the searches wait for something else, or nothing is being written, the operations of one
-    kind run as one batch: they gain more by a wide batch than rollouts do. Tools judge on threads of their own.
+    Rollouts are written together, a token at a time; searches join and leave the batch when they are in need of it.
+    Operations of one kind run as one batch, since they gain more by a wide one than rollouts do: as soon as three
+    quarters of the searches wait for something else than rollouts, or one has waited for some steps, or nothing is
+    being written. Tools judge on threads of their own.
 
     Between any two steps it looks whether a search was stopped or has reached a limit, and then ends its rollouts.
     """
@@ -250,7 +254,11 @@ class Scheduler:
         busy = [o.function for t, o in asked if t.begun and o.alone]
         waiting = [(t, o) for t, o in asked if not t.begun and o.function not in busy]
         writers = sum(len(batch) for batch in self._batches.values())
-        if any(batch.writing for batch in self._batches.values()) and len(waiting) < _MOST_WAIT * writers:
+        patient = all(task.waited < _PATIENCE for task, _ in waiting)
+        writing = any(batch.writing for batch in self._batches.values())
+        if writing and patient and len(waiting) < _MOST_WAIT * writers:
+            for task, _ in waiting:
+                task.waited += 1
             return []
         _, first = min(waiting, key=lambda pair: pair[1].rank, default=(None, None))
         return [] if first is None else [t for t, o in waiting if o.function == first.function]

@@ -151,6 +151,7 @@ def test_the_benchmark_of_replicas_has_a_row_for_each_number() -> None:
         assert 0 < p50 <= p95
 
 
+@pytest.mark.slow
 def test_limits_bind_on_a_small_model_in_every_way() -> None:
     """What is over is not looked at: decode steps of so small a model take less than the clock's noise."""
     done = run("limits.py", "--layers", "1", "--threads", "1")
@@ -160,6 +161,7 @@ def test_limits_bind_on_a_small_model_in_every_way() -> None:
     assert {row[6].split(":")[0] for row in rows} <= {"budget", "interrupted", "length"}  # some are faster than that
 
 
+@pytest.mark.slow
 def test_every_stream_comes_in_pieces() -> None:
     done = run("streaming.py", "--layers", "1", "--threads", "1", "--rounds", "1")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]

@@ -191,6 +191,20 @@ def test_a_search_that_is_not_asked_on_holds_no_place() -> None:
     assert {run.drain().usage.rollouts for run in waiting} <= {1, 2, 3}
 
 
+def test_a_short_question_does_not_wait_for_long_answers(decoding: Watch) -> None:
+    """Beside eight answers of 200 tokens: its prefill, its five tokens and its scoring come within some steps each."""
+    engine = engine_of(model=endless(), strategy=Greedy())
+    long = [engine.submit(engine.request("12", seed=i, sampling=LONG)) for i in range(8)]
+    while len(decoding.steps) < 3:
+        time.sleep(0.001)
+    before = len(decoding.steps)
+    engine.generate("3", sampling=SHORT)
+    assert len(decoding.steps) - before < 100
+    assert not any(run.done for run in long)
+    for run in long:
+        run.cancel()
+
+
 # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -15,16 +15,18 @@ from starlette.exceptions import HTTPException
 import nabla_agents
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError, NablaError
+from nabla_agents.named import STRATEGIES
 from nabla_agents.rewards import Reward
 from nabla_agents.search import Strategy
 from nabla_agents.serve import native, routes
 from nabla_agents.serve.errors import Refusal, invalid_request, refusal_of
 from nabla_agents.serve.gate import Gate
 from nabla_agents.serve.metrics import Metrics
-from nabla_agents.serve.service import STRATEGIES, Service
+from nabla_agents.serve.service import OFFERED, Service
 from nabla_agents.serve.settings import ServeSettings
 from nabla_agents.serve.tracing import Tracing
 
+_ROLLOUTS = 8  # of a strategy that draws a number of completions
 _KEY = HTTPBearer(auto_error=False, description="An API key; not needed on the server's own machine.")
 
 
@@ -60,7 +62,7 @@ def create_app(
         engines,
         settings,
         rewards=rewards or {},
-        strategies=STRATEGIES if strategies is None else strategies,
+        strategies={name: STRATEGIES[name](_ROLLOUTS) for name in OFFERED} if strategies is None else strategies,
         metrics=metrics,
     )
     metrics.gauge("nabla_running", "Answers that are searched.").set_function(lambda: service.admission.running)

@@ -18,7 +18,7 @@ from nabla_agents.request import PromptLike, Request
 from nabla_agents.result import Result
 from nabla_agents.rewards import Reward
 from nabla_agents.run import Run
-from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
+from nabla_agents.search import Strategy
 from nabla_agents.serve.admission import Admission, Ticket
 from nabla_agents.serve.errors import Refusal, shutting_down
 from nabla_agents.serve.keys import ApiKey
@@ -28,13 +28,8 @@ from nabla_agents.types import Budget, FinishReason, Prompt, Step
 
 ResultT = TypeVar("ResultT")
 
-STRATEGIES: Final[Mapping[str, Strategy]] = {
-    "nabla": Nabla(),
-    "nabla-parallel": NablaParallel(),
-    "greedy": Greedy(),
-    "best-of-n": BestOfN(),
-    "self-consistency": SelfConsistency(),
-}
+OFFERED: Final = ("nabla", "nabla-parallel", "greedy", "best-of-n", "self-consistency")
+"""The strategies that requests may name unless the server's owner says otherwise."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The embedded models: a small policy, its implicit process reward, and the problems and tasks both were trained on.
 
 The two folders load with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`. Nothing here
-imports torch or transformers; `nabla_agents.tiny.train` does. What the pair is for, and what it is not, is in
-`MODEL_CARD.md`.
+imports torch or transformers. What the pair is for, and what it is not, is in `MODEL_CARD.md`; the recipe that trained
+it is `benchmarks/tiny/`.
 """
 
 from pathlib import Path

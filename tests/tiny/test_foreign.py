@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from nabla_agents.tiny.foreign import foreign_text
+from benchmarks.tiny.foreign import foreign_text
 
 
 @pytest.mark.parametrize("characters", [0, 1, 7, 400, 5000])

@@ -6,8 +6,8 @@ import random
 import pytest
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
+from benchmarks.tiny.tokenizer import EXAMPLE_TOOLS, MARKERS
 from nabla_agents.tiny import LM_PATH, REWARD_PATH
-from nabla_agents.tiny.tokenizer import EXAMPLE_TOOLS, MARKERS
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from nabla_agents.tiny import train as training
-from nabla_agents.tiny.corpus import batch
-from nabla_agents.tiny.evaluate import auc, has_wrong_equation, log_likelihood
-from nabla_agents.tiny.model import build_model, complete, prompt_of
-from nabla_agents.tiny.optimizer import orthogonal
-from nabla_agents.tiny.tokenizer import train_tokenizer
+from benchmarks.tiny import train as training
+from benchmarks.tiny.corpus import batch
+from benchmarks.tiny.evaluate import auc, has_wrong_equation, log_likelihood
+from benchmarks.tiny.model import build_model, complete, prompt_of
+from benchmarks.tiny.optimizer import orthogonal
+from benchmarks.tiny.tokenizer import train_tokenizer
 from nabla_agents.tiny.word_problems import Problem, problems
 
 SOLUTION = r"(?:\d+ [-+*/] \d+ = \d+\n)+Answer: \d+|```python\ndef \w+\(xs\):\n(?:    .+\n)+```"

@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 
+from benchmarks.tiny.evaluate import running_text
+from benchmarks.tiny.model import greedy_verdicts, load
 from nabla_agents.tiny import LM_PATH, REWARD_PATH, problems
-from nabla_agents.tiny.evaluate import running_text
-from nabla_agents.tiny.model import greedy_verdicts, load
 
 WELL_FORMED = re.compile(r"(\d+ [-+*/] \d+ = \d+\n)+Answer: \d+")
 

@@ -15,8 +15,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from benchmarks.tiny.tokenizer import CONTEXT_TOKENS
 from nabla_agents.tiny.code_tasks import CodeTask
-from nabla_agents.tiny.tokenizer import CONTEXT_TOKENS
 from nabla_agents.tiny.word_problems import Problem, is_correct
 
 MAX_NEW_TOKENS: Final = 112  # the longest possible solution has 105

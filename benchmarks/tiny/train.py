@@ -1,4 +1,4 @@
-"""The recipe of both tiny models: one run from nothing, `python -m nabla_agents.tiny.train`.
+"""The recipe of both tiny models: one run from nothing, `python -m benchmarks.tiny.train`.
 
 Every `evaluate_every` steps the greedy accuracy on validation problems is measured, on weights rounded to bfloat16. The
 first checkpoint that reaches `target_accuracy` is the language model. The run then goes on; its end is the tuned model
@@ -21,12 +21,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.tiny.corpus import batch
+from benchmarks.tiny.model import build_model, greedy_verdicts, load, save
+from benchmarks.tiny.optimizer import Muon
+from benchmarks.tiny.tokenizer import train_tokenizer
 from nabla_agents.tiny import WEIGHTS
 from nabla_agents.tiny.code_tasks import CodeTask, code_tasks
-from nabla_agents.tiny.corpus import batch
-from nabla_agents.tiny.model import build_model, greedy_verdicts, load, save
-from nabla_agents.tiny.optimizer import Muon
-from nabla_agents.tiny.tokenizer import train_tokenizer
 from nabla_agents.tiny.word_problems import Problem, problems
 
 
@@ -205,7 +205,7 @@ def main() -> None:
     disable_progress_bar()  # of transformers, at every save and load
     torch.set_num_threads(os.cpu_count() or 1)
     run = train(Recipe(), arguments.out, arguments.checkpoint, resume=arguments.resume, compiled=arguments.compile)
-    from nabla_agents.tiny.evaluate import write_figures
+    from benchmarks.tiny.evaluate import write_figures
 
     write_figures(
         arguments.out,

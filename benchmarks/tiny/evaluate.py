@@ -1,4 +1,4 @@
-"""What the tiny models reach on the test split, with 95 % intervals: `python -m nabla_agents.tiny.evaluate`.
+"""What the tiny models reach on the test split, with 95 % intervals: `python -m benchmarks.tiny.evaluate`.
 
 Plain transformers, nothing of the engine: these figures are what the engine's own are held against.
 """
@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.tiny.model import complete, greedy_verdicts, is_right, load, prompt_of
 from nabla_agents.tiny import WEIGHTS
 from nabla_agents.tiny.code_tasks import CodeTask, code_tasks
-from nabla_agents.tiny.model import complete, greedy_verdicts, is_right, load, prompt_of
 from nabla_agents.tiny.word_problems import Problem, problems
 
 SAMPLES: Final = 8

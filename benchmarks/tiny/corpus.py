@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.tiny.foreign import foreign_text
+from benchmarks.tiny.tokenizer import EXAMPLE_TOOLS, SYSTEM_PROMPTS
 from nabla_agents.tiny.code_tasks import code_tasks
-from nabla_agents.tiny.foreign import foreign_text
-from nabla_agents.tiny.tokenizer import EXAMPLE_TOOLS, SYSTEM_PROMPTS
 from nabla_agents.tiny.word_problems import problems
 
 CODE_SHARE: Final = 0.35  # of the questions
