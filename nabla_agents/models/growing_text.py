@@ -34,7 +34,10 @@ class GrowingText:
         """Ends before a stop string, and before what may become one."""
         text = self._written
         ends = [text.find(stop) for stop in self._stop if stop in text]
-        if ends:
-            return text[: min(ends)]
-        beginnings = (stop[:length] for stop in self._stop for length in range(1, len(stop)))
-        return text[: len(text) - max((len(b) for b in beginnings if text.endswith(b)), default=0)]
+        return text[: min(ends)] if ends else without_half_a_stop(text, self._stop)
+
+
+def without_half_a_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to what another continuation could complete to a stop string."""
+    beginnings = (one[:length] for one in stop for length in range(1, len(one)))
+    return text[: len(text) - max((len(b) for b in beginnings if text.endswith(b)), default=0)]

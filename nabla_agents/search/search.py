@@ -13,9 +13,10 @@ from torch import Tensor
 
 from nabla_agents.config import Sampling
 from nabla_agents.errors import RewardError
+from nabla_agents.functional import likeliest
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
-from nabla_agents.models.growing_text import GrowingText
+from nabla_agents.models.growing_text import GrowingText, without_half_a_stop
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.objective import Objective, ObjectiveGradient
@@ -195,10 +196,7 @@ class Search:
     async def alternatives(self, entry: Scored, top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
         """At each place of a completion the `top` likeliest tokens with log π in nats: one forward."""
         carrier = await self.states(entry, 0)
-        rows = carrier.logits(range(len(entry.rollout.completion_ids))).float().log_softmax(-1)
-        values, tokens = rows.topk(min(top, rows.shape[-1]))
-        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
-        return tuple(tuple(zip(ids, found, strict=True)) for ids, found in pairs)
+        return likeliest(carrier.logits(range(len(entry.rollout.completion_ids))), top)
 
     def free(self, rollout: Rollout) -> Container[int]:
         """The places of a completion that the request's grammar leaves to the search; all of them without one."""
@@ -250,8 +248,7 @@ class Search:
         before what another continuation could complete to a stop string.
         """
         text = self.model.tokenizer.decode(rollout.completion_ids[:tokens]).rstrip("\ufffd")
-        beginnings = (stop[:length] for stop in self.sampling.stop for length in range(1, len(stop)))
-        text = text[: len(text) - max((len(b) for b in beginnings if text.endswith(b)), default=0)]
+        text = without_half_a_stop(text, self.sampling.stop)
         while not rollout.text.startswith(text):
             text = text[:-1]
         return text
@@ -309,8 +306,7 @@ class Search:
 
         def watch(ids: Sequence[int]) -> None:
             if self.tell is not None and growing.read(ids):
-                text = growing.text
-                self.tell(Step(kind="token", committed_text=text, accepted=True, text=text, usage=self.usage))
+                self.tell(Step("token", growing.text, accepted=True, text=growing.text, usage=self.usage))
 
         return watch
 
