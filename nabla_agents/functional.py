@@ -86,11 +86,3 @@ def choose_tokens(
     cumulative = filtered_logits(logits, sampling).double().softmax(-1).cumsum(-1)
     target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
-
-
-def likeliest(logits: Float[Tensor, "n vocab"], top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
-    """For each row its `top` likeliest tokens with log π in nats, the likeliest first."""
-    rows = logits.float().log_softmax(-1)
-    values, tokens = rows.topk(min(top, rows.shape[-1]))
-    pairs = zip(tokens.tolist(), values.tolist(), strict=True)
-    return tuple(tuple(zip(ids, found, strict=True)) for ids, found in pairs)

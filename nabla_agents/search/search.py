@@ -8,12 +8,11 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nabla_agents.config import Sampling
 from nabla_agents.errors import RewardError
-from nabla_agents.functional import likeliest
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.growing_text import GrowingText, without_half_a_stop
@@ -196,7 +195,7 @@ class Search:
     async def alternatives(self, entry: Scored, top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
         """At each place of a completion the `top` likeliest tokens with log π in nats: one forward."""
         carrier = await self.states(entry, 0)
-        return likeliest(carrier.logits(range(len(entry.rollout.completion_ids))), top)
+        return _likeliest(carrier.logits(range(len(entry.rollout.completion_ids))), top)
 
     def free(self, rollout: Rollout) -> Container[int]:
         """The places of a completion that the request's grammar leaves to the search; all of them without one."""
@@ -362,3 +361,11 @@ class Search:
     def _check_cancelled(self) -> None:
         if self.cancelled:
             raise Cancelled
+
+
+def _likeliest(logits: Float[Tensor, "n vocab"], top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """For each row its `top` likeliest tokens with log π in nats, the likeliest first."""
+    rows = logits.float().log_softmax(-1)
+    values, tokens = rows.topk(min(top, rows.shape[-1]))
+    pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+    return tuple(tuple(zip(ids, found, strict=True)) for ids, found in pairs)
