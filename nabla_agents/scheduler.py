@@ -121,7 +121,9 @@ class Scheduler:
     def of(device: torch.device) -> Scheduler:
         """The one of a device, which every engine there shares."""
         with _lock:
-            return _schedulers.setdefault(str(device), Scheduler())
+            if str(device) not in _schedulers:
+                _schedulers[str(device)] = Scheduler()
+            return _schedulers[str(device)]
 
     def add(self, run: Run, searching: Searching) -> None:
         """From now on drives a search; from any thread."""

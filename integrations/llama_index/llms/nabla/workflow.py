@@ -53,7 +53,7 @@ async def refine(
     """The refined answer, for use in a step of any workflow; each round is a `NablaProgress` on its stream.
 
     `draft` is an answer of another model to start from; `options` are those of a call. A step that is cancelled or
-    timed out stops the search before its next operation.
+    timed out stops the search within one decode step.
     """
     loop = asyncio.get_running_loop()
 
