@@ -14,7 +14,7 @@ from nabla_agents.errors import ConfigurationError
 from nabla_agents.request import PromptLike, Request
 from nabla_agents.result import Result
 from nabla_agents.run import Run
-from nabla_agents.types import Budget, Prompt
+from nabla_agents.types import Budget, FinishReason, Prompt
 
 
 class BaseEngine(ABC):
@@ -77,7 +77,10 @@ class BaseEngine(ABC):
         formatted: bool = False,
         draft: str | None = None,
     ) -> Result:
-        """The best completion found within the budget; options as in `request`. Ctrl-C returns the best so far."""
+        """The best completion found within the budget; options as in `request`.
+
+        Ctrl-C returns the best so far, which says that it was interrupted; where the search had just ended, it is raised.
+        """
         request = self.request(
             prompt,
             budget=budget,
@@ -88,11 +91,7 @@ class BaseEngine(ABC):
             formatted=formatted,
             draft=draft,
         )
-        run = self.submit(request)
-        try:
-            return run.drain()
-        except KeyboardInterrupt:
-            return run.drain()
+        return self._drained([request], 1)[0]
 
     def steps(
         self,
@@ -135,7 +134,8 @@ class BaseEngine(ABC):
     ) -> list[Result]:
         """One result per prompt, as `generate` gives it for the same seed; what the prompts need is computed together,
         `max_batch` prompts at a time. Every prompt has the whole budget; seeds default to 0, 1, 2, ...
-        `usage.seconds` is the batch's wall-clock shared out by FLOPs. Ctrl-C returns what each has by then.
+        `usage.seconds` is the batch's wall-clock shared out by FLOPs. Ctrl-C returns what each has by then; where all
+        had just ended, it is raised.
 
         The first error of a prompt is raised when all have ended.
         """
@@ -163,7 +163,7 @@ class BaseEngine(ABC):
     def _drained(self, requests: Sequence[Request], max_batch: int) -> list[Result]:
         """The results of requests of which `max_batch` run at a time."""
         free, runs = threading.Semaphore(max_batch), list[Run]()
-        interrupted = False
+        interrupt: KeyboardInterrupt | None = None
         try:
             for request in requests:
                 free.acquire()
@@ -171,15 +171,18 @@ class BaseEngine(ABC):
                 runs.append(run)
                 run.add_done_callback(lambda _: free.release())
             _wait_for(runs)
-        except KeyboardInterrupt:
-            interrupted = True
-        if interrupted:
+        except KeyboardInterrupt as e:
+            interrupt = e
+        if interrupt is not None:
             for request in requests[len(runs) :]:
                 runs.append(self.submit(request, on_demand=True))
             for run in runs:
                 run.cancel()
             _wait_for(runs)
-        return [run.drain() for run in runs]
+        results = [run.drain() for run in runs]
+        if interrupt is not None and all(r.finish_reason is not FinishReason.INTERRUPTED for r in results):
+            raise interrupt  # else nobody would hear of it
+        return results
 
 
 def _wait_for(runs: Sequence[Run]) -> None:

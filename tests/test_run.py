@@ -186,6 +186,19 @@ def test_an_interrupt_within_a_reward_keeps_what_was_scored(way: Callable[..., R
 
 
 @pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("way", [generated, batched])
+def test_an_interrupt_that_finds_everything_ended_is_raised(way: Callable[..., Result]) -> None:
+    """Else a loop over questions would go on as if nobody had pressed anything."""
+
+    def judge(rollout: Rollout) -> float:
+        interrupt_main()
+        return 0.0
+
+    with pytest.raises(KeyboardInterrupt):
+        way(engine_of(reward=FixedReward(judge), strategy=Greedy()), sampling=SHORT)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_batch_gives_every_prompt_what_it_has() -> None:
     """Three run together, so each has one rollout when the second operation is interrupted; the rest has none."""
 
