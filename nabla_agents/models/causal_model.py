@@ -24,11 +24,8 @@ class CausalModel(Protocol):
     tokenizer: Tokenizer
     eos_ids: frozenset[int]
     """The tokens that end a completion."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of its embedding."""
-        ...
+    vocab_size: int
+    """Rows of its embedding."""
 
     def head(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
         """Logits of hidden states."""
