@@ -32,13 +32,13 @@ class Checked:
     backend: RolloutBackend
 
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
-        found: object = self.backend.rollout(jobs)
+        rollouts: object = self.backend.rollout(jobs)
         name = type(self.backend).__name__
-        if not isinstance(found, Sequence) or not all(isinstance(r, Rollout) for r in found):
-            raise RolloutError(f"{name} returned {found!r}; expected a list of Rollout.")
-        if len(found) != len(jobs):
-            raise RolloutError(f"{name} returned {len(found)} rollouts for {len(jobs)} jobs; expected one each.")
-        return list(found)
+        if not isinstance(rollouts, Sequence) or not all(isinstance(r, Rollout) for r in rollouts):
+            raise RolloutError(f"{name} returned {rollouts!r}; expected a list of Rollout.")
+        if len(rollouts) != len(jobs):
+            raise RolloutError(f"{name} returned {len(rollouts)} rollouts for {len(jobs)} jobs; expected one each.")
+        return list(rollouts)
 
 
 class Decoding:
@@ -190,8 +190,8 @@ def _prefix_log_probs(
     """log π of each job's given tokens; the state before a prefix is the one that predicts its first token."""
     last, lengths = hidden.shape[1] - 1, [len(job.prefix_ids) for job in jobs]
     predicting = torch.cat([hidden[i, last - length : last] for i, length in enumerate(lengths)])
-    found = model.log_probs(predicting, [token for job in jobs for token in job.prefix_ids])
-    return [row.tolist() for row in found.cpu().split(lengths)]
+    log_probs = model.log_probs(predicting, [token for job in jobs for token in job.prefix_ids])
+    return [row.tolist() for row in log_probs.cpu().split(lengths)]
 
 
 def _chosen(
