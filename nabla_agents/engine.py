@@ -174,18 +174,23 @@ class Engine(BaseEngine):
             )
         return prompt
 
-    def _draft(self, request: Request) -> tuple[int, ...]:
-        """Token ids of an answer from elsewhere, ended; read whole, so it must fit into the context and the grammar."""
+    def _draft(self, request: Request) -> tuple[int, ...] | None:
+        """Token ids of an answer from elsewhere, up to where it ends by the model's end tokens or the request's stop
+        strings; read whole, so it must fit into the context and the grammar.
+        """
         if request.draft is None:
-            return ()
-        prompt, grammar, eos = request.prompt, request.sampling.grammar, self.model.tokenizer.eos_id
-        ids = (*self.model.tokenizer.encode(request.draft), *(() if eos is None else (eos,)))
-        if len(prompt.ids) + len(ids) > self.model.context_length:
+            return None
+        prompt, grammar, tokenizer = request.prompt, request.sampling.grammar, self.model.tokenizer
+        ends = [*request.sampling.stop, *(tokenizer.token_text(i) for i in self.model.eos_ids)]
+        text = request.draft[: min((at for end in ends if (at := request.draft.find(end)) >= 0), default=None)]
+        ids = tuple(tokenizer.encode(text))
+        if len(prompt.ids) + len(ids) >= self.model.context_length:
             raise ContextOverflowError(
                 f"The prompt has {len(prompt.ids)} tokens and the draft {len(ids)}, but the context of "
                 f"{self.model.name} is {self.model.context_length} tokens. Shorten the draft."
             )
-        if grammar is not None and self.model.constraint(grammar).take(ids) < len(ids):
+        ended = (*ids, *sorted(self.model.eos_ids)[:1])
+        if grammar is not None and self.model.constraint(grammar).take(ended) < len(ended):
             raise ConfigurationError("The draft does not keep to the request's grammar; leave one of the two out.")
         return ids
 

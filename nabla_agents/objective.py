@@ -83,8 +83,11 @@ class Objective:
         return weighted + (0.0 if score is None else score.value)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
-        """The reward's scores; None for each rollout where there is no reward."""
-        return [None] * len(rollouts) if self.reward is None else list(judged(self.reward, rollouts))
+        """The reward's scores; None for each rollout where there is no reward. What was cut off is not verified."""
+        if self.reward is None:
+            return [None] * len(rollouts)
+        scores = judged(self.reward, rollouts)
+        return [_of_a_cut(score) if r.cut else score for r, score in zip(rollouts, scores, strict=True)]
 
     def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         """The reward's scores of unfinished completions; None where nothing can be said of them."""
@@ -141,6 +144,13 @@ def check_parts(reward: object, likelihood_weight: object) -> None:
         raise ConfigurationError(
             f"reward is {reward!r}; expected a Reward such as ArithmeticSteps(), or a sum of them."
         )
+
+
+def _of_a_cut(score: Score) -> Score:
+    """Nobody vouches for a text that a limit cut off."""
+    if not score.verified:
+        return score
+    return replace(score, verified=None, explanation=f"cut off before its end; of what there is: {score.explanation}")
 
 
 def token_credit(tokenizer: Tokenizer, rollout: Rollout, spans: Sequence[Span]) -> dict[int, dict[int, float]]:

@@ -201,7 +201,8 @@ class Score(Brief):
 
     `verdict` is the part of `value` that comes from tools, None where no tool judged; a better verdict outranks any
     likelihood and learned score. `verified` is True when a tool vouches for the answer, as far as it can see (a
-    calculator: every equation is right). `coverage` says for each learned reward how far its gradient reaches.
+    calculator: every equation is right); a search takes nobody's word for a text that was cut. `coverage` says for
+    each learned reward how far its gradient reaches.
     """
 
     value: float
@@ -215,6 +216,11 @@ class Score(Brief):
     @property
     def judged(self) -> bool:
         return not math.isnan(self.value)
+
+    @property
+    def objections(self) -> int:
+        """How many places of the text a tool objects to."""
+        return sum(span.value < 0 and span.credit > 0 for span in self.spans)
 
     @staticmethod
     def not_judged(explanation: str, usage: Usage = Usage()) -> Score:
@@ -235,6 +241,11 @@ class Rollout:
     log_probs: Tensor | None = None
     finish_reason: FinishReason = FinishReason.STOP
     usage: Usage = Usage()
+
+    @property
+    def cut(self) -> bool:
+        """Whether a limit cut it off before its end."""
+        return self.finish_reason is FinishReason.LENGTH
 
     @property
     def log_likelihood(self) -> float:

@@ -90,7 +90,9 @@ def chosen_tool(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
     if choice in ("auto", "none") or (choice == "any" and tools) or choice in names:
         return str(choice)
     if not names:
-        raise ConfigurationError(f"tool_choice is {original!r}, but there are no tools; expected tools, 'auto' or 'none'.")
+        raise ConfigurationError(
+            f"tool_choice is {original!r}, but there are no tools; expected tools, 'auto' or 'none'."
+        )
     raise ConfigurationError(
         f"tool_choice is {original!r}; expected 'auto', 'none', 'required' or the name of a tool: {names}."
     )

@@ -74,10 +74,13 @@ class Row:
         self.window = min(2 * self.window, LARGEST_WINDOW) if accepted == len(guess) else FIRST_WINDOW
 
     def close_if_finished(self, model: CausalModel) -> None:
-        """A terminal token, a stop string, the end of its grammar or the length ends a row, in this order."""
-        if self.ids[-1] in model.eos_ids:
+        """A terminal token, a stop string, the end of its grammar or the length ends a row, in this order. A special
+        token that is a stop string has no text, but ends it too.
+        """
+        newest, stop = self.ids[-1], self.job.sampling.stop
+        if newest in model.eos_ids or (stop and model.tokenizer.special_tokens.get(newest) in stop):
             self.finish = FinishReason.STOP
-        elif self.job.sampling.stop and (text := before_stop(model, self.job.sampling.stop, self.ids)) is not None:
+        elif stop and (text := before_stop(model, stop, self.ids)) is not None:
             self.finish, self.text = FinishReason.STOP, text
         elif self.constraint is not None and self.constraint.complete:
             self.finish = FinishReason.STOP

@@ -158,11 +158,17 @@ class Tokenizer:
             raise PromptError(f"The chat template of {self.name} refuses this conversation ({roles}): {e}") from e
 
     @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """The tokens that `decode` leaves out, with the texts that `encode` reads as them."""
+        added: dict[int, Any] = self.hf.added_tokens_decoder
+        own = zip(self.hf.all_special_ids, self.hf.all_special_tokens, strict=True)
+        return {i: str(token.content) for i, token in added.items() if token.special} | dict(own)
+
+    @cached_property
     def _special(self) -> re.Pattern[str]:
         """The texts that are read as special tokens, the longest first."""
-        added: dict[int, Any] = self.hf.added_tokens_decoder
-        texts = {str(token.content) for token in added.values() if token.special} | set(self.hf.all_special_tokens)
-        return re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True) if len(t) > 1) or r"(?!)")
+        texts = sorted(set(self.special_tokens.values()), key=len, reverse=True)
+        return re.compile("|".join(re.escape(text) for text in texts if len(text) > 1) or r"(?!)")
 
     def _as_text(self, message: Message) -> Message:
         if message.role not in _OTHERS:

@@ -29,25 +29,47 @@ class Scored:
         return self.score is not None and self.score.judged and self.score.verified is True
 
     def rank(self, rule: AcceptanceRule) -> tuple[float, ...]:
-        """Larger is better; what could not be judged is below everything.
+        """Larger is better: what is whole above what a limit cut off, what was judged above what could not be.
 
         objective: verified first, then the better tool verdict, then J. reward: the reward's value alone; without a
         reward, J.
         """
-        judged = self.score is None or self.score.judged
+        whole, judged = float(not self.rollout.cut), self.score is None or self.score.judged
         if judged and rule == "reward" and self.score is not None:
-            return (self.score.value, 0.0, 0.0)
+            return (whole, self.score.value, 0.0, 0.0)
         if not judged or math.isnan(self.objective):
-            return (-math.inf, -math.inf, -math.inf)
+            return (whole, -math.inf, -math.inf, -math.inf)
         verdict = 0.0 if self.score is None or self.score.verdict is None else self.score.verdict
-        return (float(self.verified), verdict, self.objective)
+        return (whole, float(self.verified), verdict, self.objective)
+
+    def mends(self, draft: Scored) -> bool:
+        """Whether it is better than an answer from elsewhere: by what the reward says of the two, since the language
+        model finds its own words likelier than any others.
+
+        A tool's better verdict is enough, or fewer objections beside an equal one; a learned score has to rise
+        together with J. For a draft that could not be judged, a tool has to vouch.
+        """
+        new, old = self.score, draft.score
+        if new is None or old is None:
+            return True  # without a reward, the likelihood is all there is
+        if draft.rollout.cut != self.rollout.cut or not new.judged:
+            return draft.rollout.cut and not self.rollout.cut
+        if not old.judged:
+            return self.verified or new.verdict is None
+        by_tools = [(s.verified is True, s.verdict or 0.0, -s.objections) for s in (new, old)]
+        if by_tools[0] != by_tools[1]:
+            return by_tools[0] > by_tools[1]
+        return new.value > old.value and self.objective > draft.objective
 
 
 class Pool:
-    """Scored rollouts in the order they came; ties keep the earlier one."""
+    """Scored rollouts in the order they came; ties keep the earlier one. With `drafted` the first came from elsewhere,
+    and has to be mended to be replaced.
+    """
 
-    def __init__(self, rule: AcceptanceRule = "objective") -> None:
+    def __init__(self, rule: AcceptanceRule = "objective", *, drafted: bool = False) -> None:
         self.rule: AcceptanceRule = rule
+        self._drafted = drafted
         self._entries: list[Scored] = []
 
     def add(self, entry: Scored) -> None:
@@ -60,7 +82,9 @@ class Pool:
         return iter(self._entries)
 
     def better(self, proposal: Scored, incumbent: Scored) -> bool:
-        """Strictly better under the rule; a proposal that could not be judged never is."""
+        """Strictly better under the rule; one that could not be judged never is, unless it alone is whole."""
+        if self._drafted:
+            return proposal.mends(incumbent)
         return proposal.rank(self.rule) > incumbent.rank(self.rule)
 
     def best(self) -> Scored | None:
@@ -75,11 +99,11 @@ class Pool:
         """The best entry among those with the winning answer.
 
         majority: one vote each. reward: votes weighted by softmax of the reward over the pool, so that rewards of any
-        range and sign count alike. Entries without an answer, or unjudged under `reward`, do not vote.
+        range and sign count alike. Entries without an answer, cut off, or unjudged under `reward`, do not vote.
         """
         votes: defaultdict[str, float] = defaultdict(float)
         weights = self._softmax_rewards() if weighting == "reward" else [1.0] * len(self._entries)
-        answers = [extract_answer(e.rollout.text) for e in self._entries]
+        answers = [None if e.rollout.cut else extract_answer(e.rollout.text) for e in self._entries]
         for answer, weight in zip(answers, weights, strict=True):
             if answer is not None and weight > 0:
                 votes[answer] += weight

@@ -49,11 +49,11 @@ class Search:
         budget: Budget,
         rule: AcceptanceRule = "objective",
         final: bool = False,
-        draft: tuple[int, ...] = (),
+        draft: tuple[int, ...] | None = None,
     ) -> None:
         self.request, self.objective, self.budget = request, objective, budget
         self.prompt, self.sampling, self.seed = request.prompt, request.sampling, request.seed
-        self.pool = Pool(rule)
+        self.pool = Pool(rule, drafted=draft is not None)
         self.generator = torch.Generator().manual_seed(request.seed)
         self.ended: tuple[FinishReason, str] | None = None
         self.tell: Callable[[Step], object] | None = None
@@ -119,11 +119,11 @@ class Search:
         """
         if self.exhausted():
             return []
-        if self._draft and not self.pool and not prefixes[0]:
-            prefixes = [self._draft, *prefixes[1:]]  # the first completion is known already: it is only judged
-        wanted, prefixes = len(prefixes), prefixes[: self._room(len(prefixes))]
+        if self._draft is not None and not self.pool and not prefixes[0]:
+            prefixes = [await self._ended(self._draft), *prefixes[1:]]  # known already: it is only judged
+        wanted, prefixes = len(prefixes), prefixes[: self._room(prefixes)]
         if not prefixes:
-            self.ended = (FinishReason.BUDGET, self._too_few("reward_calls"))
+            self.ended = (FinishReason.BUDGET, self._too_few())
             return []
         sampling = self.sampling
         if sampling.temperature is None:
@@ -148,8 +148,7 @@ class Search:
         if short and self.cancelled:
             self.ended = STOPPED
         elif short and not self.exhausted():
-            name = "generated_tokens" if cut or self.budget.reward_calls is None else "reward_calls"
-            self.ended = (FinishReason.BUDGET, self._too_few(name))
+            self.ended = (FinishReason.BUDGET, self._too_few("generated_tokens" if cut else None))
         return entries
 
     async def gradient(self, entry: Scored, start: int, *, outcome_weight: float = 0.0) -> ObjectiveGradient:
@@ -288,12 +287,20 @@ class Search:
 
         return watch
 
-    def _room(self, wanted: int) -> int:
-        """How many rollouts the budget still allows; at least one token each. Requires a budget not exhausted."""
+    def _room(self, prefixes: Sequence[tuple[int, ...]]) -> int:
+        """How many of these prefixes the budget still has room for: for each, at least one token, and as many as the
+        best completion goes on with from there, since one that is cut off is of no use beside it. Requires a budget not
+        exhausted.
+        """
+        wanted = len(prefixes)
         if self.budget.rollouts is not None:
             wanted = min(wanted, self.budget.rollouts - self._usage.rollouts)
         if self.budget.generated_tokens is not None:
-            wanted = min(wanted, self.budget.generated_tokens - self._usage.generated_tokens)
+            best, left = self.pool.best(), self.budget.generated_tokens - self._usage.generated_tokens
+            length = 0 if best is None or best.rollout.cut else len(best.rollout.completion_ids)
+            tails = [max(1, length - len(prefix)) for prefix in prefixes]
+            while wanted and left // wanted < max(tails[:wanted]):
+                wanted -= 1
         return self._callable(wanted, 1)
 
     def _callable(self, wanted: int, texts: int) -> int:
@@ -302,7 +309,10 @@ class Search:
             return wanted
         return min(wanted, max(0, self.budget.reward_calls - self._usage.reward_calls) // (texts * self._calls))
 
-    def _too_few(self, name: str) -> str:
+    def _too_few(self, name: str | None = None) -> str:
+        """In words: which limit is in the way; None for one of those that are looked at before rollouts begin."""
+        if name is None:
+            name = "generated_tokens" if self.budget.reward_calls is None else "reward_calls"
         spent, allowed = getattr(self._usage, name), getattr(self.budget, name)
         return f"{name} {spent}/{allowed}: too few for what was wanted"
 
@@ -326,6 +336,16 @@ class Search:
         known = self.pool.log_probs(prefix)
         uniforms = self.uniforms(room)
         return RolloutJob(self.prompt, prefix, sampling, room, uniforms, await self._prompt_cache(), draft, known)
+
+    async def _ended(self, draft: tuple[int, ...]) -> tuple[int, ...]:
+        """A draft with the likeliest of the model's end tokens: one forward where there are several."""
+        ends = self.model.eos_ids
+        if len(ends) < 2:
+            return (*draft, *ends)
+        reading = Operation(self.model.likeliest_ends, ([self.prompt], [draft]), operation.STATES)
+        [(end, usage)] = await reading
+        self._usage = self._usage + usage
+        return (*draft, end)
 
     async def _prompt_cache(self) -> PrefixCache:
         """Keys and values of the prompt, read once per request."""
