@@ -8,9 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from nabla_agents import BestOfN, Budget, Engine, FinishReason, Grammar, Greedy, LanguageModel, Nabla, Sampling
+from nabla_agents import (
+    SGLANG,
+    BestOfN,
+    Budget,
+    Engine,
+    FinishReason,
+    Grammar,
+    Greedy,
+    LanguageModel,
+    Nabla,
+    Sampling,
+    ServerFormat,
+    ServerRollouts,
+)
 from nabla_agents.models.rows import RolloutJob
-from nabla_agents.rollouts import SGLANG, ServerFormat, ServerRollouts
 from nabla_agents.testing import FixedReward, random_model
 
 from .completions_server import CompletionsServer, seeded
@@ -61,7 +73,8 @@ def test_a_greedy_search_finds_on_a_server_what_it_finds_here(
 def test_sampled_pairs_have_the_distribution_of_local_ones(connect: Connect, server: CompletionsServer) -> None:
     """Chi-square of 600 pairs of tokens, 40 in a request, against the exact distribution; one false alarm in 10 000."""
     model, n = server.model, 600
-    jobs = [job(model, n=2, seed=i, temperature=1.3, top_k=6) for i in range(n)]
+    first = job(model, n=2, temperature=1.3, top_k=6)
+    jobs = [replace(first, uniforms=torch.rand(2, generator=seeded(i))) for i in range(n)]
     found = connect(format=ServerFormat(body=BODY, choices=40)).rollout(jobs)
     assert [body["n"] for body in server.asked] == [40] * 15
     counts, expected = Counter(r.completion_ids for r in found), exact(model, 1.3, 6)
