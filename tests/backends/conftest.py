@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from nabla_agents import LanguageModel, ServerRollouts
-from nabla_agents.backends import http
 from nabla_agents.testing import random_model
 
 from .completions_server import CompletionsServer
@@ -44,17 +43,3 @@ def connect(server: CompletionsServer, model: LanguageModel, pauses: list[float]
     yield make
     for rollouts in made:
         rollouts.close()
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts, which are not waited for."""
-    taken: list[float] = []
-    pause = http.pause
-
-    def none(attempt: int, retry_after: float) -> float:
-        taken.append(pause(attempt, retry_after))
-        return 0.0
-
-    monkeypatch.setattr(http, "pause", none)
-    return taken

@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 from nabla_agents import ArithmeticSteps, Engine, Greedy, RemoteEngine
-from nabla_agents.backends import http
 from nabla_agents.scripted import scripted_model
 from nabla_agents.serve import Server, ServeSettings, create_app
 from tests.serve.serving import running, says
@@ -59,17 +58,3 @@ class Faulty(httpx.BaseTransport):
 
     def close(self) -> None:
         self._inner.close()
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between attempts, which are not waited for."""
-    waited: list[float] = []
-    pause = http.pause
-
-    def none(attempt: int, retry_after: float) -> float:
-        waited.append(pause(attempt, retry_after))
-        return 0.0
-
-    monkeypatch.setattr(http, "pause", none)
-    return waited

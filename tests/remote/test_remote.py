@@ -149,11 +149,11 @@ def busy(status: int, code: str | None = None, **headers: str) -> httpx.Response
 
 
 @pytest.mark.parametrize("fault", [httpx.ConnectError("refused"), busy(503)])
-def test_what_may_pass_is_tried_again(remote: Remote, waits: list[float], fault: Any) -> None:
+def test_what_may_pass_is_tried_again(remote: Remote, pauses: list[float], fault: Any) -> None:
     transport = Faulty(fault, fault)
     result = remote("scripted", transport=transport).generate("Hello")
     assert result.text == "It rains in Oslo."
-    assert len(waits) == 2
+    assert len(pauses) == 2
 
 
 @pytest.mark.parametrize(
@@ -167,24 +167,24 @@ def test_what_may_pass_is_tried_again(remote: Remote, waits: list[float], fault:
     ],
 )
 def test_a_refusal_is_not_tried_again_and_is_the_error_that_its_code_says(
-    remote: Remote, waits: list[float], status: int, code: str | None, error: type[Exception], message: str
+    remote: Remote, pauses: list[float], status: int, code: str | None, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as raised:
         remote("scripted", api_key="secret-key", transport=Faulty(busy(status, code))).generate("Hello")
     assert type(raised.value) is error
     assert "secret-key" not in str(raised.value)
-    assert waits == []
+    assert pauses == []
 
 
-def test_attempts_end(remote: Remote, waits: list[float]) -> None:
+def test_attempts_end(remote: Remote, pauses: list[float]) -> None:
     with pytest.raises(RemoteError, match="answered 503, tried 3 times: no"):
         remote("scripted", transport=Faulty(*[busy(503)] * 9), attempts=3).generate("Hello")
-    assert len(waits) == 2
+    assert len(pauses) == 2
     with pytest.raises(RemoteError, match="cannot be reached, tried 2 times: ConnectError"):
         RemoteEngine("http://127.0.0.1:1", attempts=2).generate("Hello")
 
 
-def test_an_answer_that_breaks_off_is_an_error_and_nothing_is_resumed(remote: Remote, waits: list[float]) -> None:
+def test_an_answer_that_breaks_off_is_an_error_and_nothing_is_resumed(remote: Remote, pauses: list[float]) -> None:
     class Breaking(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
             yield b": searching\n\n"
@@ -198,7 +198,7 @@ def test_an_answer_that_breaks_off_is_an_error_and_nothing_is_resumed(remote: Re
         with pytest.raises(RemoteError, match="broke off .* Nothing was resumed"):
             engine.generate(prompt)
         assert transport.sent == ["/v1/nabla/steps"]
-    assert waits == []
+    assert pauses == []
 
 
 def test_a_cancelled_run_does_not_wait_to_be_tried_again(remote: Remote) -> None:
@@ -212,7 +212,7 @@ def test_a_cancelled_run_does_not_wait_to_be_tried_again(remote: Remote) -> None
     assert transport.sent[-1:] == ["/v1/nabla/steps"]
 
 
-def test_a_server_of_another_kind_is_told_apart(waits: list[float]) -> None:
+def test_a_server_of_another_kind_is_told_apart(pauses: list[float]) -> None:
     for answer in ({"json": {"data": [{"id": "gpt"}]}}, {"text": "<html>"}):
         models = httpx.MockTransport(lambda _, answer=answer: httpx.Response(200, **answer))
         with pytest.raises(RemoteError, match=r"no server of `nabla serve`|no JSON; is it a server of `nabla serve`\?"):
