@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.config import Sampling
@@ -196,27 +196,6 @@ class Search:
         """At each place of a completion the `top` likeliest tokens with log π in nats: one forward."""
         carrier = await self.states(entry, 0)
         return _likeliest(carrier.logits(range(len(entry.rollout.completion_ids))), top)
-
-    def free(self, rollout: Rollout) -> Container[int]:
-        """The places of a completion that the request's grammar leaves to the search; all of them without one."""
-        grammar, ids = self.sampling.grammar, rollout.completion_ids
-        if grammar is None or grammar.refine:
-            return range(len(ids))
-        spans = grammar.free(rollout.text)
-        located = self.model.tokenizer.token_offsets(ids)
-        return {i for i, (a, b) in enumerate(located) if any(start <= a < b <= end for start, end in spans)}
-
-    def permitted(self, rollout: Rollout, positions: Sequence[int]) -> Bool[Tensor, "n vocab"] | None:
-        """What the request's grammar has at ascending places of a completion; None without a grammar."""
-        if self.sampling.grammar is None:
-            return None
-        constraint, at = self.model.constraint(self.sampling.grammar), 0
-        masks: list[Tensor] = []
-        for position in positions:
-            constraint.take(rollout.completion_ids[at:position])
-            masks.append(torch.from_numpy(constraint.mask()))
-            at = position
-        return torch.stack(masks)
 
     async def prefix_gains(self, entry: Scored, proposals: Sequence[Proposal]) -> list[float | None]:
         """By how much each change makes the objective of the text up to it better, in nats; None where the reward
