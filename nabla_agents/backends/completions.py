@@ -41,8 +41,8 @@ def complete(http: HttpClient, body: Mapping[str, Any], *, stopped: threading.Ev
         RolloutError: it refuses the request, or failed as often as was tried.
     """
     answer = http.post("/completions", body, stopped=stopped)
-    given = answer.get("choices")
-    listed = [c for c in given if isinstance(c, dict)] if isinstance(given, list) else []
+    items = answer.get("choices")
+    listed = [c for c in items if isinstance(c, dict)] if isinstance(items, list) else []
     listed.sort(key=lambda c: c["index"] if isinstance(c.get("index"), int) else 0)
     choices = [choice for c in listed if (choice := _choice(c)) is not None]
     return Answer(tuple(choices[: body["n"]]), len(body["prompt"]) - _cached(answer))
@@ -70,29 +70,29 @@ def rollout_error(failure: Failure) -> NablaError:
     return RolloutError(f"{url}{path} refuses the request ({failure}).{hint}")
 
 
-def _choice(given: Mapping[str, Any]) -> Choice | None:
+def _choice(item: Mapping[str, Any]) -> Choice | None:
     """A choice that came to its end with all of its tokens; None for one that was broken off.
 
     Raises:
         RolloutError: the server returns no token ids or no log-probabilities at all.
     """
-    ids: Any = given.get("token_ids")
-    log_probs: Any = (given.get("logprobs") or {}).get("token_logprobs")
-    if given.get("finish_reason") not in ("stop", "length"):
+    ids: Any = item.get("token_ids")
+    log_probs: Any = (item.get("logprobs") or {}).get("token_logprobs")
+    if item.get("finish_reason") not in ("stop", "length"):
         return None
     if not _are(ids, int) or not isinstance(log_probs, Sequence):
         raise RolloutError(
-            f"The server returned a choice with {sorted(given)}; expected token_ids (whole numbers) and "
+            f"The server returned a choice with {sorted(item)}; expected token_ids (whole numbers) and "
             "logprobs.token_logprobs. Declare how it is asked for them: format=ServerFormat(body={...})."
         )
     if len(log_probs) != len(ids) or not all(_is_log_prob(p) for p in log_probs):
         return None
-    prompt: Any = given.get("prompt_token_ids")
+    prompt: Any = item.get("prompt_token_ids")
     return Choice(
         tuple(ids),
         tuple(float(p) for p in log_probs),
-        FinishReason(given["finish_reason"]),
-        str(given.get("text") or ""),
+        FinishReason(item["finish_reason"]),
+        str(item.get("text") or ""),
         tuple(prompt) if _are(prompt, int) else None,
     )
 

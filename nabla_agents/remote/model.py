@@ -39,8 +39,8 @@ class RemoteTokenizer:
         with self._lock:
             self._texts.update(zip(ids, texts, strict=True))
 
-    def _tokens(self, **given: Any) -> dict[str, Any]:
-        tokens = self._http.post(TOKENS, {"model": self._model, **given})
+    def _tokens(self, **text_or_ids: Any) -> dict[str, Any]:
+        tokens = self._http.post(TOKENS, {"model": self._model, **text_or_ids})
         self.learn(tokens["ids"], tokens["texts"])
         return tokens
 

@@ -162,9 +162,9 @@ def _question(row: Row, field: str) -> str | list[dict[str, Any]]:
 
 def _identity(rows: Sequence[Row], settings: DatasetSettings, make_engine: EngineMaker) -> str:
     """What makes parts fit together: the rows, what is asked of them, the engine, and the version that did it."""
-    asked = settings.model_dump(exclude={"workers", "num_cpus", "num_gpus"})
+    work = settings.model_dump(exclude={"workers", "num_cpus", "num_gpus"})
     engine = getattr(make_engine, "__qualname__", repr(make_engine))
-    job = json.dumps([nabla_agents.__version__, engine, asked, rows], sort_keys=True, default=str)
+    job = json.dumps([nabla_agents.__version__, engine, work, rows], sort_keys=True, default=str)
     return hashlib.sha256(job.encode()).hexdigest()
 
 

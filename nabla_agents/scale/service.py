@@ -101,11 +101,11 @@ def app(arguments: Mapping[str, Any]) -> Application:
     """
     from nabla_agents.serve import ServeSettings
 
-    given = dict(arguments)
-    file, anonymous = given.pop("settings", None), given.pop("anonymous", None)
-    loading = {name: given.pop(name) for name in ("dtype", "revision", "device_map") if name in given}
-    make_engine = engine_maker(given.pop("model", "tiny"), engine=given.pop("engine", None), loading=loading)
+    rest = dict(arguments)
+    file, anonymous = rest.pop("settings", None), rest.pop("anonymous", None)
+    loading = {name: rest.pop(name) for name in ("dtype", "revision", "device_map") if name in rest}
+    make_engine = engine_maker(rest.pop("model", "tiny"), engine=rest.pop("engine", None), loading=loading)
     served = ServeSettings.read(
         None if file is None else Path(str(file)), **({} if anonymous is None else {"anonymous": anonymous})
     )
-    return application(make_engine, ReplicaSettings(**given), served)
+    return application(make_engine, ReplicaSettings(**rest), served)

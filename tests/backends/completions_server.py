@@ -60,7 +60,7 @@ class CompletionsServer:
             thread.join(timeout=20)
 
     @property
-    def asked(self) -> list[dict[str, Any]]:
+    def requests(self) -> list[dict[str, Any]]:
         """The requests after the greeting of the first call."""
         return [body for body in self.seen if body["temperature"] != 2.0]
 

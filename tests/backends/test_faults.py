@@ -54,15 +54,15 @@ def test_choices_that_are_missing_or_broken_off_are_asked_for_anew_by_other_seed
     server.faults = [None, fewer(2), changed(finish_reason="abort"), changed(finish_reason=None)]
     rollouts = connect().rollout(jobs(server.model, 4))
     assert len(rollouts) == 4
-    assert [body["n"] for body in server.asked] == [4, 2, 2, 2]
-    assert len({body["seed"] for body in server.asked}) == 2
+    assert [body["n"] for body in server.requests] == [4, 2, 2, 2]
+    assert len({body["seed"] for body in server.requests}) == 2
     assert sum(r.usage.lm_forward_tokens for r in rollouts) > 4 * len(rollouts[0].prompt.ids)  # each attempt reads it
 
 
 def test_choices_without_all_log_probs_are_not_whole(connect: Connect, server: CompletionsServer) -> None:
     server.faults = [None, changed(logprobs={"token_logprobs": [None] * 8}), changed(logprobs={"token_logprobs": []})]
     assert len(connect().rollout(jobs(server.model, 2))) == 2
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
 
 
 def tokens(*ids: int, **more: Any) -> Any:

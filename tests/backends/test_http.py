@@ -42,11 +42,11 @@ class Answers(httpx.BaseTransport):
 
 def client(*answers: Answer, attempts: int = 5, **options: Any) -> tuple[HttpClient, Answers]:
     transport = Answers(*answers)
-    given = {"error": wrong, "api_key": None, "timeout": 1.0, "transport": transport, **options}
-    return HttpClient("http://host/v1/", attempts=attempts, **given), transport
+    settings = {"error": wrong, "api_key": None, "timeout": 1.0, "transport": transport, **options}
+    return HttpClient("http://host/v1/", attempts=attempts, **settings), transport
 
 
-def said(status: int, **headers: str) -> httpx.Response:
+def refusal(status: int, **headers: str) -> httpx.Response:
     return httpx.Response(status, json={"error": {"message": "no", "code": "why"}}, headers=headers)
 
 
@@ -54,7 +54,7 @@ PASSING = {
     "refused": lambda: httpx.ConnectError("refused"),
     "slow": lambda: httpx.ReadTimeout("slow"),
     "reset": lambda: httpx.RemoteProtocolError("reset"),
-    **{str(status): lambda status=status: said(status) for status in (408, 409, 425, 429, 500, 502, 503)},
+    **{str(status): lambda status=status: refusal(status) for status in (408, 409, 425, 429, 500, 502, 503)},
     "no JSON": lambda: httpx.Response(200, text="<html>bad gateway</html>"),
     "no object": lambda: httpx.Response(200, json=[1]),
 }
@@ -72,14 +72,17 @@ def test_what_may_pass_is_tried_again_with_the_same_request(name: str, pauses: l
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
 def test_another_refusal_is_not_tried_again(status: int, pauses: list[float]) -> None:
-    http, there = client(said(status))
+    http, there = client(refusal(status))
     with pytest.raises(Wrong, match=f"/x 1x HTTP {status}: no why"):
         http.get("/x")
     assert (len(there.requests), pauses) == (1, [])
 
 
 def test_attempts_end(pauses: list[float]) -> None:
-    for answers, message in ((said(503), "HTTP 503: no why"), (httpx.ConnectError("gone"), "ConnectError: gone None")):
+    for answers, message in (
+        (refusal(503), "HTTP 503: no why"),
+        (httpx.ConnectError("gone"), "ConnectError: gone None"),
+    ):
         http, _ = client(*[answers] * 3, attempts=3)
         with pytest.raises(Wrong, match=f"/x 3x {message}"):
             http.post("/x", BODY)
@@ -109,7 +112,7 @@ def test_a_stream_is_tried_again_until_it_begins_and_never_after(pauses: list[fl
             yield b"begun"
             raise httpx.ReadError("reset")
 
-    http, there = client(said(503), httpx.Response(200, stream=Breaking()))
+    http, there = client(refusal(503), httpx.Response(200, stream=Breaking()))
     response = http.stream("/x", BODY)
     with pytest.raises(httpx.ReadError):
         list(response.iter_raw())
@@ -130,7 +133,7 @@ def test_pauses_double_and_are_jittered_and_as_long_as_the_server_asks_up_to_a_m
 
 @pytest.mark.parametrize(("header", "least"), [("7", 7.0), ("-5", 0.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0)])
 def test_retry_after_is_read_as_seconds(header: str, least: float, pauses: list[float]) -> None:
-    http, _ = client(said(429, **{"retry-after": header}), httpx.Response(200, json={}))
+    http, _ = client(refusal(429, **{"retry-after": header}), httpx.Response(200, json={}))
     http.get("/x")
     [taken] = pauses
     assert least + 0.25 <= taken <= least + 1.25
@@ -138,7 +141,7 @@ def test_retry_after_is_read_as_seconds(header: str, least: float, pauses: list[
 
 def test_who_is_stopped_waits_no_longer() -> None:
     stopped = threading.Event()
-    http, there = client(said(429, **{"retry-after": "60"}), said(503))
+    http, there = client(refusal(429, **{"retry-after": "60"}), refusal(503))
     threading.Timer(0.05, stopped.set).start()
     with pytest.raises(Wrong, match="/x 1x HTTP 429"):
         http.post("/x", BODY, stopped=stopped)
@@ -146,7 +149,7 @@ def test_who_is_stopped_waits_no_longer() -> None:
 
 
 def test_the_key_goes_into_the_header_alone() -> None:
-    http, there = client(said(401), api_key="secret-key")
+    http, there = client(refusal(401), api_key="secret-key")
     with pytest.raises(Wrong) as raised:
         http.get("/x")
     assert there.requests[0].headers["authorization"] == "Bearer secret-key"

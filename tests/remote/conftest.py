@@ -22,8 +22,8 @@ def local() -> dict[str, Engine]:
 @pytest.fixture(scope="module")
 def server(local: dict[str, Engine]) -> Iterator[Server]:
     settings = ServeSettings(port=0, shutdown_seconds=5)
-    with running(create_app(local, settings, rewards={"arithmetic": ArithmeticSteps()}), settings) as found:
-        yield found
+    with running(create_app(local, settings, rewards={"arithmetic": ArithmeticSteps()}), settings) as started:
+        yield started
 
 
 @pytest.fixture

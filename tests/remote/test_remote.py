@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -123,8 +124,6 @@ def test_errors_are_those_of_the_engine(remote: Remote) -> None:
         remote("gpt-4").generate(QUESTION)
     with pytest.raises(ConfigurationError, match="expected for example http"):
         RemoteEngine("localhost:8000")
-    with pytest.raises(ConfigurationError, match="attempts is 0"):
-        RemoteEngine("http://localhost:8000", attempts=0)
 
 
 def test_a_cancelled_run_ends_at_once_and_there_too(remote: Remote, server: Server) -> None:
@@ -207,9 +206,11 @@ def test_a_cancelled_run_does_not_wait_to_be_tried_again(remote: Remote) -> None
     transport.faults = [busy(429, **{"retry-after": "60"})]
     run = engine.submit(engine.request(prompt))
     until(lambda: not transport.faults)
+    began = time.monotonic()
     run.cancel()
     assert run.drain().finish_reason is FinishReason.INTERRUPTED
-    assert transport.sent[-1:] == ["/v1/nabla/steps"]
+    assert time.monotonic() - began < 30
+    assert transport.sent.count("/v1/nabla/steps") == 1
 
 
 def test_a_server_of_another_kind_is_told_apart(pauses: list[float]) -> None:
