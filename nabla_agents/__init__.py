@@ -43,6 +43,8 @@ from nabla_agents.types import (
 )
 
 if TYPE_CHECKING:
+    from nabla_agents.backends.formats import SGLANG, VLLM, ServerFormat
+    from nabla_agents.backends.server import ServerRollouts
     from nabla_agents.chat.committed import CommittedReply, CommittedText
     from nabla_agents.config import Sampling
     from nabla_agents.engine import Engine
@@ -78,7 +80,6 @@ if TYPE_CHECKING:
         prompt_assertions,
         reward,
     )
-    from nabla_agents.rollouts import SGLANG, VLLM, ServerFormat, ServerRollouts
     from nabla_agents.run import Run
     from nabla_agents.sandbox import Execution, Executor, Limits, Program, Status, make_executor
     from nabla_agents.search import (
@@ -109,11 +110,11 @@ _LAZY = {
     "QWEN_MATH_PRM": "rewards",
     "QWEN_MATH_RM": "rewards",
     "RLHFLOW_PRM": "rewards",
-    "SGLANG": "rollouts",
+    "SGLANG": "backends.formats",
     "SKYWORK_O1_PRM": "rewards",
     "SKYWORK_REWARD_V2": "rewards",
     "TRL_PRM": "rewards",
-    "VLLM": "rollouts",
+    "VLLM": "backends.formats",
     "AdamDTO": "search.dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "search",
@@ -150,8 +151,8 @@ _LAZY = {
     "Run": "run",
     "Sampling": "config",
     "SelfConsistency": "search",
-    "ServerFormat": "rollouts",
-    "ServerRollouts": "rollouts",
+    "ServerFormat": "backends.formats",
+    "ServerRollouts": "backends.server",
     "SharedEngine": "shared",
     "SoftMin": "rewards",
     "StepFormat": "rewards",

@@ -49,6 +49,22 @@ def ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Those between attempts to reach a server, which are not waited for."""
+    from nabla_agents.backends import http
+
+    taken: list[float] = []
+    pause = http.pause
+
+    def none(attempt: int, retry_after: float) -> float:
+        taken.append(pause(attempt, retry_after))
+        return 0.0
+
+    monkeypatch.setattr(http, "pause", none)
+    return taken
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium without a window, driven by Playwright; without one, the test is skipped.

@@ -3,32 +3,74 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-import httpx
-
+from nabla_agents.backends.http import Failure, HttpClient
 from nabla_agents.base_engine import BaseEngine
-from nabla_agents.errors import ConfigurationError, PromptError, RemoteError
-from nabla_agents.remote.endpoint import Endpoint
+from nabla_agents.errors import ConfigurationError, ContextOverflowError, NablaError, PromptError, RemoteError
+from nabla_agents.named import STRATEGIES
 from nabla_agents.remote.model import RemoteModel
 from nabla_agents.remote.search import RemoteSearch
-from nabla_agents.remote.strategy import RemoteStrategy
 from nabla_agents.request import PromptLike, Request, read_messages
 from nabla_agents.run import Run
 from nabla_agents.types import Budget, Message, Prompt
 from nabla_agents.wire import PROMPT, message_fields, sampling_fields
 
+if TYPE_CHECKING:
+    import httpx
+
 _MOST: Final = 32  # searches that are asked for at a time
+
+
+@dataclass(frozen=True)
+class RemoteStrategy:
+    """The server's strategy of this name, with some of its settings changed; None is the one it has for itself."""
+
+    name: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @staticmethod
+    def of(strategy: Any) -> RemoteStrategy:
+        """The remote strategy that a local one, such as `BestOfN(n=4)`, stands for.
+
+        Raises:
+            ConfigurationError: one of your own; or it has settings that are objects, which are not sent.
+        """
+        if strategy is None or isinstance(strategy, RemoteStrategy):
+            return strategy or RemoteStrategy()
+        kind = type(strategy)
+        registered = next((name for name, make in STRATEGIES.items() if type(make(1)) is kind), None)
+        if registered is None:
+            raise ConfigurationError(
+                f"The strategy {strategy!r} runs only where its model is: on the server. Have the server offer it "
+                "under a name, and ask for RemoteStrategy(name)."
+            )
+        fields = kind.model_fields
+        settings = {name: value for name, value in strategy if value != fields[name].get_default()}
+        for name, value in settings.items():
+            value = settings[name] = getattr(value, "name", value)  # a direction, by its short name
+            if not isinstance(value, str | int | float | None):
+                raise ConfigurationError(
+                    f"{kind.__name__}.{name} is {value!r}, which is not sent to a server. Have the server offer this "
+                    "strategy under a name, and ask for RemoteStrategy(name)."
+                )
+        return RemoteStrategy(registered, settings)
+
+    @property
+    def wire(self) -> Any:
+        """As the server takes it."""
+        return self.name if not self.settings else {"name": self.name, **self.settings}
 
 
 class RemoteEngine(BaseEngine):
     """Answers prompts by a server of `nabla serve`, as an `Engine` does; needs neither torch nor weights here.
 
-    Nothing is asked before it is used. A request is tried again after a connection error, 429 and 5xx, with random
-    waits that grow; an answer that breaks off raises, and nothing is resumed. Threads may share one.
+    Nothing is asked before it is used. A request is tried again after a connection error, 408, 409, 425, 429 and 5xx,
+    with random waits that grow; an answer that breaks off raises, and nothing is resumed. Threads may share one.
 
     Args:
         base_url: of the server, for example `http://127.0.0.1:8000/v1`.
@@ -57,9 +99,10 @@ class RemoteEngine(BaseEngine):
         attempts: int = 5,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        if attempts < 1:
-            raise ConfigurationError(f"attempts is {attempts!r}; expected a whole number of at least 1.")
-        self._endpoint = Endpoint(base_url, api_key=api_key, timeout=timeout, attempts=attempts, transport=transport)
+        url = base_url.rstrip("/").removesuffix("/v1")
+        self._http = HttpClient(
+            url, error=_remote_error, api_key=api_key, attempts=attempts, timeout=timeout, transport=transport
+        )
         self._name, self.reward = model, reward
         self.strategy = RemoteStrategy.of(strategy)
         self._budget = budget
@@ -67,7 +110,7 @@ class RemoteEngine(BaseEngine):
 
     @property
     def base_url(self) -> str:
-        return self._endpoint.base_url
+        return self._http.url
 
     @cached_property
     def model(self) -> RemoteModel:
@@ -78,11 +121,11 @@ class RemoteEngine(BaseEngine):
             RemoteError: it cannot be reached, or is no server of `nabla serve`.
         """
         if self._name is not None:
-            card = self._endpoint.get(f"/v1/models/{quote(self._name)}")
+            card = self._http.get(f"/v1/models/{quote(self._name)}")
         else:
-            [card, *_] = self._endpoint.get("/v1/models").get("data") or [{}]
+            [card, *_] = self._http.get("/v1/models").get("data") or [{}]
         try:
-            return RemoteModel(self._endpoint, card)
+            return RemoteModel(self._http, card)
         except (KeyError, TypeError) as e:
             raise RemoteError(f"{self.base_url} is no server of `nabla serve`: it knows no {e}.") from e
 
@@ -93,7 +136,7 @@ class RemoteEngine(BaseEngine):
 
     def close(self) -> None:
         """Closes the connections."""
-        self._endpoint.close()
+        self._http.close()
 
     def prompt(
         self, prompt: PromptLike, *, tools: Sequence[dict[str, Any]] | None = None, formatted: bool = False
@@ -107,21 +150,17 @@ class RemoteEngine(BaseEngine):
             if tools or formatted:
                 raise PromptError("A Prompt is rendered already: give tools and formatted to prompt instead.")
             return prompt
-        if isinstance(prompt, str):
-            messages = () if formatted else (Message("user", prompt),)
-        else:
-            messages = tuple(read_messages(prompt))
-        body: dict[str, Any] = {"model": self.model.name}
+        if formatted and not isinstance(prompt, str):
+            raise PromptError("formatted=True takes the prompt verbatim: expected one string, got messages.")
+        body: dict[str, Any] = {"model": self.model.name, **({"tools": list(tools)} if tools else {})}
+        messages: tuple[Message, ...] = ()
         if formatted:
-            if not isinstance(prompt, str):
-                raise PromptError("formatted=True takes the prompt verbatim: expected one string, got messages.")
             body["text"] = prompt
         else:
+            messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(read_messages(prompt))
             body["messages"] = [message_fields(message) for message in messages]
-        if tools:
-            body["tools"] = list(tools)
-        found = self._endpoint.post(PROMPT, body)
-        return Prompt(messages, found["text"], tuple(found["ids"]))
+        rendered = self._http.post(PROMPT, body)
+        return Prompt(messages, rendered["text"], tuple(rendered["ids"]))
 
     def submit(self, request: Request, *, on_demand: bool = False) -> Run:
         """Has the server search, as `Engine.submit`; with `on_demand` it begins with the first step asked for, and goes
@@ -137,7 +176,7 @@ class RemoteEngine(BaseEngine):
             )
         limits = request.budget or self._budget
         strategy = self.strategy if request.strategy is None else RemoteStrategy.of(request.strategy)
-        wish = {
+        nabla = {
             "reward": self.reward,
             "draft": request.draft,
             "budget": None if limits is None else {k: v for k, v in vars(limits).items() if v is not None},
@@ -149,9 +188,29 @@ class RemoteEngine(BaseEngine):
             "prompt": {"messages": [message_fields(m) for m in prompt.messages], "text": prompt.text},
             "seed": request.seed,
             "sampling": sampling_fields(request.sampling),
-            "nabla": {name: value for name, value in wish.items() if value is not None},
+            "nabla": {name: value for name, value in nabla.items() if value is not None},
         }
-        search = RemoteSearch(self._endpoint, body, request, self.model.tokenizer, places=self._places)
+        search = RemoteSearch(self._http, body, request, self.model.tokenizer, places=self._places)
         run = Run(request, search, on_demand=on_demand)
         search.serve(run)
         return run
+
+
+def _remote_error(failure: Failure) -> NablaError:
+    """The error of a request that failed."""
+    url, message, status = failure.url, failure.message, failure.status
+    if status is None:
+        return RemoteError(
+            f"{url} cannot be reached, tried {failure.attempts} times: {message}. Is `nabla serve` running there?"
+        )
+    if status == 200:
+        return RemoteError(f"{url} answered with what is no JSON; is it a server of `nabla serve`?")
+    if failure.may_pass:
+        return RemoteError(f"{url} answered {status}, tried {failure.attempts} times: {message}")
+    if failure.code == "context_length_exceeded":
+        return ContextOverflowError(message)
+    if failure.code == "invalid_prompt":
+        return PromptError(message)
+    if status in (400, 404, 422) and failure.code is not None:
+        return ConfigurationError(f"{url}: {message}")
+    return RemoteError(f"{url} answered {status}: {message}")

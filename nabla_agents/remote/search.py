@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import httpx
 
+from nabla_agents.backends.http import HttpClient
 from nabla_agents.errors import NablaError, RemoteError
-from nabla_agents.remote.endpoint import Endpoint
 from nabla_agents.remote.model import RemoteTokenizer
 from nabla_agents.request import Request
 from nabla_agents.result import Result
@@ -32,20 +33,20 @@ class RemoteSearch:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        http: HttpClient,
         body: Mapping[str, Any],
         request: Request,
         tokenizer: RemoteTokenizer,
         *,
         places: threading.Semaphore,
     ) -> None:
-        self._endpoint, self._body, self._request = endpoint, body, request
+        self._http, self._body, self._request = http, body, request
         self._tokenizer, self._places = tokenizer, places
         self._usage = Usage()
         self._best: Step | None = None  # the last one accepted
         self._ended: tuple[FinishReason, str] | None = None
         self._sent: SentResult | None = None
-        self._cancelled = self._began = False
+        self._cancelled, self._began = threading.Event(), False
         self._response: httpx.Response | None = None
         self._lock = threading.Lock()
         self._run: weakref.ref[Run] | None = None
@@ -64,7 +65,7 @@ class RemoteSearch:
 
     def cancel(self) -> None:
         """Ends the search: the server hears it at once, since the connection is shut."""
-        self._cancelled = True
+        self._cancelled.set()
         with self._lock:
             response = self._response
         if response is not None and not response.is_closed:
@@ -79,20 +80,35 @@ class RemoteSearch:
         trace = Trace(steps, question=self._request.prompt.question)
         if self._sent is not None and self._ended is None:
             return self._sent.with_trace(trace)
-        best, text = self._best, "" if self._best is None else self._best.text
-        why = "stopped by the caller" if self._cancelled else "not run to its end"
+        why = "stopped by the caller" if self._cancelled.is_set() else "not run to its end"
         reason, detail = self._ended or (FinishReason.INTERRUPTED, why)
+        best = self._last_step()
         return Result(
-            text=text,
-            token_ids=self._ids(text) if ended else (),
-            score=None if best is None else best.score,
+            text=best.text,
+            token_ids=self._ids(best.text) if ended else (),
+            score=best.score,
             finish_reason=reason,
             usage=self._usage,
             trace=trace,
-            log_likelihood=float("nan") if best is None else best.log_likelihood,
+            log_likelihood=best.log_likelihood,
             detail=detail,
             seed=self._request.seed,
             prompt_tokens=len(self._request.prompt.ids),
+        )
+
+    def _last_step(self) -> Step:
+        """The best so far, as the end of a search that the server did not end."""
+        best = self._best
+        text = "" if best is None else best.text
+        return Step(
+            kind="commit",
+            committed_text=text,
+            accepted=True,
+            log_likelihood=math.nan if best is None else best.log_likelihood,
+            score=None if best is None else best.score,
+            text=text,
+            usage=self._usage,
+            done=True,
         )
 
     def _ids(self, text: str) -> tuple[int, ...]:
@@ -112,8 +128,6 @@ class RemoteSearch:
             self._put(last or self._last_step())
         except BaseException as e:
             error, self._ended = e, (FinishReason.INTERRUPTED, f"{type(e).__name__}: {e}")
-        finally:
-            self._close()
         if self._run is not None and (run := self._run()) is not None:
             run.end(error)
 
@@ -121,15 +135,28 @@ class RemoteSearch:
         """Hands on the steps that the server makes, as they come; returns the last one, of the whole answer.
 
         Raises:
-            RemoteError: it broke off; and what `Endpoint.stream` raises.
+            RemoteError: it broke off; and what `HttpClient.stream` raises.
         """
-        last, until = None, self._request.until
-        if self._cancelled:
+        if self._cancelled.is_set():
             return None
-        response = self._endpoint.stream(STEPS, self._body)
-        with self._lock:
-            self._response = response
-        for item in self._items(response):
+        try:
+            response = self._http.stream(STEPS, self._body, stopped=self._cancelled)
+        except NablaError:
+            if self._cancelled.is_set():
+                return None
+            raise
+        with closing(response):
+            with self._lock:
+                self._response = response
+            last = self._heed(self._items(response))
+        if self._sent is None and self._ended is None and not self._cancelled.is_set():
+            raise self._broken("it ended before its result")
+        return last
+
+    def _heed(self, items: Iterator[Any]) -> Step | None:
+        """As `_read`, of what has come; ends before the last step where a text is good enough."""
+        last, until = None, self._request.until
+        for item in items:
             if "step" not in item:
                 self._sent = SentResult.model_validate(item["result"])
                 self._tokenizer.learn(self._sent.token_ids, self._sent.token_texts)
@@ -145,8 +172,6 @@ class RemoteSearch:
             if until is not None and step.kind != "token" and step.accepted and until(step):
                 self._ended = (FinishReason.STOP, "good enough")
                 return None
-        if self._sent is None and not self._cancelled:
-            raise self._endpoint.broken("it ended before its result")
         return last
 
     def _put(self, step: Step) -> None:
@@ -158,33 +183,21 @@ class RemoteSearch:
         """The data of the events; ends where the search was cancelled."""
         try:
             for line in response.iter_lines():
-                if self._cancelled:
+                if self._cancelled.is_set():
                     return
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
                 item = json.loads(line.removeprefix("data: "))
                 if "error" in item:
-                    raise RemoteError(f"{self._endpoint.base_url}: {item['error'].get('message')}")
+                    raise RemoteError(f"{self._http.url}: {item['error'].get('message')}")
                 yield item
         except (httpx.HTTPError, httpx.StreamError, ValueError) as e:
-            if not self._cancelled:
-                raise self._endpoint.broken(f"{type(e).__name__}: {e}") from e
+            if not self._cancelled.is_set():
+                raise self._broken(f"{type(e).__name__}: {e}") from e
 
-    def _close(self) -> None:
-        with self._lock:
-            response, self._response = self._response, None
-        if response is not None:
-            response.close()
-
-    def _last_step(self) -> Step:
-        best = self._best
-        return Step(
-            kind="commit",
-            committed_text="" if best is None else best.text,
-            accepted=True,
-            log_likelihood=float("nan") if best is None else best.log_likelihood,
-            score=None if best is None else best.score,
-            text="" if best is None else best.text,
-            usage=self._usage,
-            done=True,
+    def _broken(self, why: str) -> RemoteError:
+        """The error of an answer that broke off."""
+        return RemoteError(
+            f"The answer of {self._http.url} broke off ({why}). Nothing was resumed; ask again: the same seed gives "
+            "the same answer."
         )

@@ -9,9 +9,8 @@ import typer
 from rich.console import Console
 
 from nabla_agents.errors import NablaError
-from nabla_agents.scale.cluster import on_ray
-from nabla_agents.scale.dataset import DatasetSettings, complete_dataset, on_this_machine
-from nabla_agents.scale.engines import engine_maker
+from nabla_agents.scale.dataset import DatasetSettings, complete_dataset, on_ray, on_this_machine
+from nabla_agents.scale.engines import engine_maker, needs_ray
 from nabla_agents.scale.files import kind_of
 
 
@@ -49,12 +48,7 @@ def main(
         )
         make_engine = engine_maker(model, engine=engine)
         if ray is not None:
-            from nabla_agents.scale.engines import needs_ray
-
-            needs_ray()
-            import ray as cluster
-
-            cluster.init(address=ray, log_to_driver=False)
+            needs_ray().init(address=ray, log_to_driver=False)
         run = on_this_machine if ray is None else on_ray
         for done, total in complete_dataset(source, out, make_engine, settings, run=run):
             console.print(f"{done}/{total} shards")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -16,13 +15,9 @@ import nabla_agents
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError, NablaError, PromptError
-from nabla_agents.scale.engines import EngineMaker
-from nabla_agents.scale.files import kind_of, read_lines, read_rows, replace_text, write_rows
+from nabla_agents.scale.engines import EngineMaker, needs_ray
+from nabla_agents.scale.files import ABOUT, COMPLETION, Row, kind_of, read_lines, read_rows, replace_text, write_rows
 from nabla_agents.types import Budget
-
-COMPLETION, ABOUT = "completion", "nabla"
-
-Row = dict[str, Any]
 
 
 class DatasetSettings(Settings):
@@ -43,31 +38,76 @@ class DatasetSettings(Settings):
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Rows `first`, `first` + 1, ... of the dataset."""
+Shard = tuple[int, list[Row]]
+"""Its number, and its rows: shard n begins with row n * `settings.shard` of the dataset."""
 
-    number: int
-    first: int
-    rows: tuple[Row, ...]
+Runner = Callable[[Sequence[Shard], EngineMaker, DatasetSettings], Iterable[Shard]]
+"""Completes shards, in any order, each at least once."""
 
 
-class Runner(Protocol):
-    """Completes shards, in any order, each at least once."""
-
-    def __call__(
-        self, shards: Sequence[Shard], make_engine: EngineMaker, settings: DatasetSettings
-    ) -> Iterable[tuple[int, list[Row]]]: ...
-
-
-def on_this_machine(
-    shards: Sequence[Shard], make_engine: EngineMaker, settings: DatasetSettings
-) -> Iterator[tuple[int, list[Row]]]:
+def on_this_machine(shards: Sequence[Shard], make_engine: EngineMaker, settings: DatasetSettings) -> Iterator[Shard]:
     """One shard after another, in this process."""
-    engine = make_engine() if shards else None
-    for shard in shards:
-        assert engine is not None
-        yield shard.number, completed(engine, shard, settings)
+    if shards:
+        yield from map(ShardWorker(make_engine, settings).completed, shards)
+
+
+def on_ray(shards: Sequence[Shard], make_engine: EngineMaker, settings: DatasetSettings) -> Iterator[Shard]:
+    """Each shard on one of `settings.workers` workers with an engine each, as they become free. What a worker or node
+    that dies had in hand goes to another one; the rows travel with the work, so that nodes need no common files.
+
+    Raises:
+        ConfigurationError: Ray is not installed.
+    """
+    needs_ray()
+    import ray.data
+
+    if not shards:
+        return
+    items = [{"number": number, "rows": json.dumps(rows)} for number, rows in shards]
+    worker: Any = ShardWorker  # Ray makes one in each process
+    results = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        worker,
+        fn_constructor_kwargs={"make_engine": make_engine, "settings": settings},
+        concurrency=min(settings.workers, len(items)),
+        num_cpus=settings.num_cpus,
+        num_gpus=settings.num_gpus,
+    )
+    for item in results.iter_rows():
+        yield int(item["number"]), json.loads(item["rows"])
+
+
+class ShardWorker:
+    """One engine, and the shards it is given."""
+
+    def __init__(self, make_engine: EngineMaker, settings: DatasetSettings) -> None:
+        self._engine: Engine = make_engine()
+        self._settings = settings
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """A shard as Ray Data has it."""
+        number, rows = self.completed((int(item["number"]), json.loads(item["rows"])))
+        return {"number": number, "rows": json.dumps(rows)}
+
+    def completed(self, shard: Shard) -> Shard:
+        """The shard's rows with their completions, searched as one batch."""
+        engine, settings, (number, rows) = self._engine, self._settings, shard
+        prompts: dict[int, Any] = {}
+        completions: dict[int, Row] = {}
+        for i, row in enumerate(rows):
+            try:
+                prompts[i] = engine.prompt(_question(row, settings.question))
+            except PromptError as e:
+                completions[i] = {COMPLETION: None, ABOUT: {"error": f"{type(e).__name__}: {e}"}}
+        results = engine.generate_batch(
+            list(prompts.values()),
+            seeds=[settings.seed + number * settings.shard + i for i in prompts],
+            budget=engine.budget if settings.rollouts is None else Budget(rollouts=settings.rollouts),
+            sampling=Sampling(max_tokens=settings.max_tokens),
+            max_batch=settings.shard,
+        )
+        for i, result in zip(prompts, results, strict=True):
+            completions[i] = {COMPLETION: result.text, ABOUT: result.summary()}
+        return number, [{**row, **completions[i]} for i, row in enumerate(rows)]
 
 
 def complete_dataset(
@@ -92,85 +132,56 @@ def complete_dataset(
     settings = settings or DatasetSettings()
     kind_of(out)
     rows = read_rows(source)
-    shards = _shards(rows, settings)
+    shards = [(n, rows[at : at + settings.shard]) for n, at in enumerate(range(0, len(rows), settings.shard))]
     parts = out.with_name(out.name + ".parts")
+    files = {number: parts / f"{number:08}.jsonl" for number, _ in shards}
     _claim(parts, _identity(rows, settings, make_engine), out)
-    done = {s.number for s in shards if (parts / _part(s.number)).exists()}
+    done = {number for number, file in files.items() if file.exists()}
     yield len(done), len(shards)
-    for number, results in run([s for s in shards if s.number not in done], make_engine, settings):
+    for number, completed in run([shard for shard in shards if shard[0] not in done], make_engine, settings):
         if number in done:
             continue  # a worker that was thought lost: its results are the same
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results)
-        replace_text(parts / _part(number), text)
+        write_rows(files[number], completed)
         done.add(number)
         yield len(done), len(shards)
-    missing = [s.number for s in shards if s.number not in done]
-    if missing:
-        raise NablaError(f"{len(missing)} of {len(shards)} shards have no result; run the same job again.")
-    write_rows(out, (row for s in shards for row in read_lines(parts / _part(s.number))))
+    if len(done) < len(shards):
+        missing = len(shards) - len(done)
+        raise NablaError(f"{missing} of {len(shards)} shards have no result; run the same job again.")
+    write_rows(out, (row for file in files.values() for row in read_lines(file)))
     shutil.rmtree(parts)
-
-
-def completed(engine: Engine, shard: Shard, settings: DatasetSettings) -> list[Row]:
-    """The shard's rows with their completions, searched as one batch."""
-    asked: dict[int, Any] = {}
-    results: dict[int, Row] = {}
-    for i, row in enumerate(shard.rows):
-        try:
-            asked[i] = engine.prompt(_question(row, settings.question))
-        except PromptError as e:
-            results[i] = {**row, COMPLETION: None, ABOUT: {"error": f"{type(e).__name__}: {e}"}}
-    budget = engine.budget if settings.rollouts is None else Budget(rollouts=settings.rollouts)
-    found = engine.generate_batch(
-        list(asked.values()),
-        seeds=[settings.seed + shard.first + i for i in asked],
-        budget=budget,
-        sampling=Sampling(max_tokens=settings.max_tokens),
-        max_batch=settings.shard,
-    )
-    for i, result in zip(asked, found, strict=True):
-        results[i] = {**shard.rows[i], COMPLETION: result.text, ABOUT: result.summary()}
-    return [results[i] for i in range(len(shard.rows))]
 
 
 def _question(row: Row, field: str) -> str | list[dict[str, Any]]:
     if field not in row:
         raise PromptError(f"The row has no field {field!r}; it has {', '.join(map(repr, row))}.")
-    found = row[field]
-    if isinstance(found, str) or (isinstance(found, list) and all(isinstance(m, dict) for m in found)):
-        return found
-    raise PromptError(f"The field {field!r} is {found!r}; expected text, or a list of messages.")
-
-
-def _shards(rows: Sequence[Row], settings: DatasetSettings) -> list[Shard]:
-    size = settings.shard
-    return [Shard(at // size, at, tuple(rows[at : at + size])) for at in range(0, len(rows), size)]
-
-
-def _part(number: int) -> str:
-    return f"{number:08}.jsonl"
+    question = row[field]
+    if isinstance(question, str) or (isinstance(question, list) and all(isinstance(m, dict) for m in question)):
+        return question
+    raise PromptError(f"The field {field!r} is {question!r}; expected text, or a list of messages.")
 
 
 def _identity(rows: Sequence[Row], settings: DatasetSettings, make_engine: EngineMaker) -> str:
     """What makes parts fit together: the rows, what is asked of them, the engine, and the version that did it."""
-    what = settings.model_dump(exclude={"workers", "num_cpus", "num_gpus"})
+    work = settings.model_dump(exclude={"workers", "num_cpus", "num_gpus"})
     engine = getattr(make_engine, "__qualname__", repr(make_engine))
-    said = json.dumps([nabla_agents.__version__, engine, what, rows], sort_keys=True, default=str)
-    return hashlib.sha256(said.encode()).hexdigest()
+    job = json.dumps([nabla_agents.__version__, engine, work, rows], sort_keys=True, default=str)
+    return hashlib.sha256(job.encode()).hexdigest()
 
 
 def _claim(parts: Path, identity: str, out: Path) -> None:
     """Makes the folder of the parts, or makes sure that those in it are of the same job."""
-    known = parts / "job"
-    if out.exists() and not known.exists():
+    job = parts / "job"
+    if out.exists() and not job.exists():
         raise ConfigurationError(f"{out} is there already; remove it, or choose another file.")
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        if not known.exists() and any(parts.iterdir()):
-            raise ConfigurationError(f"{parts} is needed for parts of the job, and has other files in it; remove them.")
-        if not known.exists():
-            replace_text(known, identity)
-        elif known.read_text(encoding="utf-8") != identity:
+        if not job.exists():
+            if any(parts.iterdir()):
+                raise ConfigurationError(
+                    f"{parts} is needed for parts of the job, and has other files in it; remove them."
+                )
+            replace_text(job, identity)
+        elif job.read_text(encoding="utf-8") != identity:
             raise ConfigurationError(
                 f"{parts} has parts of another job: other rows, other settings or another version. Remove the folder, "
                 f"or choose another file than {out}."

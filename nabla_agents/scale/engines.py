@@ -15,28 +15,23 @@ EngineMaker = Callable[[], Engine]
 
 
 @dataclass(frozen=True)
-class _OfModel:
+class _EngineMaker:
     model: str
+    engine: str | None
     loading: tuple[tuple[str, Any], ...]
 
     def __call__(self) -> Engine:
-        return loaded(self.model, **dict(self.loading))
-
-
-@dataclass(frozen=True)
-class _OfFunction:
-    module: str
-    name: str
-
-    def __call__(self) -> Engine:
+        if self.engine is None:
+            return loaded(self.model, **dict(self.loading))
+        module, _, name = self.engine.partition(":")
         try:
-            made = getattr(importlib.import_module(self.module), self.name)()
+            made = getattr(importlib.import_module(module), name)()
         except NablaError:
             raise
         except Exception as e:  # someone's module may raise anything
-            raise ConfigurationError(f"{self.module}:{self.name} made no engine ({type(e).__name__}: {e}).") from e
+            raise ConfigurationError(f"{self.engine} made no engine ({type(e).__name__}: {e}).") from e
         if not isinstance(made, Engine):
-            raise ConfigurationError(f"{self.module}:{self.name} returned {made!r}; expected an Engine.")
+            raise ConfigurationError(f"{self.engine} returned {made!r}; expected an Engine.")
         return made
 
 
@@ -51,19 +46,19 @@ def engine_maker(
     Raises:
         ConfigurationError: `engine` is no such place.
     """
-    if engine is None:
-        return _OfModel(model, tuple(sorted((loading or {}).items())))
-    module, colon, name = engine.partition(":")
-    if not (colon and module and name.isidentifier()):
-        raise ConfigurationError(f"engine is {engine!r}; expected package.module:function.")
-    return _OfFunction(module, name)
+    if engine is not None:
+        module, _, name = engine.partition(":")
+        if not (module and name.isidentifier()):
+            raise ConfigurationError(f"engine is {engine!r}; expected package.module:function.")
+    return _EngineMaker(model, engine, tuple(sorted((loading or {}).items())))
 
 
-def needs_ray() -> None:
-    """Raises ConfigurationError where Ray is not installed."""
+def needs_ray() -> Any:
+    """Ray. Raises ConfigurationError where it is not installed."""
     try:
-        import ray  # noqa: F401
+        import ray
     except ImportError as e:
         raise ConfigurationError(
             f'A cluster needs {e.name}, which is not installed: pip install "nabla-agents[ray]".'
         ) from e
+    return ray

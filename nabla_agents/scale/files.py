@@ -10,10 +10,11 @@ from typing import Any
 
 from nabla_agents.errors import ConfigurationError
 
-RESERVED = ("completion", "nabla")
+Row = dict[str, Any]
+COMPLETION, ABOUT = "completion", "nabla"  # the fields that results have
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def read_rows(file: Path) -> list[Row]:
     """The rows of a `.jsonl` or `.parquet` file.
 
     Raises:
@@ -24,23 +25,23 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         rows = _parquet_rows(file) if kind == ".parquet" else read_lines(file)
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigurationError(f"{file} cannot be read ({e}).") from e
-    taken = next(((i, name) for i, row in enumerate(rows) for name in RESERVED if name in row), None)
-    if taken is not None:
-        raise ConfigurationError(f"Row {taken[0]} of {file} has a field {taken[1]!r}, which results have; rename it.")
+    for i, row in enumerate(rows):
+        for name in (COMPLETION, ABOUT):
+            if name in row:
+                raise ConfigurationError(f"Row {i} of {file} has a field {name!r}, which results have; rename it.")
     return rows
 
 
-def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_rows(file: Path, rows: Iterable[Row]) -> None:
     """Writes all rows; the file is there when they all are. In Parquet the field `nabla` is JSON text."""
     if kind_of(file) == ".jsonl":
         replace_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return
     arrow, parquet = _arrow()
-    flat = [{**row, "nabla": json.dumps(row["nabla"])} for row in rows]
-    names = list(dict.fromkeys(name for row in flat for name in row))
-    table = arrow.table({name: [row.get(name) for row in flat] for name in names})
+    flat = [{**row, ABOUT: json.dumps(row[ABOUT])} for row in rows]
+    names = dict.fromkeys(name for row in flat for name in row)
     unfinished = file.with_name(file.name + ".unfinished")
-    parquet.write_table(table, unfinished)
+    parquet.write_table(arrow.table({name: [row.get(name) for row in flat] for name in names}), unfinished)
     os.replace(unfinished, file)
 
 
@@ -67,13 +68,13 @@ def kind_of(file: Path) -> str:
     return file.suffix
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
+def read_lines(file: Path) -> list[Row]:
     """The rows of a file of JSON lines; a line ends at a line feed and nowhere else.
 
     Raises:
         ConfigurationError: a line is no JSON object.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with file.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -88,7 +89,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _parquet_rows(file: Path) -> list[dict[str, Any]]:
+def _parquet_rows(file: Path) -> list[Row]:
     arrow, parquet = _arrow()
     try:
         return parquet.read_table(file).to_pylist()

@@ -62,47 +62,31 @@ def application(
     needs_ray()
     from ray import serve
 
-    from nabla_agents.serve import ServeSettings
+    from nabla_agents.serve import ServeSettings, create_app
 
-    wanted, settings = replicas or ReplicaSettings(), settings or ServeSettings()
-    if wanted.max_replicas is not None and wanted.max_replicas < wanted.replicas:
-        raise ConfigurationError(
-            f"max_replicas is {wanted.max_replicas}; expected at least replicas={wanted.replicas}."
-        )
-    if wanted.replicas == 0 and wanted.max_replicas is None:
+    replicas, settings = replicas or ReplicaSettings(), settings or ServeSettings()
+    least, most = replicas.replicas, replicas.max_replicas
+    if most is not None and most < least:
+        raise ConfigurationError(f"max_replicas is {most}; expected at least replicas={least}.")
+    if least == 0 and most is None:
         raise ConfigurationError("replicas is 0; expected at least 1, or max_replicas to scale up to.")
     if not (settings.keys or settings.anonymous):
         raise ConfigurationError(
             "Behind Ray's proxies a server cannot tell its own machine's clients from others: set keys or "
             "NABLA_SERVE_API_KEY, or anonymous to answer anyone."
         )
-
-    options: dict[str, Any] = {
-        "max_ongoing_requests": settings.max_concurrent + settings.max_queued,
-        "ray_actor_options": {
-            "num_cpus": wanted.num_cpus,
-            "num_gpus": wanted.num_gpus,
-            "resources": dict(wanted.resources),
-        },
-        "health_check_period_s": wanted.health_check_seconds,
-        "graceful_shutdown_timeout_s": settings.shutdown_seconds,
-    }
-    if wanted.max_replicas is None:
-        options["num_replicas"] = wanted.replicas
-    else:
-        options["autoscaling_config"] = {
-            "min_replicas": wanted.replicas,
-            "max_replicas": wanted.max_replicas,
-            "target_ongoing_requests": wanted.target_ongoing,
-        }
-    replica = serve.ingress(lambda: _served(make_engine, settings))(Replica)  # called in each replica
-    return serve.deployment(name="nabla", **options)(replica).bind()
-
-
-def _served(make_engine: EngineMaker, settings: ServeSettings) -> Any:
-    from nabla_agents.serve import create_app
-
-    return create_app(make_engine(), settings)
+    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": replicas.target_ongoing}
+    number: dict[str, Any] = {"num_replicas": least} if most is None else {"autoscaling_config": scaling}
+    replica = serve.ingress(lambda: create_app(make_engine(), settings))(Replica)  # called in each replica
+    deployment = serve.deployment(
+        name="nabla",
+        max_ongoing_requests=settings.max_concurrent + settings.max_queued,
+        ray_actor_options=replicas.model_dump(include={"num_cpus", "num_gpus", "resources"}),
+        health_check_period_s=replicas.health_check_seconds,
+        graceful_shutdown_timeout_s=settings.shutdown_seconds,
+        **number,
+    )
+    return deployment(replica).bind()
 
 
 def app(arguments: Mapping[str, Any]) -> Application:
@@ -117,11 +101,11 @@ def app(arguments: Mapping[str, Any]) -> Application:
     """
     from nabla_agents.serve import ServeSettings
 
-    given = dict(arguments)
-    file, anonymous = given.pop("settings", None), given.pop("anonymous", None)
-    loading = {name: given.pop(name) for name in ("dtype", "revision", "device_map") if name in given}
-    make_engine = engine_maker(given.pop("model", "tiny"), engine=given.pop("engine", None), loading=loading)
+    rest = dict(arguments)
+    file, anonymous = rest.pop("settings", None), rest.pop("anonymous", None)
+    loading = {name: rest.pop(name) for name in ("dtype", "revision", "device_map") if name in rest}
+    make_engine = engine_maker(rest.pop("model", "tiny"), engine=rest.pop("engine", None), loading=loading)
     served = ServeSettings.read(
         None if file is None else Path(str(file)), **({} if anonymous is None else {"anonymous": anonymous})
     )
-    return application(make_engine, ReplicaSettings(**given), served)
+    return application(make_engine, ReplicaSettings(**rest), served)

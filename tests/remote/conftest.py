@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import pytest
-import tenacity
 
 from nabla_agents import ArithmeticSteps, Engine, Greedy, RemoteEngine
 from nabla_agents.scripted import scripted_model
@@ -23,8 +22,8 @@ def local() -> dict[str, Engine]:
 @pytest.fixture(scope="module")
 def server(local: dict[str, Engine]) -> Iterator[Server]:
     settings = ServeSettings(port=0, shutdown_seconds=5)
-    with running(create_app(local, settings, rewards={"arithmetic": ArithmeticSteps()}), settings) as found:
-        yield found
+    with running(create_app(local, settings, rewards={"arithmetic": ArithmeticSteps()}), settings) as started:
+        yield started
 
 
 @pytest.fixture
@@ -59,11 +58,3 @@ class Faulty(httpx.BaseTransport):
 
     def close(self) -> None:
         self._inner.close()
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between attempts, which are not waited for."""
-    found: list[float] = []
-    monkeypatch.setattr(tenacity.nap.time, "sleep", found.append)
-    return found

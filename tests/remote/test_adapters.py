@@ -90,8 +90,8 @@ def test_llama_index(there: dict[str, Any], local: dict[str, Engine]) -> None:
     llm, here = NablaLLM(**there), NablaLLM(engine=local["scripted"], max_tokens=128)
     assert llm.complete(ASKED).text == here.complete(ASKED).text == "It rains in Oslo."
     assert llm.complete(ASKED).raw["usage"] == here.complete(ASKED).raw["usage"]
-    asked = [ChatMessage(role=MessageRole.USER, content=ASKED)]
-    assert [r.message.content for r in llm.stream_chat(asked)][-1] == "It rains in Oslo."
+    messages = [ChatMessage(role=MessageRole.USER, content=ASKED)]
+    assert [r.message.content for r in llm.stream_chat(messages)][-1] == "It rains in Oslo."
     tool = FunctionTool.from_defaults(weather)
     [call] = llm.get_tool_calls_from_response(llm.chat_with_tools([tool], ASKED))
     assert (call.tool_name, call.tool_kwargs) == ("weather", {"city": "Oslo"})

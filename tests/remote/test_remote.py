@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -123,8 +124,6 @@ def test_errors_are_those_of_the_engine(remote: Remote) -> None:
         remote("gpt-4").generate(QUESTION)
     with pytest.raises(ConfigurationError, match="expected for example http"):
         RemoteEngine("localhost:8000")
-    with pytest.raises(ConfigurationError, match="attempts is 0"):
-        RemoteEngine("http://localhost:8000", attempts=0)
 
 
 def test_a_cancelled_run_ends_at_once_and_there_too(remote: Remote, server: Server) -> None:
@@ -143,60 +142,48 @@ def test_a_cancelled_run_ends_at_once_and_there_too(remote: Remote, server: Serv
 # ── faults on the way ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def busy(status: int, **headers: str) -> httpx.Response:
-    error = {"error": {"message": "no", "type": "x", "param": None, "code": None}}
+def busy(status: int, code: str | None = None, **headers: str) -> httpx.Response:
+    error = {"error": {"message": "no", "type": "x", "param": None, "code": code}}
     return httpx.Response(status, json=error, headers=headers)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        httpx.ConnectError("refused"),
-        httpx.ReadTimeout("slow"),
-        httpx.RemoteProtocolError("reset"),
-        busy(429),
-        busy(500),
-        busy(502),
-        busy(503),
-    ],
-)
-def test_what_may_pass_is_tried_again(remote: Remote, waits: list[float], fault: Any) -> None:
+@pytest.mark.parametrize("fault", [httpx.ConnectError("refused"), busy(503)])
+def test_what_may_pass_is_tried_again(remote: Remote, pauses: list[float], fault: Any) -> None:
     transport = Faulty(fault, fault)
     result = remote("scripted", transport=transport).generate("Hello")
     assert result.text == "It rains in Oslo."
-    assert len(waits) == 2
-    assert all(0 <= wait <= 20 for wait in waits)
+    assert len(pauses) == 2
 
 
-def test_waits_are_random_and_last_as_long_as_the_server_asks(remote: Remote, waits: list[float]) -> None:
-    """Chance of two equal waits: none that matters."""
-    for _ in range(2):
-        engine = remote("scripted", transport=Faulty(busy(429, **{"retry-after": "7"})))
-        engine.generate("Hello")
-    first, second = waits
-    assert 7 <= first < 8
-    assert 7 <= second < 8
-    assert first != second
+@pytest.mark.parametrize(
+    ("status", "code", "error", "message"),
+    [
+        (400, None, RemoteError, "answered 400: no"),
+        (401, "invalid_api_key", RemoteError, "answered 401: no"),
+        (400, "context_length_exceeded", ContextOverflowError, "^no$"),
+        (400, "invalid_prompt", PromptError, "^no$"),
+        (404, "model_not_found", ConfigurationError, r"http://127.0.0.1:\d+: no$"),
+    ],
+)
+def test_a_refusal_is_not_tried_again_and_is_the_error_that_its_code_says(
+    remote: Remote, pauses: list[float], status: int, code: str | None, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        remote("scripted", api_key="secret-key", transport=Faulty(busy(status, code))).generate("Hello")
+    assert type(raised.value) is error
+    assert "secret-key" not in str(raised.value)
+    assert pauses == []
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 413, 422])
-def test_a_refusal_is_not_tried_again(remote: Remote, waits: list[float], status: int) -> None:
-    transport = Faulty(busy(status), busy(status))
-    with pytest.raises(RemoteError, match=f"answered {status}: no"):
-        remote("scripted", transport=transport).generate("Hello")
-    assert waits == []
-    assert len(transport.faults) == 1
-
-
-def test_attempts_end(remote: Remote, waits: list[float]) -> None:
+def test_attempts_end(remote: Remote, pauses: list[float]) -> None:
     with pytest.raises(RemoteError, match="answered 503, tried 3 times: no"):
         remote("scripted", transport=Faulty(*[busy(503)] * 9), attempts=3).generate("Hello")
-    assert len(waits) == 2
+    assert len(pauses) == 2
     with pytest.raises(RemoteError, match="cannot be reached, tried 2 times: ConnectError"):
         RemoteEngine("http://127.0.0.1:1", attempts=2).generate("Hello")
 
 
-def test_an_answer_that_breaks_off_is_an_error_and_nothing_is_resumed(remote: Remote, waits: list[float]) -> None:
+def test_an_answer_that_breaks_off_is_an_error_and_nothing_is_resumed(remote: Remote, pauses: list[float]) -> None:
     class Breaking(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
             yield b": searching\n\n"
@@ -210,21 +197,27 @@ def test_an_answer_that_breaks_off_is_an_error_and_nothing_is_resumed(remote: Re
         with pytest.raises(RemoteError, match="broke off .* Nothing was resumed"):
             engine.generate(prompt)
         assert transport.sent == ["/v1/nabla/steps"]
-    assert waits == []
+    assert pauses == []
 
 
-def test_keys(remote: Remote) -> None:
-    """The key goes into the header alone."""
-    transport = Faulty(busy(401))
-    with pytest.raises(RemoteError, match="answered 401") as raised:
-        remote("scripted", api_key="secret-key", transport=transport).generate("Hello")
-    assert "secret-key" not in str(raised.value)
+def test_a_cancelled_run_does_not_wait_to_be_tried_again(remote: Remote) -> None:
+    engine = remote("scripted", transport=(transport := Faulty()))
+    prompt = engine.prompt("Hello")
+    transport.faults = [busy(429, **{"retry-after": "60"})]
+    run = engine.submit(engine.request(prompt))
+    until(lambda: not transport.faults)
+    began = time.monotonic()
+    run.cancel()
+    assert run.drain().finish_reason is FinishReason.INTERRUPTED
+    assert time.monotonic() - began < 30
+    assert transport.sent.count("/v1/nabla/steps") == 1
 
 
-def test_a_server_of_another_kind_is_told_apart() -> None:
-    models = httpx.MockTransport(lambda request: httpx.Response(200, json={"data": [{"id": "gpt"}]}))
-    with pytest.raises(RemoteError, match="no server of `nabla serve`"):
-        RemoteEngine("http://example.test", transport=models).generate("Hello")
+def test_a_server_of_another_kind_is_told_apart(pauses: list[float]) -> None:
+    for answer in ({"json": {"data": [{"id": "gpt"}]}}, {"text": "<html>"}):
+        models = httpx.MockTransport(lambda _, answer=answer: httpx.Response(200, **answer))
+        with pytest.raises(RemoteError, match=r"no server of `nabla serve`|no JSON; is it a server of `nabla serve`\?"):
+            RemoteEngine("http://example.test", transport=models).generate("Hello")
 
 
 def test_it_needs_no_torch() -> None:

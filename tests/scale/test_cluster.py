@@ -194,8 +194,7 @@ def test_a_node_that_is_killed_loses_no_request(cluster: Any, service: str, loca
 def test_a_dataset_has_each_completion_once_though_a_worker_is_killed(
     cluster: Any, tmp_path: Path, local: Engine
 ) -> None:
-    from nabla_agents.scale import DatasetSettings, complete_dataset, engine_maker
-    from nabla_agents.scale.cluster import on_ray
+    from nabla_agents.scale import DatasetSettings, complete_dataset, engine_maker, on_ray
 
     questions = [QUESTION.replace("12", str(12 + i)) for i in range(24)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps({"question": q}) + "\n" for q in questions))

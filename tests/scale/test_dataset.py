@@ -51,18 +51,18 @@ def run_to_end(source: Path, out: Path, **options: Any) -> list[tuple[int, int]]
 def test_every_row_comes_back_once_in_order_with_the_completion_of_its_own_seed(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert run_to_end(source, out) == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    asked, found = rows_of(source), rows_of(out)
-    assert [{k: v for k, v in row.items() if k not in ("completion", "nabla")} for row in found] == asked
-    for i, row in enumerate(found):
+    questions, rows = rows_of(source), rows_of(out)
+    assert [{k: v for k, v in row.items() if k not in ("completion", "nabla")} for row in rows] == questions
+    for i, row in enumerate(rows):
         if i in (5, 6):
             assert row["completion"] is None
             assert row["nabla"]["error"].startswith("PromptError: ")
             continue
-        alone = ENGINE.generate(asked[i]["question"], seed=i, sampling=Sampling(max_tokens=6))
+        alone = ENGINE.generate(questions[i]["question"], seed=i, sampling=Sampling(max_tokens=6))
         assert row["completion"] == alone.text
         assert row["nabla"]["seed"] == i
         assert row["nabla"]["usage"]["rollouts"] == alone.usage.rollouts
-    assert "no field 'question'" in found[6]["nabla"]["error"]
+    assert "no field 'question'" in rows[6]["nabla"]["error"]
     assert list(tmp_path.glob("*.parts")) == []
 
 
@@ -84,13 +84,18 @@ def test_a_job_goes_on_where_it_was_stopped_and_computes_nothing_twice(source: P
         assert not out.exists()
     assert run_to_end(source, out, run=watched)[-1] == (3, 3)
     assert computed == [0, 1, 2]
-    assert [strip(row) for row in rows_of(out)] == [strip(row) for row in rows_of(whole)]
+    resumed, uninterrupted = rows_of(out), rows_of(whole)
+    assert [strip(row) for row in resumed] == [strip(row) for row in uninterrupted]
+    assert likelihoods(resumed) == pytest.approx(likelihoods(uninterrupted), abs=1e-4)
 
 
 def strip(row: dict[str, Any]) -> dict[str, Any]:
-    """Without what the clock and the memory say."""
-    about = {**row["nabla"], "usage": None}
-    return {**row, "nabla": about}
+    """Without what the clock, the memory and the rounding of a batch say."""
+    return {**row, "nabla": {k: v for k, v in row["nabla"].items() if k not in ("usage", "log_likelihood")}}
+
+
+def likelihoods(rows: list[dict[str, Any]]) -> list[float]:
+    return [row["nabla"].get("log_likelihood", 0.0) for row in rows]
 
 
 def test_a_worker_that_was_thought_lost_changes_nothing(source: Path, tmp_path: Path) -> None:

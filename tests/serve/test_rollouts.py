@@ -9,10 +9,20 @@ import httpx
 import pytest
 import torch
 
-from nabla_agents import BestOfN, Budget, Engine, Greedy, Nabla, RolloutError, Sampling, Strategy
+from nabla_agents import (
+    VLLM,
+    BestOfN,
+    Budget,
+    Engine,
+    Greedy,
+    Nabla,
+    RolloutError,
+    Sampling,
+    ServerRollouts,
+    Strategy,
+)
+from nabla_agents.backends.local import read
 from nabla_agents.models.rows import RolloutJob
-from nabla_agents.rollouts import VLLM, ServerRollouts
-from nabla_agents.rollouts.reading import read
 from nabla_agents.serve import ServeSettings, create_app
 from tests.serve.serving import QUESTION, events, running
 

@@ -8,22 +8,18 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from nabla_agents.backends.completions import Choice, complete, rollout_error
+from nabla_agents.backends.formats import VLLM, ServerFormat
+from nabla_agents.backends.handshake import Served, check_tokens, shake_hands
+from nabla_agents.backends.http import HttpClient
+from nabla_agents.backends.local import ending, log_probs
 from nabla_agents.config import Sampling
 from nabla_agents.errors import ConfigurationError, RolloutError
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.rows import RolloutJob
-from nabla_agents.rollouts.completions import Choice, Completions
-from nabla_agents.rollouts.endings import Ending, ending
-from nabla_agents.rollouts.formats import VLLM, ServerFormat
-from nabla_agents.rollouts.handshake import Served, check_tokens, shake_hands
-from nabla_agents.rollouts.reading import read
-from nabla_agents.types import Rollout, Usage
+from nabla_agents.types import FinishReason, Rollout, Usage
 
 if TYPE_CHECKING:
     import httpx
@@ -40,7 +36,7 @@ class _Request:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Sampled:
     """What the server gave a job, and what that cost it."""
 
     choice: Choice
@@ -88,31 +84,28 @@ class ServerRollouts:
         tolerance_nats: float = 0.5,
         client: httpx.Client | None = None,
     ) -> None:
-        for name, value in (("attempts", attempts), ("concurrency", concurrency)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigurationError(f"{name} is {value!r}; expected a whole number of at least 1.")
+        if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
+            raise ConfigurationError(f"concurrency is {concurrency!r}; expected a whole number of at least 1.")
         for name, limit in (("timeout_seconds", timeout_seconds), ("tolerance_nats", tolerance_nats)):
             if not isinstance(limit, int | float) or not limit > 0:
                 raise ConfigurationError(f"{name} is {limit!r}; expected a number above 0.")
-        self._completions = Completions(
-            url, api_key=api_key, attempts=attempts, timeout_seconds=timeout_seconds, client=client
+        self._http = HttpClient(
+            url, error=rollout_error, api_key=api_key, attempts=attempts, timeout=timeout_seconds, client=client
         )
         self._model, self._format = model, format
         self._attempts, self._concurrency, self._tolerance = attempts, concurrency, tolerance_nats
-        self._named, self._first = served_model, threading.Lock()
+        self._served_name, self._first = served_model, threading.Lock()
         self._served: Served | None = None
 
     def __enter__(self) -> ServerRollouts:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Closes the connections."""
-        self._completions.close()
+        self._http.close()
 
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
         """One rollout per job, in the order of the jobs."""
@@ -122,48 +115,47 @@ class ServerRollouts:
             rollouts |= zip(with_grammar, self._model.rollout([jobs[i] for i in with_grammar]), strict=True)
         mine = [i for i in range(len(jobs)) if i not in rollouts]
         endings = {i: ending(self._model, jobs[i]) for i in mine}
-        found = self._sampled({i: jobs[i] for i in mine if endings[i].reason is None})
-        endings |= {i: ending(self._model, jobs[i], found[i].choice) for i in found}
-        read_here = self._read([(jobs[i], endings[i], found.get(i)) for i in mine])
-        for i, (log_probs, usage) in zip(mine, read_here, strict=True):
-            spent = usage + (found[i].usage if i in found else Usage(rollouts=1))
-            end = endings[i]
-            rollouts[i] = Rollout(jobs[i].prompt, end.ids, end.text, log_probs, end.finish, spent)
+        sampled = self._sample({i: jobs[i] for i in mine if endings[i].reason is None})
+        endings |= {i: ending(self._model, jobs[i], sampled[i].choice) for i in sampled}
+        judged = {i: s.choice for i, s in sampled.items() if self._format.usable(jobs[i].sampling)}
+        read_here = log_probs(self._model, [(jobs[i], endings[i], judged.get(i)) for i in mine])
+        for i, (likelihoods, usage) in zip(mine, read_here, strict=True):
+            end, spent = endings[i], sampled[i].usage if i in sampled else Usage(rollouts=1)
+            finish = end.reason or FinishReason.STOP
+            rollouts[i] = Rollout(jobs[i].prompt, end.ids, end.text, likelihoods, finish, usage + spent)
         return [rollouts[i] for i in range(len(jobs))]
 
-    # ── the server ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _greeted(self, job: RolloutJob) -> tuple[Served, Usage]:
+    def _greet(self, job: RolloutJob) -> tuple[Served, Usage]:
         """The served model, and what it cost to make sure of it, which only the first call pays."""
         with self._first:
             if self._served is not None:
                 return self._served, Usage()
             self._served, usage = shake_hands(
-                self._completions,
+                self._http,
                 self._model,
                 job,
-                named=self._named,
+                named=self._served_name,
                 format=self._format,
                 tolerance_nats=self._tolerance,
             )
             return self._served, usage
 
-    def _sampled(self, jobs: Mapping[int, RolloutJob]) -> dict[int, _Found]:
+    def _sample(self, jobs: Mapping[int, RolloutJob]) -> dict[int, _Sampled]:
         """What the server samples for each job."""
         if not jobs:
             return {}
         first = next(iter(jobs))
-        served, greeting = self._greeted(jobs[first])
+        served, greeting = self._greet(jobs[first])
         requests = sorted(self._requests(jobs), key=lambda r: r.context)
-        found: dict[int, _Found] = {}
+        sampled: dict[int, _Sampled] = {}
         pool, stopped = ThreadPoolExecutor(min(self._concurrency, len(requests))), threading.Event()
         try:
-            for answered in pool.map(lambda r: self._ask(served, r, jobs, stopped), requests):
-                found |= answered
+            for choices in pool.map(lambda r: self._ask(served, r, jobs, stopped), requests):
+                sampled |= choices
         finally:  # an error or an interrupt does not wait for what is under way
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-        return {**found, first: replace(found[first], usage=found[first].usage + greeting)}
+        return {**sampled, first: replace(sampled[first], usage=sampled[first].usage + greeting)}
 
     def _requests(self, jobs: Mapping[int, RolloutJob]) -> Iterator[_Request]:
         alike: defaultdict[tuple[tuple[int, ...], Sampling, int], list[int]] = defaultdict(list)
@@ -177,14 +169,15 @@ class ServerRollouts:
 
     def _ask(
         self, served: Served, request: _Request, jobs: Mapping[int, RolloutJob], stopped: threading.Event
-    ) -> dict[int, _Found]:
+    ) -> dict[int, _Sampled]:
         """A choice for each job of a request; greedy jobs share one. What is missing is asked for anew, by seeds of the
         jobs that miss it: the same seed would give the choices that came.
         """
         greedy = request.sampling.temperature == 0
-        missing, found, read = list(request.jobs), dict[int, _Found](), 0
+        missing, sampled, read = list(request.jobs), dict[int, _Sampled](), 0
         for _ in range(self._attempts):
-            answer = self._completions.complete(
+            answer = complete(
+                self._http,
                 self._format.request(
                     served.name,
                     request.context,
@@ -200,22 +193,21 @@ class ServerRollouts:
             for choice in answer.choices:
                 self._check(choice, request)
                 for i in missing if greedy else missing[:1]:
-                    found[i] = _Found(choice, self._usage(choice, read_tokens=read, shared=i != missing[0]))
+                    sampled[i] = _Sampled(choice, self._usage(choice, read_tokens=read, shared=i != missing[0]))
                     read = 0
-                missing = [i for i in missing if i not in found]
+                missing = [i for i in missing if i not in sampled]
             if not missing:
-                return found
+                return sampled
         raise RolloutError(
-            f"{self._completions.url} gave {len(found)} whole completions for {len(request.jobs)} jobs in "
+            f"{self._http.url} gave {len(sampled)} whole completions for {len(request.jobs)} jobs in "
             f"{self._attempts} attempts; the others came broken off or without their log-probabilities."
         )
 
     def _check(self, choice: Choice, request: _Request) -> None:
-        check_tokens(self._model, choice, self._completions.url)
+        check_tokens(self._model, choice, self._http.url)
         if len(choice.ids) > request.max_tokens:
             raise RolloutError(
-                f"{self._completions.url} returned {len(choice.ids)} tokens; at most {request.max_tokens} were asked "
-                "for."
+                f"{self._http.url} returned {len(choice.ids)} tokens; at most {request.max_tokens} were asked for."
             )
 
     def _usage(self, choice: Choice, *, read_tokens: int, shared: bool) -> Usage:
@@ -225,35 +217,6 @@ class ServerRollouts:
         tokens = len(choice.ids)
         ran = self._model.usage(prefill=max(read_tokens, 0), forward=max(tokens - 1, 0))
         return ran + Usage(rollouts=1, generated_tokens=tokens)
-
-    # ── the local model ───────────────────────────────────────────────────────────────────────────────────────────
-
-    def _read(self, completions: Sequence[tuple[RolloutJob, Ending, _Found | None]]) -> list[tuple[Tensor, Usage]]:
-        """log π of each whole completion, and what the local model computed for those that the server did not give."""
-        parts: list[tuple[Tensor, int]] = []  # known from the start on, and where the server's own begin
-        for job, end, found in completions:
-            known = torch.zeros(0, dtype=torch.float64) if job.known is None else job.known.double().cpu()
-            size = len(end.ids)
-            usable = found is not None and self._format.usable(job.sampling)
-            parts.append((known[: min(len(job.prefix_ids), size)], len(job.prefix_ids) if usable else size))
-        gaps = [i for i, (known, until) in enumerate(parts) if len(known) < until]
-        filled = dict(
-            zip(
-                gaps,
-                read(
-                    self._model,
-                    [(completions[i][0], completions[i][1].ids[: parts[i][1]], len(parts[i][0])) for i in gaps],
-                ),
-                strict=True,
-            )
-        )
-        whole: list[tuple[Tensor, Usage]] = []
-        for i, ((known, until), (job, end, found)) in enumerate(zip(parts, completions, strict=True)):
-            between, usage = filled.get(i, (known[:0], Usage()))
-            given = () if found is None else found.choice.log_probs[until - len(job.prefix_ids) :]
-            log_probs = torch.cat([known, between, torch.tensor(given, dtype=torch.float64)])
-            whole.append((log_probs[: len(end.ids)], usage))
-        return whole
 
 
 def seed_of(job: RolloutJob) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nabla_agents.backends.completions import Choice, complete, models
+from nabla_agents.backends.formats import ServerFormat
+from nabla_agents.backends.http import HttpClient
+from nabla_agents.backends.local import read
 from nabla_agents.config import Sampling
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, ModelMismatchError, VocabularyMismatchError
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.rows import RolloutJob
-from nabla_agents.rollouts.completions import Choice, Completions
-from nabla_agents.rollouts.formats import ServerFormat
-from nabla_agents.rollouts.reading import read
 from nabla_agents.types import Usage
 
 TOKENS = 8
@@ -42,7 +43,7 @@ class Served:
 
 
 def shake_hands(
-    completions: Completions,
+    http: HttpClient,
     model: LanguageModel,
     job: RolloutJob,
     *,
@@ -56,8 +57,9 @@ def shake_hands(
         ConfigurationError: the server has no such model, or several and none is named.
         ModelMismatchError, VocabularyMismatchError: it is another model.
     """
-    served, url = _served(completions, named), completions.url
-    answer = completions.complete(
+    served, url = _served(http, named), http.url
+    answer = complete(
+        http,
         format.request(
             served.name,
             job.prompt.ids,
@@ -66,7 +68,7 @@ def shake_hands(
             n=1,
             seed=0,
             end_ids=model.eos_ids,
-        )
+        ),
     )
     if not answer.choices or not answer.choices[0].ids:
         raise ModelMismatchError(f"{url} gave no whole completion of one prompt; expected {TOKENS} tokens.")
@@ -83,14 +85,14 @@ def shake_hands(
     return served, usage + model.usage(prefill=answer.read_tokens, forward=len(choice.ids) - 1)
 
 
-def _served(completions: Completions, named: str | None) -> Served:
-    listed = completions.models()
+def _served(http: HttpClient, named: str | None) -> Served:
+    listed = models(http)
     names = [str(m["id"]) for m in listed]
     if named is None and len(names) != 1:
         have = ", ".join(names) or "it does not say which"
-        raise ConfigurationError(f"{completions.url} has {len(names)} models ({have}); name one: served_model=... .")
+        raise ConfigurationError(f"{http.url} has {len(names)} models ({have}); name one: served_model=... .")
     if named is not None and names and named not in names:
-        raise ConfigurationError(f"{completions.url} has no model {named!r}; it has {', '.join(names)}.")
+        raise ConfigurationError(f"{http.url} has no model {named!r}; it has {', '.join(names)}.")
     name = names[0] if named is None else named
     longest = next((m.get("max_model_len") for m in listed if m["id"] == name), None)
     return Served(name, longest if isinstance(longest, int) and longest > 0 else None)

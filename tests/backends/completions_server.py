@@ -26,19 +26,25 @@ class CompletionsServer:
     for none); `seen` are the bodies that came, `keys` the authorisation of each.
     """
 
-    def __init__(self, model: LanguageModel, *, name: str = "tiny", scaled: bool = False) -> None:
-        self.model, self.name, self.scaled = model, name, scaled
+    url: str
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._turn = threading.Lock()
+        routes = [Route("/v1/models", self._models), Route("/v1/completions", self._complete, methods=["POST"])]
+        self.app = Starlette(routes=routes)
+        self.reset(model)
+
+    def reset(self, model: LanguageModel) -> None:
+        """As it is to begin with."""
+        self.model, self.name, self.scaled, self.lists_models = model, "tiny", False, True
         self.faults: list[Fault | None] = []
         self.seen: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.max_model_len: int | None = model.context_length
-        self._turn = threading.Lock()
-        routes = [Route("/v1/models", self._models), Route("/v1/completions", self._complete, methods=["POST"])]
-        self.app = Starlette(routes=routes)
 
     @contextmanager
-    def running(self) -> Iterator[str]:
-        """Its address, while it runs."""
+    def running(self) -> Iterator[None]:
+        """It runs, at `url`."""
         config = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
@@ -46,18 +52,21 @@ class CompletionsServer:
         while not server.started:
             time.sleep(0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/v1"
         try:
-            yield f"http://127.0.0.1:{port}/v1"
+            yield
         finally:
             server.should_exit = True
             thread.join(timeout=20)
 
     @property
-    def asked(self) -> list[dict[str, Any]]:
+    def requests(self) -> list[dict[str, Any]]:
         """The requests after the greeting of the first call."""
         return [body for body in self.seen if body["temperature"] != 2.0]
 
     async def _models(self, _: Request) -> Response:
+        if not self.lists_models:
+            return refused(404, "Not Found")
         entry = {"id": self.name, "object": "model", "max_model_len": self.max_model_len}
         return JSONResponse({"object": "list", "data": [entry]})
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from nabla_agents import LanguageModel
-from nabla_agents.rollouts import ServerRollouts
+from nabla_agents import LanguageModel, ServerRollouts
 from nabla_agents.testing import random_model
 
 from .completions_server import CompletionsServer
@@ -19,25 +18,28 @@ def model() -> LanguageModel:
     return random_model(vocabulary=WORDS, context_length=64)
 
 
-@pytest.fixture
-def server(model: LanguageModel, socket_enabled: None) -> Iterator[CompletionsServer]:
-    served = CompletionsServer(model)
-    with served.running() as url:
-        served.url = url  # type: ignore[attr-defined]
-        yield served
+@pytest.fixture(scope="session")
+def running(model: LanguageModel) -> Iterator[CompletionsServer]:
+    server = CompletionsServer(model)
+    with server.running():
+        yield server
 
 
 @pytest.fixture
-def connect(server: CompletionsServer, model: LanguageModel) -> Iterator[Callable[..., ServerRollouts]]:
+def server(socket_enabled: None, running: CompletionsServer, model: LanguageModel) -> CompletionsServer:
+    running.reset(model)
+    return running
+
+
+@pytest.fixture
+def connect(server: CompletionsServer, model: LanguageModel, pauses: list[float]) -> Iterator[Callable[..., Any]]:
     """Makes rollouts on the server; pauses between attempts are left out."""
     made: list[ServerRollouts] = []
 
     def make(local: LanguageModel = model, **options: Any) -> ServerRollouts:
-        rollouts = ServerRollouts(server.url, local, **options)  # type: ignore[attr-defined]
-        rollouts._completions._jittered = lambda _: 0.0
-        made.append(rollouts)
-        return rollouts
+        made.append(ServerRollouts(server.url, local, **options))
+        return made[-1]
 
     yield make
-    for each in made:
-        each.close()
+    for rollouts in made:
+        rollouts.close()

@@ -8,9 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from nabla_agents import BestOfN, Budget, Engine, FinishReason, Grammar, Greedy, LanguageModel, Nabla, Sampling
+from nabla_agents import (
+    SGLANG,
+    BestOfN,
+    Budget,
+    Engine,
+    FinishReason,
+    Grammar,
+    Greedy,
+    LanguageModel,
+    Nabla,
+    Sampling,
+    ServerFormat,
+    ServerRollouts,
+)
 from nabla_agents.models.rows import RolloutJob
-from nabla_agents.rollouts import SGLANG, ServerFormat, ServerRollouts
 from nabla_agents.testing import FixedReward, random_model
 
 from .completions_server import CompletionsServer, seeded
@@ -21,10 +33,10 @@ Connect = Callable[..., ServerRollouts]
 def job(
     model: LanguageModel, prefix: str = "", *, prompt: str = "ab", n: int = 8, seed: int = 0, **sampling: Any
 ) -> RolloutJob:
-    asked = model.prompt(prompt)
-    [(cache, _)] = model.prefill([asked])
+    rendered = model.prompt(prompt)
+    [(cache, _)] = model.prefill([rendered])
     ids = tuple(model.tokenizer.encode(prefix))
-    return RolloutJob(asked, ids, Sampling(**sampling), n, torch.rand(n, generator=seeded(seed)), cache)
+    return RolloutJob(rendered, ids, Sampling(**sampling), n, torch.rand(n, generator=seeded(seed)), cache)
 
 
 RAGGED = (("ab", "", 10), ("abcdefgh", "cdab", 14), ("i", "efg", 4), ("hhii", "", 1), ("cd", "aaab", 12))
@@ -61,10 +73,11 @@ def test_a_greedy_search_finds_on_a_server_what_it_finds_here(
 def test_sampled_pairs_have_the_distribution_of_local_ones(connect: Connect, server: CompletionsServer) -> None:
     """Chi-square of 600 pairs of tokens, 40 in a request, against the exact distribution; one false alarm in 10 000."""
     model, n = server.model, 600
-    jobs = [job(model, n=2, seed=i, temperature=1.3, top_k=6) for i in range(n)]
-    found = connect(format=ServerFormat(body=BODY, choices=40)).rollout(jobs)
-    assert [body["n"] for body in server.asked] == [40] * 15
-    counts, expected = Counter(r.completion_ids for r in found), exact(model, 1.3, 6)
+    first = job(model, n=2, temperature=1.3, top_k=6)
+    jobs = [replace(first, uniforms=torch.rand(2, generator=seeded(i))) for i in range(n)]
+    rollouts = connect(format=ServerFormat(body=BODY, choices=40)).rollout(jobs)
+    assert [body["n"] for body in server.requests] == [40] * 15
+    counts, expected = Counter(r.completion_ids for r in rollouts), exact(model, 1.3, 6)
     assert set(counts) <= set(expected)
     rare = {pair for pair, p in expected.items() if n * p < 5}
     cells = [(counts[pair], n * p) for pair, p in expected.items() if pair not in rare]
@@ -114,21 +127,21 @@ def test_jobs_that_go_on_from_the_same_tokens_are_one_request_in_the_order_of_th
 ) -> None:
     prefixes = ("cd", "ab", "", "cd", "ab", "ab", "cdi")
     jobs = [job(model, prefix, seed=i, temperature=1.0) for i, prefix in enumerate(prefixes)]
-    found = connect(concurrency=1).rollout(jobs)
-    for asked, rollout in zip(jobs, found, strict=True):
-        assert rollout.completion_ids[: len(asked.prefix_ids)] == asked.prefix_ids
-    prompts = [tuple(body["prompt"]) for body in server.asked]
+    rollouts = connect(concurrency=1).rollout(jobs)
+    for each, rollout in zip(jobs, rollouts, strict=True):
+        assert rollout.completion_ids[: len(each.prefix_ids)] == each.prefix_ids
+    prompts = [tuple(body["prompt"]) for body in server.requests]
     assert prompts == sorted(prompts)
-    assert sorted(body["n"] for body in server.asked) == [1, 1, 2, 3]
-    assert all(body["max_tokens"] == 8 - (len(body["prompt"]) - len(jobs[2].prompt.ids)) for body in server.asked)
-    assert len({body["seed"] for body in server.asked}) == 4
+    assert sorted(body["n"] for body in server.requests) == [1, 1, 2, 3]
+    assert all(body["max_tokens"] == 8 - (len(body["prompt"]) - len(jobs[2].prompt.ids)) for body in server.requests)
+    assert len({body["seed"] for body in server.requests}) == 4
 
 
 def test_what_a_request_says_is_the_whole_sampling(connect: Connect, server: CompletionsServer) -> None:
     """A server's own defaults are often those of a generation config: nothing is left to them."""
     model = server.model
     connect().rollout([job(model, temperature=0.5, top_p=0.9, min_p=0.1, stop=("cd",)), job(model)])
-    own, plain = sorted(server.asked, key=lambda body: body["temperature"])
+    own, plain = sorted(server.requests, key=lambda body: body["temperature"])
     assert [own[name] for name in ("temperature", "top_p", "top_k", "min_p", "stop")] == [0.5, 0.9, -1, 0.1, ["cd"]]
     assert [plain[name] for name in ("temperature", "top_p", "top_k", "min_p", "stop")] == [1.0, 1.0, -1, 0.0, []]
     for body in (own, plain):
@@ -139,11 +152,11 @@ def test_what_a_request_says_is_the_whole_sampling(connect: Connect, server: Com
 def test_greedy_jobs_share_one_choice_which_the_ledger_counts_once(
     connect: Connect, server: CompletionsServer, model: LanguageModel
 ) -> None:
-    found = connect().rollout([job(model, seed=i, temperature=0) for i in range(3)])
-    assert [body["n"] for body in server.asked] == [1]
-    assert len({r.completion_ids for r in found}) == 1
-    assert [r.usage.rollouts for r in found] == [1, 1, 1]
-    assert [r.usage.generated_tokens for r in found] == [len(found[0].completion_ids), 0, 0]
+    rollouts = connect().rollout([job(model, seed=i, temperature=0) for i in range(3)])
+    assert [body["n"] for body in server.requests] == [1]
+    assert len({r.completion_ids for r in rollouts}) == 1
+    assert [r.usage.rollouts for r in rollouts] == [1, 1, 1]
+    assert [r.usage.generated_tokens for r in rollouts] == [len(rollouts[0].completion_ids), 0, 0]
 
 
 def test_a_server_whose_choices_of_one_seed_are_alike_is_asked_for_one_at_a_time(
@@ -183,8 +196,8 @@ def test_a_stop_string_that_begins_in_the_prefix_ends_the_completion_as_it_does_
     plain = job(model, "cd", n=12, temperature=0)
     [whole] = model.rollout([plain])
     stop = whole.text[1:3]
-    asked = replace(plain, sampling=Sampling(temperature=0, stop=(stop,)))
-    [here], [there] = model.rollout([asked]), connect().rollout([asked])
+    stopping = replace(plain, sampling=Sampling(temperature=0, stop=(stop,)))
+    [here], [there] = model.rollout([stopping]), connect().rollout([stopping])
     assert (there.completion_ids, there.text) == (here.completion_ids, here.text) != (whole.completion_ids, whole.text)
     assert there.log_probs is not None
     assert len(there.log_probs) == len(there.completion_ids)
@@ -193,8 +206,8 @@ def test_a_stop_string_that_begins_in_the_prefix_ends_the_completion_as_it_does_
 
 def test_a_servers_shorter_context_ends_a_completion_by_length(connect: Connect, server: CompletionsServer) -> None:
     server.max_model_len = len(server.model.prompt("ab").ids) + 1
-    [found] = connect().rollout([job(server.model, n=9, temperature=0)])
-    assert (len(found.completion_ids), found.finish_reason) == (1, FinishReason.LENGTH)
+    [rollout] = connect().rollout([job(server.model, n=9, temperature=0)])
+    assert (len(rollout.completion_ids), rollout.finish_reason) == (1, FinishReason.LENGTH)
 
 
 # ── log-probabilities and the ledger ──────────────────────────────────────────────────────────────────────────────
@@ -205,12 +218,12 @@ def test_log_probs_of_a_prefix_are_those_known_and_the_rest_of_it_is_read_here(
 ) -> None:
     """So that rollouts that share a beginning are compared by the same numbers for it."""
     known = torch.tensor([-0.25, -0.5], dtype=torch.float64)
-    asked = job(model, "cdab", n=6, temperature=0)
-    [plain], [found] = model.rollout([asked]), connect().rollout([replace(asked, known=known)])
-    assert plain.log_probs is not None
-    assert found.log_probs is not None
-    assert found.log_probs[:2].tolist() == [-0.25, -0.5]
-    assert torch.allclose(found.log_probs[2:], plain.log_probs[2:], atol=1e-4)
+    longer = job(model, "cdab", n=6, temperature=0)
+    [here], [there] = model.rollout([longer]), connect().rollout([replace(longer, known=known)])
+    assert here.log_probs is not None
+    assert there.log_probs is not None
+    assert there.log_probs[:2].tolist() == [-0.25, -0.5]
+    assert torch.allclose(there.log_probs[2:], here.log_probs[2:], atol=1e-4)
 
 
 def test_a_search_knows_the_log_probs_of_what_it_goes_on_from(model: LanguageModel) -> None:
@@ -227,9 +240,9 @@ def test_a_search_knows_the_log_probs_of_what_it_goes_on_from(model: LanguageMod
     first, *later = seen
     assert first.known is None
     assert later
-    for asked in later:
-        known = () if asked.known is None else asked.known
-        assert len(asked.prefix_ids) - 1 <= len(known) <= len(asked.prefix_ids)
+    for later_job in later:
+        known = () if later_job.known is None else later_job.known
+        assert len(later_job.prefix_ids) - 1 <= len(known) <= len(later_job.prefix_ids)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
@@ -237,10 +250,10 @@ def test_scaled_log_probs_are_not_taken_for_those_of_the_model(
     connect: Connect, server: CompletionsServer, temperature: float
 ) -> None:
     server.scaled, model = True, server.model
-    [found] = connect(format=SGLANG).rollout([job(model, "cd", seed=3, temperature=temperature)])
-    [(expected, _)] = model.token_log_probs([found])
-    assert found.log_probs is not None
-    assert torch.allclose(found.log_probs, expected, atol=1e-4)
+    [rollout] = connect(format=SGLANG).rollout([job(model, "cd", seed=3, temperature=temperature)])
+    [(expected, _)] = model.token_log_probs([rollout])
+    assert rollout.log_probs is not None
+    assert torch.allclose(rollout.log_probs, expected, atol=1e-4)
 
 
 def test_the_ledger_has_what_the_server_and_the_local_model_computed(
@@ -250,10 +263,10 @@ def test_the_ledger_has_what_the_server_and_the_local_model_computed(
     log-probabilities are not known, after the prompt's cache. The greeting counts once, as FLOPs and tokens read.
     """
     rollouts = connect()
-    asked = [job(model, "cd", seed=i, temperature=1.0, n=6) for i in range(2)]
-    rollouts.rollout(asked[:1])
-    first, second = (r.usage for r in rollouts.rollout(asked))
-    context = len(asked[0].prompt.ids) + 1
+    jobs = [job(model, "cd", seed=i, temperature=1.0, n=6) for i in range(2)]
+    rollouts.rollout(jobs[:1])
+    first, second = (r.usage for r in rollouts.rollout(jobs))
+    context = len(jobs[0].prompt.ids) + 1
     for usage, read in ((first, context), (second, 0)):
         assert usage.lm_forward_tokens == read + usage.generated_tokens - 1 + 1
         assert usage.lm_backward_tokens == 0
@@ -281,5 +294,7 @@ def test_a_large_vocabulary_is_no_trouble(server: CompletionsServer, connect: Co
     model = random_model(context_length=64)
     server.model = model
     jobs = [job(model, "é", prompt="ü", seed=i, temperature=1.0) for i in range(4)]
-    found = connect(model).rollout(jobs)
-    assert all(r.text == model.tokenizer.decode([t for t in r.completion_ids if t not in model.eos_ids]) for r in found)
+    rollouts = connect(model).rollout(jobs)
+    assert all(
+        r.text == model.tokenizer.decode([t for t in r.completion_ids if t not in model.eos_ids]) for r in rollouts
+    )

@@ -1,0 +1,171 @@
+"""HttpClient: JSON and streams from a server, tried again where that may help."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from nabla_agents.errors import ConfigurationError, NablaError, PromptError
+
+try:
+    import httpx
+except ImportError as e:
+    raise ConfigurationError(
+        f"A server is asked with {e.name}, which is not installed: pip install 'nabla-agents[remote]'."
+    ) from e
+
+ResultT = TypeVar("ResultT")
+BUSY: Final = (408, 409, 425, 429)  # and every 5xx: the server may answer the same request later
+LONGEST_PAUSE: Final = 60.0  # seconds between two attempts
+
+
+@dataclass(eq=False)
+class Failure(Exception):
+    """A request that failed: `status` and `code` are those of the answer, None where no answer came."""
+
+    url: str
+    path: str
+    message: str
+    status: int | None = None
+    code: str | None = None
+    may_pass: bool = True
+    retry_after: float = 0.0
+    attempts: int = 1
+
+    def __str__(self) -> str:
+        return self.message if self.status in (None, 200) else f"HTTP {self.status}: {self.message}"
+
+
+class HttpClient:
+    """A server's address and key, and one pool of connections to it. Threads may share it.
+
+    Tries again, `attempts` times in all and with growing and jittered pauses, what may pass: a lost connection, a
+    timeout, 408, 409, 425, 429, 5xx, an answer that is no JSON object; never another refusal, and never once an answer
+    has begun to stream. Every attempt sends the same request. `Retry-After` is kept to, up to a minute.
+
+    Args:
+        error: the error to raise for what failed in the end.
+        client: for proxies, certificates or headers of your own, in place of `timeout` and `transport`.
+        timeout: seconds that a sign of life may take.
+
+    Raises:
+        ConfigurationError: no http(s) address, or `attempts` below 1.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        error: Callable[[Failure], NablaError],
+        api_key: str | None,
+        attempts: int,
+        timeout: float,
+        client: httpx.Client | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigurationError(f"The server's address is {url!r}; expected for example http://host:8000/v1.")
+        if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
+            raise ConfigurationError(f"attempts is {attempts!r}; expected a whole number of at least 1.")
+        self.url = url.rstrip("/")
+        self._error, self._attempts = error, attempts
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._client = client or httpx.Client(timeout=httpx.Timeout(timeout, connect=10.0), transport=transport)
+
+    def close(self) -> None:
+        """Closes the connections, those of a client that was passed included."""
+        self._client.close()
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The JSON object at a path. Raises what `error` makes of a failure."""
+        return self._tried(lambda: self._json("GET", path, None))
+
+    def post(self, path: str, body: Mapping[str, Any], *, stopped: threading.Event | None = None) -> dict[str, Any]:
+        """The JSON object that answers a body; once `stopped` is set nothing is tried again.
+
+        Raises:
+            PromptError: the body cannot be written as JSON; besides, what `error` makes of a failure.
+        """
+        content = _written(body)
+        return self._tried(lambda: self._json("POST", path, content), stopped)
+
+    def stream(self, path: str, body: Mapping[str, Any], *, stopped: threading.Event | None = None) -> httpx.Response:
+        """As `post`, but an answer that has begun and is still to be read; whoever has it closes it."""
+        content = _written(body)
+        return self._tried(lambda: self._send("POST", path, content, stream=True), stopped)
+
+    def _tried(self, attempt: Callable[[], ResultT], stopped: threading.Event | None = None) -> ResultT:
+        stopped = stopped or threading.Event()
+        for number in itertools.count(1):
+            try:
+                return attempt()
+            except Failure as e:
+                e.attempts = number
+                if not e.may_pass or number == self._attempts or stopped.wait(pause(number, e.retry_after)):
+                    raise self._error(e) from e
+        raise AssertionError
+
+    def _json(self, method: str, path: str, content: bytes | None) -> dict[str, Any]:
+        response = self._send(method, path, content)
+        try:
+            answer = response.json()
+        except ValueError as e:
+            raise Failure(self.url, path, f"an answer that is no JSON: {response.text[:200]!r}", 200) from e
+        if not isinstance(answer, dict):
+            raise Failure(self.url, path, f"an answer that is no JSON object: {response.text[:200]!r}", 200)
+        return answer
+
+    def _send(self, method: str, path: str, content: bytes | None, *, stream: bool = False) -> httpx.Response:
+        """A response of status 200, which with `stream` has only begun."""
+        headers = self._headers if content is None else {**self._headers, "Content-Type": "application/json"}
+        request = self._client.build_request(method, self.url + path, content=content, headers=headers)
+        try:
+            response = self._client.send(request, stream=stream)
+            if response.status_code == 200:
+                return response
+            try:
+                response.read()
+            finally:
+                response.close()
+        except httpx.TransportError as e:
+            raise Failure(self.url, path, f"{type(e).__name__}: {e}") from e
+        status, (message, code) = response.status_code, _refusal(response)
+        wait = _seconds(response.headers.get("retry-after"))
+        raise Failure(self.url, path, message, status, code, status in BUSY or status >= 500, wait)
+
+
+def pause(attempt: int, retry_after: float) -> float:
+    """Seconds after a failed attempt (1, 2, ...): they double up to 20, and are jittered, so that clients do not come
+    back together; on top of what the server asks for, but a minute at most.
+    """
+    return min(retry_after + min(0.25 * 2.0 ** min(attempt - 1, 10), 20.0) + random.random(), LONGEST_PAUSE)
+
+
+def _written(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as e:  # not JSON, or half a surrogate pair
+        raise PromptError(f"The request cannot be written as JSON in UTF-8: {e}") from e
+
+
+def _refusal(response: httpx.Response) -> tuple[str, str | None]:
+    """Message and code of an OpenAI-shaped error, else the beginning of the text."""
+    try:
+        answer = response.json()
+        error = answer.get("error", answer)
+        message, code = str(error.get("message", error)), error.get("code")
+    except (ValueError, AttributeError):
+        return response.text[:300] or response.reason_phrase, None
+    return message, code if isinstance(code, str) else None
+
+
+def _seconds(header: str | None) -> float:
+    try:
+        return max(0.0, float(header or 0))
+    except ValueError:  # a date: the pause is then ours
+        return 0.0
