@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from nabla_agents.chat.grammar import Grammar
 from nabla_agents.errors import ConfigurationError
 
+Count = Annotated[int, Field(ge=1)]
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
@@ -54,9 +55,9 @@ class Sampling(Settings):
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: Count | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Count | None = None
     stop: tuple[str, ...] = ()
     grammar: Grammar | None = None
 

@@ -45,6 +45,19 @@ class Refusal(Exception):
         return {**headers, "WWW-Authenticate": "Bearer"} if self.status == 401 else headers
 
 
+class ClientGone(Exception):
+    """The client left before its answer; nobody is there to be told."""
+
+
+def invalid(message: str, param: str | None, code: str = "invalid_value") -> Refusal:
+    """The refusal of a parameter."""
+    return Refusal(400, message, code=code, param=param)
+
+
+def shutting_down() -> Refusal:
+    return Refusal(503, "The server is shutting down; ask again.", code="shutting_down", retry_after=5.0)
+
+
 def _writable(text: str) -> str:
     """The text without halves of surrogate pairs, which a client may have sent and UTF-8 has not."""
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -66,10 +79,6 @@ def refusal_of(error: BaseException) -> Refusal:
     return Refusal(500, f"The server had {kind} while it answered. Its log says more.", code="internal_error")
 
 
-def shutting_down() -> Refusal:
-    return Refusal(503, "The server is shutting down; ask again.", code="shutting_down", retry_after=5.0)
-
-
 def invalid_request(problems: list[Any]) -> Refusal:
     """The first problem that validation found with a body, as OpenAI words it; of a union's, that of the member that
     came furthest.
@@ -86,12 +95,15 @@ def invalid_request(problems: list[Any]) -> Refusal:
     if kind == "extra_forbidden":
         return Refusal(400, f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
     if kind == "missing":
-        return Refusal(400, f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
+        return missing(name)
     if kind == "unsupported":
         return Refusal(400, str(problem["msg"]), code="unsupported_parameter", param=name)
-    code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
-    message = f"Invalid {'type' if code == 'invalid_type' else 'value'} for '{name}': {problem['msg']}."
-    return Refusal(400, message, code=code, param=name)
+    what = "type" if kind.endswith(("_type", "_parsing")) else "value"
+    return invalid(f"Invalid {what} for '{name}': {problem['msg']}.", name, f"invalid_{what}")
+
+
+def missing(name: str) -> Refusal:
+    return Refusal(400, f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
 
 
 def dotted(place: Sequence[str | int]) -> str:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Nabla, Rollout, Usage
 from nabla_agents.cli import app
-from nabla_agents.mcp_server import NablaTools, http_app, mcp_server
+from nabla_agents.serve.mcp import NablaTools, http_app, mcp_server
 
 QUESTION = "Tom has 12 apples. He then has 3 times as many. He gives away 17. How many apples are left?"
 KEY = "a-long-random-key-of-the-test"
@@ -365,7 +365,7 @@ def test_the_command_refuses_what_cannot_work_before_anything_is_loaded(
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mcp", None)
-    for name in [n for n in sys.modules if n.startswith("nabla_agents.mcp_server")]:
+    for name in [n for n in sys.modules if n.startswith("nabla_agents.serve.mcp")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigurationError, match=r'pip install "nabla-agents\[mcp\]"'):
-        importlib.import_module("nabla_agents.mcp_server")
+        importlib.import_module("nabla_agents.serve.mcp")
