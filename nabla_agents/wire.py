@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from nabla_agents.chat.dialects import DIALECTS, HERMES
 from nabla_agents.chat.grammar import Grammar
 from nabla_agents.config import Sampling
+from nabla_agents.request import Request
 from nabla_agents.result import Result
 from nabla_agents.trace import Trace
 from nabla_agents.types import LEAST_LIMITS, Budget, FinishReason, Message, Role, Score, Step, Usage
@@ -143,12 +144,23 @@ class StepsRequest(Body):
     nabla: NablaField = NablaField()
 
 
-def sampling_fields(sampling: Sampling) -> dict[str, Any]:
-    """The sampling as JSON values; what is off is left out."""
-    found = {name: value for name, value in sampling if value not in (None, ())}
-    if isinstance(grammar := found.get("grammar"), Grammar):
-        found["grammar"] = asdict(grammar)
-    return {**found, "stop": list(sampling.stop)}
+def steps_fields(
+    request: Request, *, model: str, budget: Budget | None, strategy: Any = None, reward: str | None = None
+) -> dict[str, Any]:
+    """The request as the values of a `StepsRequest`; what is not asked for is left out. `strategy` is the server's."""
+    sampling = {name: value for name, value in request.sampling if value not in (None, ())}
+    if request.sampling.grammar is not None:
+        sampling["grammar"] = asdict(request.sampling.grammar)
+    limits = None if budget is None else {name: limit for name, limit in vars(budget).items() if limit is not None}
+    nabla = {"reward": reward, "draft": request.draft, "budget": limits, "strategy": strategy}
+    messages = [message_fields(message) for message in request.prompt.messages]
+    return {
+        "model": model,
+        "prompt": {"messages": messages, "text": request.prompt.text},
+        "seed": request.seed,
+        "sampling": {**sampling, "stop": list(request.sampling.stop)},
+        "nabla": {name: value for name, value in nabla.items() if value is not None},
+    }
 
 
 def message_fields(message: Message) -> dict[str, Any]:
