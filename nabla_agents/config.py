@@ -55,9 +55,9 @@ class Sampling(Settings):
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Count | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_tokens: Count | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: tuple[str, ...] = ()
     grammar: Grammar | None = None
 

@@ -18,7 +18,7 @@ from nabla_agents.errors import ConfigurationError, NablaError
 from nabla_agents.named import STRATEGIES
 from nabla_agents.rewards import Reward
 from nabla_agents.search import Strategy
-from nabla_agents.serve.errors import Refusal, invalid_request, refusal_of
+from nabla_agents.serve.errors import Refusal, invalid_request, refusal_of, unrouted
 from nabla_agents.serve.middleware import Middleware
 from nabla_agents.serve.routes import router
 from nabla_agents.serve.service import OFFERED, Service
@@ -88,38 +88,16 @@ def create_app(
     app.include_router(router)
     tracing = Tracing(settings.tracing, tracer_provider)
     app.add_middleware(Middleware, settings=settings, metrics=metrics, tracing=tracing)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(NablaError, _refused)
+    for kind in (RequestValidationError, HTTPException, Refusal, NablaError):
+        app.add_exception_handler(kind, _refused)
     return app
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    problems = error.errors() if isinstance(error, RequestValidationError) else []
-    return _response(invalid_request(list(problems)))
-
-
 async def _refused(request: Request, error: Exception) -> Response:
-    request.state.facts["error"] = error
-    return _response(refusal_of(error))
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    """No such route, a method that it has not, a body that cannot be read."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    if status == 404:
-        refusal = Refusal(404, f"Unknown request URL: {request.method} {request.url.path}.", code="unknown_url")
-    elif status == 405:
-        message = f"Not allowed to {request.method} {request.url.path}."
-        refusal = Refusal(405, message, code="method_not_allowed")
+    if isinstance(error, RequestValidationError):
+        refusal = invalid_request(error.errors())
+    elif isinstance(error, HTTPException):
+        refusal = unrouted(error, request.method, request.url.path)
     else:
-        refusal = Refusal(status, "The body cannot be read: expected a JSON object in UTF-8.", code="invalid_json")
-    response = _response(refusal)
-    for name, value in (getattr(error, "headers", None) or {}).items():
-        response.headers[name] = value
-    return response
-
-
-def _response(refusal: Refusal) -> Response:
-    return JSONResponse(refusal.body, refusal.status, refusal.headers)
+        refusal, request.state.facts["error"] = refusal_of(error), error
+    return JSONResponse(refusal.body, refusal.status, {**(getattr(error, "headers", None) or {}), **refusal.headers})

@@ -56,7 +56,7 @@ async def completion_requests(
     served = service.served(body.model, body.own.reward)
     if others := sorted(set(body.stop_token_ids or ()) - set(served.engine.model.eos_ids)):
         message = f"stop_token_ids has {others[0]}; expected end tokens of {body.model}, or texts in stop."
-        raise invalid(message, "stop_token_ids", "unsupported_value")
+        raise invalid(message, "stop_token_ids", code="unsupported_value")
     try:
         prompts = [await _completion_prompt(service, served, prompt) for prompt in _prompts(body.prompt)]
     except PromptError as e:
@@ -165,7 +165,7 @@ def _text(turn: Turn, place: str) -> str:
     for j, part in enumerate(turn.content):
         if part.type != "text" or part.text is None:
             message = f"Content of type {part.type!r} is not supported: these models read text."
-            raise invalid(message, f"{place}[{j}].type", "unsupported_value")
+            raise invalid(message, f"{place}[{j}].type", code="unsupported_value")
     return "\n".join(part.text or "" for part in turn.content)
 
 
@@ -211,7 +211,7 @@ async def _read_asked(service: Service, served: Served, body: ChatRequest) -> As
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
     if isinstance(body.tool_choice, dict) and body.tool_choice.get("type") != "function":
         message = f"tool_choice is {body.tool_choice!r}; expected a string, or type function with a name."
-        raise invalid(message, "tool_choice", "unsupported_parameter")
+        raise invalid(message, "tool_choice", code="unsupported_parameter")
     try:
         chosen_tool(body.tool_choice, tools)
     except ConfigurationError as e:

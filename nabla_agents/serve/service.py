@@ -83,7 +83,7 @@ class Service:
             message = f"The model {model!r} does not exist here; this server has {known}."
             raise Refusal(404, message, code="model_not_found", param="model")
         if reward is not None and reward not in self.rewards:
-            raise _not_offered("reward", reward, self.rewards)
+            raise _not_offered("reward", reward, self.rewards, code="reward_not_found")
         return self._served[model, reward]
 
     def search(self, served: Served, wish: NablaField, key: ApiKey | None) -> dict[str, Any]:
@@ -100,14 +100,14 @@ class Service:
             return None
         param, most = "nabla.strategy", self.settings.max_rollouts
         if name not in self.strategies:
-            raise _not_offered("strategy", name, self.strategies)
+            raise _not_offered("strategy", name, self.strategies, code="strategy_not_found")
         strategy = self.strategies[name]
         if not changes:
             return strategy
         if not isinstance(strategy, Settings):
             raise invalid(f"The strategy {name!r} has no settings to change.", param)
         if isinstance(n := changes.get("n"), int) and n > most:
-            raise invalid(f"n of the strategy is {n}; at most {most}.", param, "budget_above_cap")
+            raise invalid(f"n of the strategy is {n}; at most {most}.", param, code="budget_above_cap")
         try:
             return replaced(strategy, changes)
         except ConfigurationError as e:
@@ -125,7 +125,7 @@ class Service:
         for name, limit in wanted.items():
             if name in caps and limit > caps[name]:
                 message = f"nabla.budget.{name} is {limit:g}; at most {caps[name]:g} is allowed here."
-                raise invalid(message, f"nabla.budget.{name}", "budget_above_cap")
+                raise invalid(message, f"nabla.budget.{name}", code="budget_above_cap")
         own = {name: limit for name, limit in vars(engine.budget).items() if limit is not None}
         within = {name: min(own.get(name, cap), cap) for name, cap in caps.items()}
         return Budget(**{"rollouts": None, **own, **within, **wanted})
@@ -138,7 +138,7 @@ class Service:
         """
         most = self.settings.max_tokens
         if wanted is not None and wanted > most:
-            raise invalid(f"{name} is {wanted}; at most {most} tokens are allowed.", name, "budget_above_cap")
+            raise invalid(f"{name} is {wanted}; at most {most} tokens are allowed.", name, code="budget_above_cap")
         return most if wanted is None else wanted
 
     async def reading(self, function: Callable[[], ResultT]) -> ResultT:
@@ -278,10 +278,10 @@ class QueuedRun:
         return result
 
 
-def _not_offered(kind: str, name: str, offered: Sequence[str] | Mapping[str, Any]) -> Refusal:
+def _not_offered(kind: str, name: str, offered: Sequence[str] | Mapping[str, Any], *, code: str) -> Refusal:
     known = ", ".join(map(repr, offered)) or "none"
     message = f"The {kind} {name!r} is not offered here; this server has {known}."
-    return invalid(message, f"nabla.{kind}", f"{kind}_not_found")
+    return invalid(message, f"nabla.{kind}", code=code)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[QueuedRun], None], run: QueuedRun) -> None:

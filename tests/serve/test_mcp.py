@@ -18,11 +18,12 @@ import uvicorn
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from typer.testing import CliRunner
 
-from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Nabla, Rollout, Usage
+from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Nabla, Rollout, Sampling, Usage
 from nabla_agents.cli import app
 from nabla_agents.serve.mcp import NablaTools, http_app, mcp_server
 
 QUESTION = "Tom has 12 apples. He then has 3 times as many. He gives away 17. How many apples are left?"
+QUICK = {"question": QUESTION, "rollouts": 1, "max_tokens": 2}
 KEY = "a-long-random-key-of-the-test"
 
 
@@ -160,9 +161,9 @@ async def test_steps_are_told_as_progress_that_grows(tools: NablaTools) -> None:
         ("solve", {"question": "a", "reward": "none"}, "Unknown reward 'none'; the server offers 'arithmetic'"),
         ("solve", {"question": "a", "strategy": "x"}, "Unknown strategy 'x'; the server offers 'nabla'"),
         ("solve", {"question": "a", "temprature": 1}, "temprature"),
-        ("solve", {"question": "word " * 30_000}, "context"),
+        ("solve", {"question": "word " * 10_000}, "context"),
         ("verify", {"question": "a"}, "answer"),
-        ("verify", {"question": "a", "answer": "1 " * 30_000}, "Shorten the draft"),
+        ("verify", {"question": "a", "answer": "1 " * 9_000}, "Shorten the draft"),
     ],
 )
 async def test_bad_input_is_an_error_with_words_and_the_server_goes_on(
@@ -173,7 +174,7 @@ async def test_bad_input_is_an_error_with_words_and_the_server_goes_on(
         assert result.is_error
         assert words in said(result)
         assert result.structured_content is None
-        assert not (await client.call_tool("solve", {"question": QUESTION, "rollouts": 1})).is_error
+        assert not (await client.call_tool("solve", QUICK)).is_error
 
 
 async def test_an_unknown_tool_is_a_protocol_error(tools: NablaTools) -> None:
@@ -203,8 +204,9 @@ async def test_what_breaks_inside_is_not_told_to_the_caller(
 
 
 async def test_calls_at_the_same_time_get_their_own_answers_and_progress(tools: NablaTools, engine: Engine) -> None:
-    seeds = range(5)
-    expected = [engine.generate(QUESTION, seed=s).text for s in seeds]
+    seeds = range(3)
+    short = Sampling(max_tokens=24)
+    expected = [engine.generate(QUESTION, seed=s, budget=Budget(rollouts=2), sampling=short).text for s in seeds]
     found: dict[int, str] = {}
     heard: dict[int, list[float]] = {s: [] for s in seeds}
 
@@ -212,7 +214,8 @@ async def test_calls_at_the_same_time_get_their_own_answers_and_progress(tools: 
         async def hear(progress: float, *_: Any) -> None:
             heard[seed].append(progress)
 
-        result = await client.call_tool("solve", {"question": QUESTION, "seed": seed}, progress_callback=hear)
+        arguments = {"question": QUESTION, "seed": seed, "rollouts": 2, "max_tokens": 24}
+        result = await client.call_tool("solve", arguments, progress_callback=hear)
         assert result.structured_content is not None
         found[seed] = result.structured_content["answer"]
 
@@ -229,7 +232,7 @@ async def test_too_many_calls_are_told_to_come_later(engine: Engine, watched: Wa
     errors: list[str] = []
 
     async def one(client: Client) -> None:
-        result = await client.call_tool("solve", {"question": QUESTION, "rollouts": 1, "max_tokens": 2})
+        result = await client.call_tool("solve", QUICK)
         errors.extend([said(result)] if result.is_error else [])
 
     async with Client(mcp_server(tools)) as client, anyio.create_task_group() as group:
@@ -241,16 +244,16 @@ async def test_too_many_calls_are_told_to_come_later(engine: Engine, watched: Wa
 
 async def cancelled(client: Client, watched: Watched) -> None:
     """Calls `solve`, cancels it in its first operation, and holds it to what it does then."""
-    watched.seconds = 0.3
+    watched.seconds = 0.1
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
             group.start_soon(client.call_tool, "solve", {"question": QUESTION, "rollouts": 9})
             await anyio.to_thread.run_sync(watched.begun.wait)
             scope.cancel()
-    await anyio.sleep(1.0)
+    await anyio.sleep(0.5)
     assert watched.calls == 1  # a search of nine would be at its third
     watched.seconds = 0.0
-    assert not (await client.call_tool("solve", {"question": QUESTION, "rollouts": 1})).is_error
+    assert not (await client.call_tool("solve", QUICK)).is_error
     assert watched.calls == 2
 
 
@@ -271,9 +274,11 @@ async def test_http_has_the_same_answers_progress_and_cancellation(
         heard.append(progress)
 
     async with Client(address) as client, Client(address) as other:
-        result = await client.call_tool("solve", {"question": QUESTION, "seed": 2}, progress_callback=hear)
+        arguments = {"question": QUESTION, "seed": 2, "max_tokens": 16}
+        result = await client.call_tool("solve", arguments, progress_callback=hear)
         assert result.structured_content is not None
-        assert result.structured_content["answer"] == engine.generate(QUESTION, seed=2).text
+        expected = engine.generate(QUESTION, seed=2, sampling=Sampling(max_tokens=16))
+        assert result.structured_content["answer"] == expected.text
         assert heard == list(range(1, result.structured_content["trace"]["steps"] + 1))
         verified = await other.call_tool("verify", {"question": "a", "answer": "1 + 1 = 2", "reward": "arithmetic"})
         assert verified.structured_content is not None
@@ -327,7 +332,8 @@ async def test_the_command_serves_a_client_over_stdio() -> None:
     with anyio.fail_after(100):
         async with Client(stdio_client(parameters)) as client:
             assert {tool.name for tool in (await client.list_tools()).tools} == {"solve", "verify"}
-            result = await client.call_tool("solve", {"question": QUESTION}, progress_callback=hear)
+            short = {"question": QUESTION, "max_tokens": 24}
+            result = await client.call_tool("solve", short, progress_callback=hear)
             assert result.structured_content is not None
             assert result.structured_content["answer"]
             assert heard == list(range(1, result.structured_content["trace"]["steps"] + 1))
