@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from nabla_agents.cli import app
 from nabla_agents.serve import ServeSettings, digest
 
-START = "from nabla_agents.cli import main; main()"
+START = "import sys; sys.modules['mcp'] = None; from nabla_agents.cli import main; main()"  # without the extra `mcp`
 
 
 @pytest.fixture(autouse=True)

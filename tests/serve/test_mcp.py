@@ -318,10 +318,13 @@ def test_elsewhere_than_on_loopback_a_key_is_needed_and_a_short_one_is_none(tool
 
 
 async def test_the_command_serves_a_client_over_stdio() -> None:
-    """A real subprocess: answers, progress, errors, a cancelled call, and an end when the client leaves."""
+    """A real subprocess, without the extra `serve`: answers, progress, errors, a cancelled call, and an end when the
+    client leaves.
+    """
+    without = "import sys; sys.modules['fastapi'] = sys.modules['prometheus_client'] = None"
     parameters = StdioServerParameters(
         command=sys.executable,
-        args=["-c", "from nabla_agents.cli import main; main()", "mcp", "--rollouts", "3"],
+        args=["-c", f"{without}; from nabla_agents.cli import main; main()", "mcp", "--rollouts", "3"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     heard: list[float] = []
