@@ -69,7 +69,6 @@ class Service:
         self.models, self.rewards = list(engines), list(rewards)
         self._runs: set[QueuedRun] = set()
         self._readers = ThreadPoolExecutor(2, "nabla-read")
-        self._idle: asyncio.Event | None = None
 
     @staticmethod
     def of(request: HttpRequest) -> Service:
@@ -187,28 +186,20 @@ class Service:
         self._runs.update(runs)
         return runs
 
-    def ended(self, run: QueuedRun) -> None:
+    def leave(self, run: QueuedRun) -> None:
         """The run makes room for another; may be said more than once."""
         self.admission.leave(run.ticket)
         self._runs.discard(run)
-        if not self._runs and self._idle is not None:
-            self._idle.set()
+        if not run.left.done():
+            run.left.set_result(None)
 
     async def drain(self, seconds: float) -> None:
         """Refuses what comes from now on, and waits for what runs; cancels what has not ended in time."""
         self.draining = True
-        if not await self._emptied(seconds):
-            self._cancel()
-            await self._emptied(10.0)
-
-    async def _emptied(self, seconds: float) -> bool:
-        self._idle = asyncio.Event()
-        try:
+        for limit in (seconds, 10.0):
             if self._runs:
-                await asyncio.wait_for(self._idle.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+                await asyncio.wait([run.left for run in self._runs], timeout=limit)
+            self._cancel()
 
     def _cancel(self) -> None:
         for run in list(self._runs):
@@ -226,6 +217,7 @@ class QueuedRun:
 
     def __init__(self, service: Service, served: Served, request: Request, ticket: Ticket) -> None:
         self.ticket = ticket
+        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.queued_seconds = 0.0
         self._service, self._served, self._request = service, served, request
         self._run: Run | None = None
@@ -256,7 +248,7 @@ class QueuedRun:
         if not self.ticket.granted.done():
             self.ticket.granted.set_exception(shutting_down())
             self.ticket.granted.exception()  # seen: whoever waits for it may be gone
-        self._service.ended(self)
+        self._service.leave(self)
 
     async def _started(self) -> Run:
         await self.ticket.granted
@@ -265,7 +257,7 @@ class QueuedRun:
         loop = asyncio.get_running_loop()
         run = await self._service.reading(lambda: self._served.engine.submit(self._request))  # tokenizes a draft
         self._run = run
-        run.add_done_callback(lambda _: _tell(loop, self._service.ended, self))
+        run.add_done_callback(lambda _: _tell(loop, self._service.leave, self))
         if self._cancelled:
             run.cancel()
         return run
