@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -21,8 +22,8 @@ from typer.testing import CliRunner
 from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Nabla, Rollout, Sampling, Usage
 from nabla_agents.cli import app
 from nabla_agents.serve.mcp import NablaTools, http_app, mcp_server
+from tests.serve.serving import QUESTION, until
 
-QUESTION = "Tom has 12 apples. He then has 3 times as many. He gives away 17. How many apples are left?"
 QUICK = {"question": QUESTION, "rollouts": 1, "max_tokens": 2}
 KEY = "a-long-random-key-of-the-test"
 
@@ -62,25 +63,17 @@ def address(tools: NablaTools, socket_enabled: None) -> Iterator[str]:
         yield url
 
 
-class served:
+@contextmanager
+def served(tools: NablaTools, **options: Any) -> Iterator[str]:
     """The address of the server on loopback, while it runs."""
-
-    def __init__(self, tools: NablaTools, **options: Any) -> None:
-        config = uvicorn.Config(
-            http_app(tools, **options), port=0, log_level="critical", ws="none", timeout_graceful_shutdown=2
-        )
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-
-    def __enter__(self) -> str:
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.005)
-        return f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}/mcp"
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join(timeout=20)
+    app = http_app(tools, **options)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/mcp"
+    server.should_exit = True
+    thread.join(timeout=20)
 
 
 def said(result: Any) -> str:
