@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from nabla_agents.chat.grammar import Grammar
 from nabla_agents.errors import ConfigurationError
 
+Count = Annotated[int, Field(ge=1)]
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 

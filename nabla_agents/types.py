@@ -7,7 +7,7 @@ import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from nabla_agents.errors import ConfigurationError, PromptError, RewardError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Role = Literal["system", "user", "assistant", "tool"]
+LEAST_LIMITS: Final[Mapping[str, int]] = {"rollouts": 1, "generated_tokens": 1}
+"""The smallest limits that a budget may have; 0 for the others."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,7 @@ class Budget:
     def __post_init__(self) -> None:
         for f in fields(self):
             limit = getattr(self, f.name)
-            counted = f.name not in ("flops", "seconds")
-            least = 1 if f.name in ("rollouts", "generated_tokens") else 0
+            counted, least = f.name not in ("flops", "seconds"), LEAST_LIMITS.get(f.name, 0)
             if limit is not None and not _is_number(limit, least, whole=counted):
                 kind = "whole number" if counted else "number"
                 raise ConfigurationError(

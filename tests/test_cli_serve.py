@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from nabla_agents.cli import app
 from nabla_agents.serve import ServeSettings, digest
 
-START = "from nabla_agents.cli import main; main()"
+START = "import sys; sys.modules['mcp'] = None; from nabla_agents.cli import main; main()"  # without the extra `mcp`
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +96,8 @@ def test_a_server_from_start_to_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("package", "extra"), [("fastapi", "serve"), ("uvicorn", "serve"), ("httpx", "remote")])
 def test_without_its_packages_it_says_what_to_install(package: str, extra: str) -> None:
-    module = "nabla_agents.serve" if extra == "serve" else "nabla_agents.remote"
-    tried = f"try:\n import {module}\nexcept Exception as e: print(type(e).__name__, e)"
+    names = {"serve": "nabla_agents.serve import create_app", "remote": "nabla_agents.remote import RemoteEngine"}
+    tried = f"try:\n from {names[extra]}\nexcept Exception as e: print(type(e).__name__, e)"
     code = f"import sys; sys.modules[{package!r}] = None\n{tried}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("ConfigurationError")

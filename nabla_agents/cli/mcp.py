@@ -53,11 +53,11 @@ def mcp(
     budget = na.Budget(rollouts=rollouts)
     loading = loading_of(trust_remote_code=trust_remote_code, dtype=dtype, device_map=device_map)
     with spinner(f"Loading {model}"):
-        from nabla_agents import mcp_server
+        from nabla_agents.serve import mcp as serving
 
         keys = [key] if (key := os.environ.get("NABLA_MCP_KEY")) else []
         if transport == "http":
-            mcp_server.check_keys(host, keys)
+            serving.check_keys(host, keys)
         engine = engine_of(
             model,
             terms,
@@ -67,7 +67,7 @@ def mcp(
             strategy=make_strategy(rollouts),
             budget=budget,
         )
-        tools = mcp_server.NablaTools(
+        tools = serving.NablaTools(
             engine,
             rewards={name: offered_reward(each, loading, name) for name, each in offered.items()},
             strategies={name: make(rollouts) for name, make in STRATEGIES.items()},
@@ -75,7 +75,7 @@ def mcp(
             concurrent=concurrent,
         )
     if transport == "stdio":
-        mcp_server.run_stdio(tools)
+        serving.run_stdio(tools)
     else:
         terminal(stderr=True).print(f"MCP at http://{host}:{port}/mcp", highlight=False)
-        mcp_server.run_http(tools, host=host, port=port, keys=keys)
+        serving.run_http(tools, host=host, port=port, keys=keys)

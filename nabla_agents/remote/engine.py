@@ -18,7 +18,7 @@ from nabla_agents.remote.search import RemoteSearch
 from nabla_agents.request import PromptLike, Request, read_messages
 from nabla_agents.run import Run
 from nabla_agents.types import Budget, Message, Prompt
-from nabla_agents.wire import PROMPT, message_fields, sampling_fields
+from nabla_agents.wire import PROMPT, message_fields, steps_fields
 
 if TYPE_CHECKING:
     import httpx
@@ -174,22 +174,14 @@ class RemoteEngine(BaseEngine):
                 f"top_logprobs is {request.top_logprobs}, which a remote engine has not: set it to 0, or ask the "
                 "server by an OpenAI client."
             )
-        limits = request.budget or self._budget
         strategy = self.strategy if request.strategy is None else RemoteStrategy.of(request.strategy)
-        nabla = {
-            "reward": self.reward,
-            "draft": request.draft,
-            "budget": None if limits is None else {k: v for k, v in vars(limits).items() if v is not None},
-            "strategy": None if strategy.name is None else strategy.wire,
-        }
-        prompt = request.prompt
-        body = {
-            "model": self.model.name,
-            "prompt": {"messages": [message_fields(m) for m in prompt.messages], "text": prompt.text},
-            "seed": request.seed,
-            "sampling": sampling_fields(request.sampling),
-            "nabla": {name: value for name, value in nabla.items() if value is not None},
-        }
+        body = steps_fields(
+            request,
+            model=self.model.name,
+            budget=request.budget or self._budget,
+            strategy=None if strategy.name is None else strategy.wire,
+            reward=self.reward,
+        )
         search = RemoteSearch(self._http, body, request, self.model.tokenizer, places=self._places)
         run = Run(request, search, on_demand=on_demand)
         search.serve(run)

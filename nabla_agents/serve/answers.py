@@ -1,4 +1,4 @@
-"""From results to what clients get: OpenAI's objects, whole or in pieces, with the field `nabla`."""
+"""From results to what clients get: OpenAI's objects, whole or in pieces that add up, with the field `nabla`."""
 
 from __future__ import annotations
 
@@ -6,80 +6,78 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nabla_agents.chat.committed import CommittedReply
+from nabla_agents.chat.committed import CommittedReply, CommittedText
 from nabla_agents.chat.reply import Reply
 from nabla_agents.chat.tool_calls import ToolCall
+from nabla_agents.models.tokenizer import Tokenizer
+from nabla_agents.request import Request
 from nabla_agents.result import Result
-from nabla_agents.serve.service import Searching
-from nabla_agents.types import Usage
+from nabla_agents.serve.protocol import ChatRequest, CompletionRequest
+from nabla_agents.serve.service import Served
+from nabla_agents.types import Step, Usage
+from nabla_agents.wire import SentResult, SentStep
 
-
-class Envelope:
-    """What all pieces of one answer have in common."""
-
-    def __init__(self, prefix: str, kind: str, model: str) -> None:
-        self.id, self.kind, self.model = f"{prefix}-{uuid.uuid4().hex}", kind, model
-        self.created = int(time.time())
-
-    def of(self, choices: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": self.kind,
-            "created": self.created,
-            "model": self.model,
-            "choices": list(choices),
-            **fields,
-        }
+Json = dict[str, Any]
 
 
 class ChatChoice:
     """One choice of a chat: its message, whole or as deltas that add up to it."""
 
-    def __init__(self, index: int, search: Searching, *, tools: Sequence[Mapping[str, Any]] | None) -> None:
-        self.index, self.search = index, search
-        request, tokenizer = search.ask.request, search.ask.served.engine.model.tokenizer
-        self._replies = CommittedReply(request.prompt, request.seed, tools=tools, dialect=tokenizer.dialect)
+    prefix, kind, kind_streamed = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def grown(self, text: str) -> dict[str, Any]:
-        """What a longer committed text adds; may be empty."""
-        first = len(self._replies.reply.tool_calls)
-        return self._delta(self._replies.grown(text), first)
+    def __init__(
+        self, body: ChatRequest, served: Served, request: Request, tools: Sequence[Mapping[str, Any]] | None
+    ) -> None:
+        self.prompt, self._tokenizer = request.prompt, served.engine.model.tokenizer
+        self._logprobs = bool(body.logprobs)
+        self._replies = CommittedReply(request.prompt, request.seed, tools=tools, dialect=self._tokenizer.dialect)
 
-    def rest(self, result: Result) -> dict[str, Any]:
-        """What the whole text adds; may be empty."""
-        first = len(self._replies.reply.tool_calls)
-        return self._delta(self._replies.ended(result.text), first)
+    @property
+    def opening(self) -> Json | None:
+        return {"delta": {"role": "assistant", "content": ""}}
 
-    def read(self, result: Result) -> Reply:
-        return self._replies.read(result.text)
+    def grown(self, text: str, added: str) -> Json | None:
+        """The piece that a longer text adds."""
+        delta = self._delta(self._replies.grown, text) if added else {}
+        return {"delta": delta} if delta else None
 
-    def whole(self, result: Result) -> dict[str, Any]:
-        """The choice of an answer that is not streamed."""
-        reply = self.read(result)
-        message: dict[str, Any] = {"role": "assistant", "content": reply.content or None, "refusal": None}
-        if not reply.tool_calls:
-            message["content"] = reply.content
+    def rest(self, result: Result, told: str) -> list[Json]:
+        """The pieces that the whole text adds, the last of them with how it ended."""
+        delta = self._delta(self._replies.ended, result.text)
+        return [*([{"delta": delta}] if delta else []), {"delta": {}, **self._ending(result)}]
+
+    def whole(self, result: Result) -> Json:
+        reply = self._replies.read(result.text)
+        content = reply.content or (None if reply.tool_calls else "")
+        message: Json = {"role": "assistant", "content": content, "refusal": None}
         if reply.reasoning:
             message["reasoning_content"] = reply.reasoning
         if reply.tool_calls:
             message["tool_calls"] = [self._call(call, i) for i, call in enumerate(reply.tool_calls)]
-        return {"index": self.index, "message": message, **self.ending(result)}
+        return {"message": message, **self._ending(result)}
 
-    def ending(self, result: Result) -> dict[str, Any]:
-        """Finish reason, log-probabilities and the search in a few numbers."""
-        reply = self.read(result)
-        found = {"logprobs": None, "finish_reason": finish_reason(result, reply), "nabla": summary(result)}
-        if self.search.ask.logprobs:
+    def reasoning_tokens(self, result: Result) -> int | None:
+        reasoning = self._replies.read(result.text).reasoning
+        return min(len(self._tokenizer.encode(reasoning)), len(result.token_ids)) if reasoning else 0
+
+    def _ending(self, result: Result) -> Json:
+        """Log-probabilities, finish reason and the search in a few numbers."""
+        reply, logprobs = self._replies.read(result.text), None
+        if self._logprobs:
             start = result.text.rfind(reply.content) if reply.content else len(result.text)
-            entries = token_log_probs(self.search, result, start, start + len(reply.content))
-            found["logprobs"] = {"content": entries, "refusal": None}
-        return found
+            entries = token_log_probs(self._tokenizer, result, start, start + len(reply.content))
+            logprobs = {"content": entries, "refusal": None}
+        called = any(call.error is None for call in reply.tool_calls)
+        reason = "length" if result.truncated else "tool_calls" if called else "stop"
+        return {"logprobs": logprobs, "finish_reason": reason, "nabla": summary(result)}
 
-    def _delta(self, added: Reply, first: int) -> dict[str, Any]:
-        delta: dict[str, Any] = {}
+    def _delta(self, read: Callable[[str], Reply], text: str) -> Json:
+        """What the text adds to the reply so far; may be empty."""
+        first = len(self._replies.reply.tool_calls)
+        added, delta = read(text), dict[str, Any]()
         if added.content:
             delta["content"] = added.content
         if added.reasoning:
@@ -89,84 +87,134 @@ class ChatChoice:
             delta["tool_calls"] = [{"index": i, **self._call(call, i)} for i, call in calls]
         return delta
 
-    def _call(self, call: ToolCall, index: int) -> dict[str, Any]:
+    def _call(self, call: ToolCall, index: int) -> Json:
         """A call; one that cannot be read has what the model wrote as arguments."""
         arguments = json.dumps(dict(call.arguments), ensure_ascii=False) if call.error is None else call.raw
         function = {"name": call.name, "arguments": arguments}
         return {"id": self._replies.call_id(index), "type": "function", "function": function}
 
 
-def text_choice(
-    index: int, search: Searching, result: Result, text: str, *, with_token_ids: bool = False
-) -> dict[str, Any]:
-    """A choice of `/v1/completions`, whole or as the last piece of a stream. Its log-probabilities are those of all its
-    tokens, also of the one that ends it and has no text.
-    """
-    logprobs = None
-    if search.ask.logprobs:
-        entries = token_log_probs(search, result, 0, len(result.text), textless=True)
-        logprobs = {
-            "tokens": [e["token"] for e in entries],
-            "token_logprobs": [e["logprob"] for e in entries],
-            "top_logprobs": [{t["token"]: t["logprob"] for t in e["top_logprobs"]} for e in entries],
-            "text_offset": [sum(len(e["token"]) for e in entries[:i]) for i in range(len(entries))],
+class TextChoice:
+    """A choice of `/v1/completions`. Log-probabilities are those of all its tokens, a textless one at the end too."""
+
+    prefix, kind, kind_streamed = "cmpl", "text_completion", "text_completion"
+    opening: Json | None = None
+
+    def __init__(self, body: CompletionRequest, served: Served, request: Request) -> None:
+        self.prompt, self._tokenizer = request.prompt, served.engine.model.tokenizer
+        self._logprobs, self._token_ids = body.logprobs is not None, bool(body.return_token_ids)
+
+    def grown(self, text: str, added: str) -> Json | None:
+        return {"text": added} if added else None
+
+    def rest(self, result: Result, told: str) -> list[Json]:
+        logprobs = None
+        if self._logprobs:
+            entries = token_log_probs(self._tokenizer, result, 0, len(result.text), textless=True)
+            logprobs = {
+                "tokens": [e["token"] for e in entries],
+                "token_logprobs": [e["logprob"] for e in entries],
+                "top_logprobs": [{t["token"]: t["logprob"] for t in e["top_logprobs"]} for e in entries],
+                "text_offset": [sum(len(e["token"]) for e in entries[:i]) for i in range(len(entries))],
+            }
+        ids = {"token_ids": list(result.token_ids), "prompt_token_ids": list(self.prompt.ids)}
+        reason = "length" if result.truncated else "stop"
+        ending = {"logprobs": logprobs, "finish_reason": reason, "nabla": summary(result)}
+        return [{"text": result.text[len(told) :], **ending, **(ids if self._token_ids else {})}]
+
+    def whole(self, result: Result) -> Json:
+        return self.rest(result, "")[-1]
+
+    def reasoning_tokens(self, result: Result) -> int | None:
+        """None: thoughts are not told apart."""
+
+
+class Answer:
+    """The answer to a request of OpenAI's: an envelope around its choices, whole or in pieces."""
+
+    def __init__(self, body: ChatRequest | CompletionRequest, choices: Sequence[ChatChoice | TextChoice]) -> None:
+        self._choices, self._texts = choices, [CommittedText() for _ in choices]
+        self._with_usage = body.with_usage
+        self._head: Json = {
+            "id": f"{choices[0].prefix}-{uuid.uuid4().hex}",
+            "object": choices[0].kind_streamed if body.stream else choices[0].kind,
+            "created": int(time.time()),
+            "model": body.model,
         }
-    found = {"logprobs": logprobs, "finish_reason": finish_reason(result), "nabla": summary(result)}
-    if with_token_ids:
-        found |= {"token_ids": list(result.token_ids), "prompt_token_ids": list(search.ask.request.prompt.ids)}
-    return {"index": index, "text": text, **found}
+
+    def whole(self, results: Sequence[Result], queued_seconds: float) -> Json:
+        choices = enumerate(choice.whole(result) for choice, result in zip(self._choices, results, strict=True))
+        whole = [{"index": i, **choice} for i, choice in choices]
+        return {**self._head, "choices": whole, **self._cost(results, queued_seconds)}
+
+    def first(self) -> list[Json]:
+        return [self._piece(i, c.opening) for i, c in enumerate(self._choices) if c.opening is not None]
+
+    def step(self, index: int, step: Step) -> list[Json]:
+        text = self._texts[index]
+        piece = None if step.done else self._choices[index].grown(step.committed_text, text.added_by(step))
+        return [] if piece is None else [self._piece(index, piece)]
+
+    def end(self, index: int, result: Result) -> list[Json]:
+        return [self._piece(index, piece) for piece in self._choices[index].rest(result, self._texts[index].text)]
+
+    def last(self, results: Sequence[Result], queued_seconds: float) -> list[Json]:
+        return [{**self._head, "choices": [], **self._cost(results, queued_seconds)}] if self._with_usage else []
+
+    def _piece(self, index: int, piece: Json) -> Json:
+        ending = {name: piece.get(name) for name in ("logprobs", "finish_reason")}
+        return {**self._head, "choices": [{"index": index, **piece, **ending}]}
+
+    def _cost(self, results: Sequence[Result], queued_seconds: float) -> Json:
+        """Tokens as OpenAI counts them: each prompt once, and the returned completions. The field `nabla` says what all
+        choices cost together, and how long the first one waited.
+        """
+        pairs = list(zip(self._choices, results, strict=True))
+        prompt = sum({id(choice.prompt): result.prompt_tokens for choice, result in pairs}.values())
+        completion = sum(len(result.token_ids) for result in results)
+        usage: Json = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        thoughts = [n for choice, result in pairs if (n := choice.reasoning_tokens(result)) is not None]
+        if thoughts:
+            usage["completion_tokens_details"] = {"reasoning_tokens": sum(thoughts)}
+        spent = sum((result.usage for result in results), Usage())
+        return {"usage": usage, "nabla": {"usage": spent.as_dict(), "queued_seconds": round(queued_seconds, 6)}}
 
 
-def finish_reason(result: Result, reply: Reply | None = None) -> str:
-    called = reply is not None and any(call.error is None for call in reply.tool_calls)
-    return "length" if result.truncated else "tool_calls" if called else "stop"
+class StepsAnswer:
+    """The steps of one search as they are made, and its result, as `nabla_agents.wire` has them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def first(self) -> list[Json]:
+        return []
+
+    def step(self, index: int, step: Step) -> list[Json]:
+        return [SentStep(step=step).model_dump(mode="json")]
+
+    def end(self, index: int, result: Result) -> list[Json]:
+        texts = [self._tokenizer.token_text(token) for token in result.token_ids]
+        return [{"result": SentResult.of(result, texts).model_dump(mode="json")}]
+
+    def last(self, results: Sequence[Result], queued_seconds: float) -> list[Json]:
+        return []
 
 
-def summary(result: Result) -> dict[str, Any]:
+def summary(result: Result) -> Json:
     """The verdict, the trace in a few numbers and the ledger of one choice."""
     score = result.score
     verdict = None if score is None or score.verdict is None or not math.isfinite(score.verdict) else score.verdict
     return {**result.summary(), "verdict": verdict}
 
 
-def usage(
-    searches: Sequence[Searching], results: Sequence[Result], choices: Sequence[ChatChoice] = ()
-) -> dict[str, Any]:
-    """Tokens as OpenAI counts them: each prompt once, and the returned completions."""
-    prompts = {
-        id(search.ask.request.prompt): result.prompt_tokens for search, result in zip(searches, results, strict=True)
-    }
-    prompt, completion = sum(prompts.values()), sum(len(result.token_ids) for result in results)
-    counted: dict[str, Any] = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
-    if choices:
-        thoughts = 0
-        for choice, result in zip(choices, results, strict=True):
-            if reasoning := choice.read(result).reasoning:
-                encode = choice.search.ask.served.engine.model.tokenizer.encode
-                thoughts += min(len(encode(reasoning)), len(result.token_ids))
-        counted["completion_tokens_details"] = {"reasoning_tokens": thoughts}
-    return counted
-
-
-def ledger(searches: Sequence[Searching], results: Sequence[Result]) -> dict[str, Any]:
-    """The field `nabla` of a whole answer: what all choices cost together, and how long the first one waited."""
-    spent = sum((result.usage for result in results), Usage())
-    return {"usage": spent.as_dict(), "queued_seconds": round(min(s.queued_seconds for s in searches), 6)}
-
-
 def token_log_probs(
-    search: Searching, result: Result, start: int, end: int, *, textless: bool = False
-) -> list[dict[str, Any]]:
+    tokenizer: Tokenizer, result: Result, start: int, end: int, *, textless: bool = False
+) -> list[Json]:
     """Log π in nats of each token that has characters in start:end of the text, and of the likeliest others there;
     with `textless` of every token.
     """
-    tokenizer = search.ask.served.engine.model.tokenizer
     text = tokenizer.decode(result.token_ids)
-    entries: list[dict[str, Any]] = []
+    entries: list[Json] = []
     for i, (begin, stop) in enumerate(tokenizer.token_offsets(result.token_ids)):
         begin, stop = max(begin, start), min(stop, end)
         if begin >= stop and not textless:
@@ -177,5 +225,5 @@ def token_log_probs(
     return entries
 
 
-def _entry(token: str, value: float) -> dict[str, Any]:
+def _entry(token: str, value: float) -> Json:
     return {"token": token, "logprob": max(value, -9999.0), "bytes": list(token.encode("utf-8", "replace"))}

@@ -18,13 +18,12 @@ from nabla_agents.errors import ConfigurationError, NablaError
 from nabla_agents.named import STRATEGIES
 from nabla_agents.rewards import Reward
 from nabla_agents.search import Strategy
-from nabla_agents.serve import native, routes
-from nabla_agents.serve.errors import Refusal, invalid_request, refusal_of
-from nabla_agents.serve.gate import Gate
-from nabla_agents.serve.metrics import Metrics
+from nabla_agents.serve.errors import Refusal, invalid_request, refusal_of, unrouted
+from nabla_agents.serve.middleware import Middleware
+from nabla_agents.serve.routes import router
 from nabla_agents.serve.service import OFFERED, Service
 from nabla_agents.serve.settings import ServeSettings
-from nabla_agents.serve.tracing import Tracing
+from nabla_agents.serve.telemetry import Metrics, Tracing
 
 _ROLLOUTS = 8  # of a strategy that draws a number of completions
 _KEY = HTTPBearer(auto_error=False, description="An API key; not needed on the server's own machine.")
@@ -52,9 +51,13 @@ def create_app(
     Raises:
         ConfigurationError: no engine, or something else in its place.
     """
-    if not isinstance(engines, Mapping):
-        engines = {_named(engines): engines}
-    if not engines or not all(isinstance(engine, Engine) for engine in engines.values()):
+    if isinstance(engines, Engine):
+        engines = {engines.model.name: engines}
+    if (
+        not isinstance(engines, Mapping)
+        or not engines
+        or not all(isinstance(engine, Engine) for engine in engines.values())
+    ):
         raise ConfigurationError(f"engines is {engines!r}; expected an Engine, or a mapping of names to engines.")
     settings = ServeSettings() if settings is None else settings
     metrics = Metrics()
@@ -82,47 +85,19 @@ def create_app(
         dependencies=[Depends(_KEY)],
     )
     app.state.service = service
-    app.include_router(routes.router)
-    app.include_router(native.router)
-    app.add_middleware(Gate, settings=settings, metrics=metrics, tracing=Tracing(settings.tracing, tracer_provider))
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(NablaError, _refused)
+    app.include_router(router)
+    tracing = Tracing(settings.tracing, tracer_provider)
+    app.add_middleware(Middleware, settings=settings, metrics=metrics, tracing=tracing)
+    for kind in (RequestValidationError, HTTPException, Refusal, NablaError):
+        app.add_exception_handler(kind, _refused)
     return app
 
 
-def _named(engine: Any) -> str:
-    if not isinstance(engine, Engine):
-        raise ConfigurationError(f"engines is {engine!r}; expected an Engine, or a mapping of names to engines.")
-    return engine.model.name
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    problems = error.errors() if isinstance(error, RequestValidationError) else []
-    return _response(invalid_request(list(problems)))
-
-
 async def _refused(request: Request, error: Exception) -> Response:
-    request.state.facts["error"] = error
-    return _response(refusal_of(error))
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    """No such route, a method that it has not, a body that cannot be read."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    if status == 404:
-        refusal = Refusal(404, f"Unknown request URL: {request.method} {request.url.path}.", code="unknown_url")
-    elif status == 405:
-        message = f"Not allowed to {request.method} {request.url.path}."
-        refusal = Refusal(405, message, code="method_not_allowed")
+    if isinstance(error, RequestValidationError):
+        refusal = invalid_request(error.errors())
+    elif isinstance(error, HTTPException):
+        refusal = unrouted(error, request.method, request.url.path)
     else:
-        refusal = Refusal(status, "The body cannot be read: expected a JSON object in UTF-8.", code="invalid_json")
-    response = _response(refusal)
-    for name, value in (getattr(error, "headers", None) or {}).items():
-        response.headers[name] = value
-    return response
-
-
-def _response(refusal: Refusal) -> Response:
-    return JSONResponse(refusal.body, refusal.status, refusal.headers)
+        refusal, request.state.facts["error"] = refusal_of(error), error
+    return JSONResponse(refusal.body, refusal.status, {**(getattr(error, "headers", None) or {}), **refusal.headers})

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from starlette.exceptions import HTTPException
+
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, NablaError, PromptError
 from nabla_agents.search.search import Cancelled
 
@@ -45,6 +47,19 @@ class Refusal(Exception):
         return {**headers, "WWW-Authenticate": "Bearer"} if self.status == 401 else headers
 
 
+class ClientGone(Exception):
+    """The client left before its answer; nobody is there to be told."""
+
+
+def invalid(message: str, param: str | None, *, code: str = "invalid_value") -> Refusal:
+    """The refusal of a parameter."""
+    return Refusal(400, message, code=code, param=param)
+
+
+def shutting_down() -> Refusal:
+    return Refusal(503, "The server is shutting down; ask again.", code="shutting_down", retry_after=5.0)
+
+
 def _writable(text: str) -> str:
     """The text without halves of surrogate pairs, which a client may have sent and UTF-8 has not."""
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -55,22 +70,28 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, ContextOverflowError):
-        return Refusal(400, str(error), code="context_length_exceeded", param="messages")
+        return invalid(str(error), "messages", code="context_length_exceeded")
     if isinstance(error, PromptError):
-        return Refusal(400, str(error), code="invalid_prompt", param="messages")
+        return invalid(str(error), "messages", code="invalid_prompt")
     if isinstance(error, ConfigurationError):
-        return Refusal(400, str(error), code="invalid_value")
+        return invalid(str(error), None)
     if isinstance(error, Cancelled):
         return shutting_down()
     kind = type(error).__name__ if isinstance(error, NablaError) else "an internal error"
     return Refusal(500, f"The server had {kind} while it answered. Its log says more.", code="internal_error")
 
 
-def shutting_down() -> Refusal:
-    return Refusal(503, "The server is shutting down; ask again.", code="shutting_down", retry_after=5.0)
+def unrouted(error: HTTPException, method: str, path: str) -> Refusal:
+    """Of no such route, a method that it has not, a body that cannot be read."""
+    if error.status_code == 404:
+        return Refusal(404, f"Unknown request URL: {method} {path}.", code="unknown_url")
+    if error.status_code == 405:
+        return Refusal(405, f"Not allowed to {method} {path}.", code="method_not_allowed")
+    message = "The body cannot be read: expected a JSON object in UTF-8."
+    return Refusal(error.status_code, message, code="invalid_json")
 
 
-def invalid_request(problems: list[Any]) -> Refusal:
+def invalid_request(problems: Sequence[Any]) -> Refusal:
     """The first problem that validation found with a body, as OpenAI words it; of a union's, that of the member that
     came furthest.
     """
@@ -84,14 +105,17 @@ def invalid_request(problems: list[Any]) -> Refusal:
         return Refusal(400, "Expected a JSON object as body, with content type application/json.", code="invalid_body")
     name = dotted(place)
     if kind == "extra_forbidden":
-        return Refusal(400, f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
+        return invalid(f"Unknown parameter: '{name}'.", name, code="unknown_parameter")
     if kind == "missing":
-        return Refusal(400, f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
+        return missing(name)
     if kind == "unsupported":
-        return Refusal(400, str(problem["msg"]), code="unsupported_parameter", param=name)
-    code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
-    message = f"Invalid {'type' if code == 'invalid_type' else 'value'} for '{name}': {problem['msg']}."
-    return Refusal(400, message, code=code, param=name)
+        return invalid(str(problem["msg"]), name, code="unsupported_parameter")
+    what = "type" if kind.endswith(("_type", "_parsing")) else "value"
+    return invalid(f"Invalid {what} for '{name}': {problem['msg']}.", name, code=f"invalid_{what}")
+
+
+def missing(name: str) -> Refusal:
+    return invalid(f"Missing required parameter: '{name}'.", name, code="missing_required_parameter")
 
 
 def dotted(place: Sequence[str | int]) -> str:

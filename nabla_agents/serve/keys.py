@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from pydantic import AwareDatetime, Field
 
-from nabla_agents.config import Settings
+from nabla_agents.config import Count, Settings
 
 _PREFIX: Final = "nabla-"
 
@@ -24,10 +24,10 @@ class ApiKey(Settings):
     id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     expires: AwareDatetime | None = None
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
-    concurrent: Annotated[int, Field(ge=1)] | None = None
+    requests_per_minute: Count | None = None
+    concurrent: Count | None = None
     """Answers that may be searched at the same time; further ones wait."""
-    rollouts: Annotated[int, Field(ge=1)] | None = None
+    rollouts: Count | None = None
     """The largest budget of one answer, where it is to be less than the server's."""
 
     def expired(self, now: datetime | None = None) -> bool:

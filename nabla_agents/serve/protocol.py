@@ -1,61 +1,29 @@
-"""What clients send: OpenAI's requests, and the field `nabla` in them. Unknown names and wrong types are refused."""
+"""What clients of OpenAI's API send, with the field `nabla`. Unknown names and wrong types are refused."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from nabla_agents.config import Count
+from nabla_agents.wire import Body, NablaField, Stops
+
 Probability = Annotated[float, Field(gt=0, le=1)]
-Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 
 
-class Body(BaseModel):
-    """Base of all requests: JSON types as they are, no further names."""
+def neutral(*values: Any) -> AfterValidator:
+    """Of a parameter that is not supported: it may have only values that ask for nothing, these and null."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value is None or any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in values):
+            return value
+        message = "Unsupported parameter: '{name}'. Leave it out."
+        raise PydanticCustomError("unsupported", message, {"name": info.field_name})
 
-
-class BudgetField(Body):
-    """What one answer may cost, as `nabla_agents.Budget` has it."""
-
-    rollouts: Annotated[int, Field(ge=1)] | None = None
-    generated_tokens: Annotated[int, Field(ge=1)] | None = None
-    gradient_passes: Annotated[int, Field(ge=0)] | None = None
-    reward_calls: Annotated[int, Field(ge=0)] | None = None
-    flops: Annotated[float, Field(ge=0)] | None = None
-    seconds: Annotated[float, Field(ge=0)] | None = None
-
-
-class StrategyField(BaseModel):
-    """A strategy by name, with some of its settings changed."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
-
-    name: str
-
-
-class NablaField(Body):
-    """How an answer is searched: by names that the server offers, within its caps."""
-
-    strategy: str | StrategyField | None = None
-    budget: BudgetField | None = None
-    reward: str | None = None
-    draft: str | None = None
-    """An answer from elsewhere, which the search starts from."""
-
-    @property
-    def chosen(self) -> tuple[str | None, dict[str, Any]]:
-        """The strategy's name and what is changed of it."""
-        if isinstance(self.strategy, StrategyField):
-            return self.strategy.name, dict(self.strategy.model_extra or {})
-        return self.strategy, {}
-
-    @property
-    def limits(self) -> dict[str, Any]:
-        return {} if self.budget is None else self.budget.model_dump(exclude_none=True)
+    return AfterValidator(check)
 
 
 class StreamOptions(Body):
@@ -66,17 +34,10 @@ class StreamOptions(Body):
 class Generation(Body):
     """What chats and completions have in common."""
 
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "frequency_penalty": (0,),
-        "presence_penalty": (0,),
-        "logit_bias": ({},),
-    }
-    """What is not supported, with the values that ask for nothing."""
-
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -84,24 +45,13 @@ class Generation(Body):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stop: Annotated[str, Field(min_length=1)] | Stops | None = None
     seed: Seed | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Count | None = None
     user: str | None = None
     nabla: NablaField | None = None
 
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    logit_bias: Any = None
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _supported(cls, value: Any, info: Any) -> Any:
-        allowed = cls.neutral.get(info.field_name)
-        if allowed is None or value is None:
-            return value
-        if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
-            message = "Unsupported parameter: '{name}'. Leave it out."
-            raise PydanticCustomError("unsupported", message, {"name": info.field_name})
-        return value
+    frequency_penalty: Annotated[Any, neutral(0)] = None
+    presence_penalty: Annotated[Any, neutral(0)] = None
+    logit_bias: Annotated[Any, neutral({})] = None
 
     @property
     def own(self) -> NablaField:
@@ -116,8 +66,12 @@ class Generation(Body):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
+# What is sent back of an earlier answer may have more than is read.
+_SENT_BACK = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
 class FunctionCall(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    model_config = _SENT_BACK
 
     name: str
     arguments: str
@@ -126,7 +80,7 @@ class FunctionCall(BaseModel):
 class ToolCallTurn(BaseModel):
     """A call that the assistant made in an earlier turn."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    model_config = _SENT_BACK
 
     id: str | None = None
     type: Literal["function"] = "function"
@@ -143,7 +97,7 @@ class ContentPart(BaseModel):
 class Turn(BaseModel):
     """One message. What clients send back of an earlier answer, such as `refusal` and `annotations`, is not read."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    model_config = _SENT_BACK
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
@@ -152,11 +106,14 @@ class Turn(BaseModel):
     tool_call_id: str | None = None
 
 
-class FunctionTool(Body):
+class Named(Body):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
-    parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+
+class FunctionTool(Named):
+    parameters: dict[str, Any] | None = None
 
 
 class Tool(Body):
@@ -164,11 +121,8 @@ class Tool(Body):
     function: FunctionTool
 
 
-class JsonSchemaFormat(Body):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    description: str | None = None
+class JsonSchemaFormat(Named):
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    strict: bool | None = None
 
 
 class ResponseFormat(Body):
@@ -179,21 +133,8 @@ class ResponseFormat(Body):
 class ChatRequest(Generation):
     """`POST /v1/chat/completions`."""
 
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **Generation.neutral,
-        "store": (False,),
-        "modalities": (["text"],),
-        "audio": (),
-        "prediction": (),
-        "functions": ([],),
-        "function_call": ("none",),
-        "reasoning_effort": ("none",),
-        "verbosity": ("medium",),
-        "web_search_options": (),
-    }
-
     messages: Annotated[list[Turn], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[Tool] | None = None
@@ -205,28 +146,19 @@ class ChatRequest(Generation):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    store: Any = None
-    modalities: Any = None
-    audio: Any = None
-    prediction: Any = None
-    functions: Any = None
-    function_call: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
+    store: Annotated[Any, neutral(False)] = None
+    modalities: Annotated[Any, neutral(["text"])] = None
+    audio: Annotated[Any, neutral()] = None
+    prediction: Annotated[Any, neutral()] = None
+    functions: Annotated[Any, neutral([])] = None
+    function_call: Annotated[Any, neutral("none")] = None
+    reasoning_effort: Annotated[Any, neutral("none")] = None
+    verbosity: Annotated[Any, neutral("medium")] = None
+    web_search_options: Annotated[Any, neutral()] = None
 
 
 class CompletionRequest(Generation):
     """`POST /v1/completions`, with what vLLM has beside OpenAI's: token ids in the answer."""
-
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **Generation.neutral,
-        "best_of": (1,),
-        "echo": (False,),
-        "suffix": ("",),
-        "repetition_penalty": (1,),
-        "add_special_tokens": (False,),
-    }
 
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -234,76 +166,11 @@ class CompletionRequest(Generation):
     stop_token_ids: list[int] | None = None
     """Those that end the model's answers anyway."""
 
-    best_of: Any = None
-    echo: Any = None
-    suffix: Any = None
-    repetition_penalty: Any = None
-    add_special_tokens: Any = None
-
-
-class NativeMessage(Body):
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
-    extra: dict[str, Any] = {}
-
-
-class PromptRequest(Body):
-    """`POST /v1/nabla/prompt`: a conversation to render by the chat template, or a text verbatim."""
-
-    model: str
-    messages: list[NativeMessage] | None = None
-    text: str | None = None
-    tools: list[dict[str, Any]] | None = None
-
-
-class TokensRequest(Body):
-    """`POST /v1/nabla/tokens`: a text to tokenize, or token ids to show."""
-
-    model: str
-    text: str | None = None
-    ids: list[Annotated[int, Field(ge=0)]] | None = None
-
-
-class RenderedPrompt(Body):
-    """A prompt as `/v1/nabla/prompt` rendered it; its token ids are made anew."""
-
-    messages: list[NativeMessage]
-    text: str
-
-
-class GrammarField(Body):
-    """A `nabla_agents.Grammar`."""
-
-    body: str
-    calls: bool = False
-    required: bool = True
-    parallel: bool = True
-    reasoning: bool = False
-    refine: bool = False
-    instead: str | None = None
-    dialect: Literal["hermes", "llama3", "mistral"] = "hermes"
-
-
-class SamplingField(Body):
-    """A `nabla_agents.Sampling`."""
-
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: Stops = []
-    grammar: GrammarField | None = None
-
-
-class StepsRequest(Body):
-    """`POST /v1/nabla/steps`: a search whose steps are wanted as they are made."""
-
-    model: str
-    prompt: RenderedPrompt
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] = 0
-    sampling: SamplingField = SamplingField()
-    nabla: NablaField = NablaField()
+    best_of: Annotated[Any, neutral(1)] = None
+    echo: Annotated[Any, neutral(False)] = None
+    suffix: Annotated[Any, neutral("")] = None
+    repetition_penalty: Annotated[Any, neutral(1)] = None
+    add_special_tokens: Annotated[Any, neutral(False)] = None
 
 
 class ErrorFields(BaseModel):

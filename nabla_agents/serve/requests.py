@@ -1,142 +1,145 @@
-"""From a client's request to the searches that it asks for. Everything is checked here, before anything is computed."""
+"""From what clients send to the engine's requests. Everything is checked here, before anything is computed."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from jsonschema.validators import validator_for
+
 from nabla_agents.chat.grammar import Grammar
-from nabla_agents.chat.openai import Asked
+from nabla_agents.chat.openai import Asked, chosen_tool
 from nabla_agents.config import Sampling
-from nabla_agents.errors import PromptError
-from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.errors import ConfigurationError, GrammarError, PromptError
 from nabla_agents.request import Request
-from nabla_agents.serve.errors import Refusal, refusal_of
+from nabla_agents.serve.errors import Refusal, dotted, invalid, missing, refusal_of
 from nabla_agents.serve.keys import ApiKey
 from nabla_agents.serve.protocol import ChatRequest, CompletionRequest, Generation, Turn
-from nabla_agents.serve.schemas import read_asked
-from nabla_agents.serve.service import Ask, Served, Service
+from nabla_agents.serve.service import Served, Service
 from nabla_agents.types import Message, Prompt
+from nabla_agents.wire import StepsRequest
 
 
-async def chat_asks(service: Service, body: ChatRequest, key: ApiKey | None) -> tuple[list[Ask], Asked]:
-    """One search per choice, and the tools and structure that are asked for."""
+async def chat_requests(
+    service: Service, body: ChatRequest, key: ApiKey | None
+) -> tuple[Served, list[Request], list[dict[str, Any]] | None]:
+    """One request per choice, to whom they go, and the tools that are offered.
+
+    Raises:
+        Refusal: what cannot be met, named by its place in the body.
+    """
     served = service.served(body.model, body.own.reward)
     if body.top_logprobs is not None and not body.logprobs:
-        raise Refusal(400, "top_logprobs needs logprobs to be true.", code="invalid_value", param="top_logprobs")
-    messages = [_message(turn, i) for i, turn in enumerate(body.messages)]
-    asked = await read_asked(service, served, body)
+        raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise invalid("Give max_tokens or max_completion_tokens, not both.", "max_tokens")
+    messages = [_message(turn, f"messages[{i}]") for i, turn in enumerate(body.messages)]
+    asked = await _read_asked(service, served, body)
     prompt = await service.prompt(served, asked.told(messages), tools=asked.tools)
-    top = (body.top_logprobs or 0) if body.logprobs else None
-    return await _asks(service, served, body, [prompt], asked.grammar, top, key), asked
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    sampling = _sampling(body, grammar=asked.grammar, max_tokens=service.max_tokens(name, getattr(body, name)))
+    return served, _requests(service, served, body, [prompt], sampling, body.top_logprobs, key), asked.tools
 
 
-async def completion_asks(service: Service, body: CompletionRequest, key: ApiKey | None) -> list[Ask]:
-    """`n` searches for each prompt, in the order of the prompts. A prompt is taken verbatim."""
+async def completion_requests(
+    service: Service, body: CompletionRequest, key: ApiKey | None
+) -> tuple[Served, list[Request]]:
+    """`n` requests for each prompt, in the order of the prompts, and to whom they go. A prompt is taken verbatim.
+
+    Raises:
+        Refusal: what cannot be met, named by its place in the body.
+    """
     served = service.served(body.model, body.own.reward)
     if others := sorted(set(body.stop_token_ids or ()) - set(served.engine.model.eos_ids)):
         message = f"stop_token_ids has {others[0]}; expected end tokens of {body.model}, or texts in stop."
-        raise Refusal(400, message, code="unsupported_value", param="stop_token_ids")
+        raise invalid(message, "stop_token_ids", code="unsupported_value")
     try:
         prompts = [await _completion_prompt(service, served, prompt) for prompt in _prompts(body.prompt)]
     except PromptError as e:
-        found = refusal_of(e)
-        raise Refusal(found.status, found.message, code=found.code, param="prompt") from e
-    return await _asks(service, served, body, prompts, None, body.logprobs, key)
+        refusal = refusal_of(e)
+        refusal.param = "prompt"
+        raise refusal from e
+    sampling = _sampling(body, grammar=None, max_tokens=service.max_tokens("max_tokens", body.max_tokens))
+    return served, _requests(service, served, body, prompts, sampling, body.logprobs, key)
 
 
-async def _asks(
-    service: Service,
-    served: Served,
-    body: Generation,
-    prompts: Sequence[Prompt],
-    grammar: Grammar | None,
-    top_logprobs: int | None,
-    key: ApiKey | None,
-) -> list[Ask]:
-    if body.stream_options is not None and not body.stream:
-        raise Refusal(400, "stream_options needs stream to be true.", code="invalid_value", param="stream_options")
-    n, most = body.n or 1, service.settings.max_n
-    if n * len(prompts) > most:
-        raise Refusal(
-            400,
-            f"{n * len(prompts)} answers are asked for; at most {most} are allowed.",
-            code="invalid_value",
-            param="n",
-        )
-    sampling = Sampling(
+def _sampling(body: Generation, *, grammar: Grammar | None, max_tokens: int) -> Sampling:
+    return Sampling(
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=None if body.top_k in (0, -1) else body.top_k,
         min_p=body.min_p,
-        max_tokens=_max_tokens(service, body),
+        max_tokens=max_tokens,
         stop=body.stops,
         grammar=grammar,
     )
-    if top_logprobs is not None and top_logprobs > service.settings.max_top_logprobs:
-        at_most = service.settings.max_top_logprobs
-        raise Refusal(400, f"At most {at_most} top_logprobs.", code="invalid_value", param="top_logprobs")
-    strategy = service.strategy(*body.own.chosen)
-    budget = service.budget(served.engine, body.own.limits, key)
+
+
+def _requests(
+    service: Service,
+    served: Served,
+    body: Generation,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    top_logprobs: int | None,
+    key: ApiKey | None,
+) -> list[Request]:
+    if body.stream_options is not None and not body.stream:
+        raise invalid("stream_options needs stream to be true.", "stream_options")
+    n, most, top = body.n or 1, service.settings.max_n, top_logprobs or 0
+    if n * len(prompts) > most:
+        raise invalid(f"{n * len(prompts)} answers are asked for; at most {most} are allowed.", "n")
+    if top > service.settings.max_top_logprobs:
+        raise invalid(f"At most {service.settings.max_top_logprobs} top_logprobs.", "top_logprobs")
     seed = secrets.randbits(32) if body.seed is None else body.seed
-    return [
-        Ask(
-            served,
-            Request(
-                prompt=prompt,
-                sampling=sampling,
-                budget=budget,
-                strategy=strategy,
-                seed=seed + i,
-                draft=body.own.draft,
-                top_logprobs=top_logprobs or 0,
-            ),
-            top_logprobs is not None,
-        )
-        for prompt in prompts
-        for i in range(n)
-    ]
+    common = {"sampling": sampling, "top_logprobs": top, **service.search(served, body.own, key)}
+    return [Request(prompt=prompt, seed=seed + i, **common) for prompt in prompts for i in range(n)]
 
 
-def _max_tokens(service: Service, body: Generation) -> int:
-    """The request's limit, or the server's."""
-    if not isinstance(body, ChatRequest) or body.max_completion_tokens is None:
-        return within(service, "max_tokens", body.max_tokens)
-    if body.max_tokens is not None:
-        message = "Give max_tokens or max_completion_tokens, not both."
-        raise Refusal(400, message, code="invalid_value", param="max_tokens")
-    return within(service, "max_completion_tokens", body.max_completion_tokens)
-
-
-def within(service: Service, name: str, wanted: int | None) -> int:
-    """The wanted tokens of an answer, or the server's limit.
+async def steps_request(service: Service, body: StepsRequest, key: ApiKey | None) -> tuple[Served, Request]:
+    """The request of an engine elsewhere, and to whom it goes.
 
     Raises:
-        Refusal: more than that.
+        Refusal: what cannot be met.
     """
-    most = service.settings.max_tokens
-    if wanted is not None and wanted > most:
-        raise Refusal(
-            400, f"{name} is {wanted}; at most {most} tokens are allowed.", code="budget_above_cap", param=name
-        )
-    return most if wanted is None else wanted
+    served = service.served(body.model, body.nabla.reward)
+    sampling = body.sampling.read()
+    sampling = sampling.replace(max_tokens=service.max_tokens("sampling.max_tokens", sampling.max_tokens))
+    try:
+        await service.compiled(served, sampling.grammar)
+    except GrammarError as e:
+        raise invalid(str(e), "sampling.grammar") from e
+
+    def rendered() -> Prompt:
+        messages, text = tuple(message.read() for message in body.prompt.messages), body.prompt.text
+        return served.engine.prompt(Prompt(messages, text, tuple(encoded(served, text))))
+
+    prompt = await service.reading(rendered)
+    request = Request(prompt=prompt, sampling=sampling, seed=body.seed, **service.search(served, body.nabla, key))
+    return served, request
 
 
-def encoded(model: LanguageModel, text: str) -> list[int]:
+def encoded(served: Served, text: str) -> list[int]:
     """Token ids of a text, verbatim.
 
     Raises:
         PromptError: the tokenizer cannot read it.
     """
+    model = served.engine.model
     try:
         return model.tokenizer.encode(text)
     except Exception as e:  # half a surrogate pair, a word that it does not have: tokenizers raise anything
         raise PromptError(f"The tokenizer of {model.name} cannot read the text: {e}") from e
 
 
-def _message(turn: Turn, index: int) -> Message:
+# ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _message(turn: Turn, place: str) -> Message:
     """The engine's message. Calls of earlier turns have their arguments as objects, as templates expect them."""
     role = "system" if turn.role == "developer" else turn.role
     extra: dict[str, Any] = {} if turn.name is None else {"name": turn.name}
@@ -151,56 +154,110 @@ def _message(turn: Turn, index: int) -> Message:
         ]
     if turn.tool_call_id is not None:
         extra["tool_call_id"] = turn.tool_call_id
-    return Message(role, _text(turn, index), extra)
+    return Message(role, _text(turn, f"{place}.content"), extra)
 
 
-def _text(turn: Turn, index: int) -> str:
-    if turn.content is None:
-        if turn.role != "assistant":
-            param = f"messages[{index}].content"
-            raise Refusal(
-                400, f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param
-            )
-        return ""
-    if isinstance(turn.content, str):
-        return turn.content
+def _text(turn: Turn, place: str) -> str:
+    if turn.content is None and turn.role != "assistant":
+        raise missing(place)
+    if turn.content is None or isinstance(turn.content, str):
+        return turn.content or ""
     for j, part in enumerate(turn.content):
         if part.type != "text" or part.text is None:
-            raise Refusal(
-                400,
-                f"Content of type {part.type!r} is not supported: these models read text.",
-                code="unsupported_value",
-                param=f"messages[{index}].content[{j}].type",
-            )
+            message = f"Content of type {part.type!r} is not supported: these models read text."
+            raise invalid(message, f"{place}[{j}].type", code="unsupported_value")
     return "\n".join(part.text or "" for part in turn.content)
 
 
 def _arguments(text: str) -> Any:
     try:
-        read = json.loads(text)
+        arguments = json.loads(text)
     except (ValueError, RecursionError):
         return {"unreadable": text}
-    return read if isinstance(read, dict) else {"unreadable": text}
+    return arguments if isinstance(arguments, dict) else {"unreadable": text}
 
 
-def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    if isinstance(given, str):
-        return [given]
-    if not given:
-        raise Refusal(400, "prompt is empty; expected a text or token ids.", code="invalid_value", param="prompt")
-    if isinstance(given[0], int):
-        return [[token for token in given if isinstance(token, int)]]
-    return [one for one in given if not isinstance(one, int)]
+def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise invalid("prompt is empty; expected a text or token ids.", "prompt")
+    if isinstance(prompt[0], int):
+        return [[token for token in prompt if isinstance(token, int)]]
+    return [one for one in prompt if not isinstance(one, int)]
 
 
-async def _completion_prompt(service: Service, served: Served, given: str | list[int]) -> Prompt:
-    if isinstance(given, str):
-        return await service.prompt(served, given, formatted=True)
+async def _completion_prompt(service: Service, served: Served, prompt: str | list[int]) -> Prompt:
+    if isinstance(prompt, str):
+        return await service.prompt(served, prompt, formatted=True)
+    model = served.engine.model
 
     def decoded() -> Prompt:
-        vocabulary = served.engine.model.vocab_size
-        inside = all(0 <= token < vocabulary for token in given)
-        text = served.engine.model.tokenizer.decode(given) if inside else ""
-        return served.engine.prompt(Prompt((), text, tuple(given)))
+        inside = all(0 <= token < model.vocab_size for token in prompt)
+        return served.engine.prompt(Prompt((), model.tokenizer.decode(prompt) if inside else "", tuple(prompt)))
 
     return await service.reading(decoded)
+
+
+# ── tools and structure ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _read_asked(service: Service, served: Served, body: ChatRequest) -> Asked:
+    """The tools and the structure of a chat, compiled.
+
+    Raises:
+        Refusal: a choice of no tool that is there, no response format, a schema that cannot be kept to.
+    """
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+    if isinstance(body.tool_choice, dict) and body.tool_choice.get("type") != "function":
+        message = f"tool_choice is {body.tool_choice!r}; expected a string, or type function with a name."
+        raise invalid(message, "tool_choice", code="unsupported_parameter")
+    try:
+        chosen_tool(body.tool_choice, tools)
+    except ConfigurationError as e:
+        raise invalid(str(e), "tool_choice") from e
+    try:
+        asked = Asked.read(
+            tools,
+            tool_choice=body.tool_choice,
+            parallel_tool_calls=body.parallel_tool_calls,
+            response_format=body.response_format and body.response_format.model_dump(by_alias=True, exclude_none=True),
+            reasoning=served.engine.model.tokenizer.knows_reasoning,
+            dialect=served.engine.model.tokenizer.dialect,
+        )
+        await service.compiled(served, asked.grammar)
+    except GrammarError as e:
+        raise await _of_a_schema(service, served, body, e) from e
+    except ConfigurationError as e:
+        raise invalid(str(e), "response_format" if body.response_format else "tools") from e
+    return asked
+
+
+async def _of_a_schema(service: Service, served: Served, body: ChatRequest, error: GrammarError) -> Refusal:
+    """The refusal of the first schema that cannot be kept to even alone; of all of them together if there is none."""
+    for place, schema in _schemas(body):
+        try:
+            await service.compiled(served, Grammar.json(schema, lenient=True))
+        except GrammarError as e:
+            param = dotted([*place, *_misplaced(schema)])
+            return invalid(f"Invalid value for '{param}': {e}", param)
+    return invalid(str(error), "tools" if body.tools else "response_format")
+
+
+def _schemas(body: ChatRequest) -> Iterator[tuple[list[str | int], dict[str, Any]]]:
+    for i, tool in enumerate(body.tools or []):
+        if tool.function.parameters is not None:
+            yield ["tools", i, "function", "parameters"], tool.function.parameters
+    if body.response_format and body.response_format.json_schema:
+        yield ["response_format", "json_schema", "schema"], body.response_format.json_schema.schema_ or {}
+
+
+def _misplaced(schema: dict[str, Any]) -> list[str | int]:
+    """Where a schema breaks the rules of JSON Schema; empty where it does not."""
+    try:
+        validator_for(schema, Draft202012Validator).check_schema(schema)
+    except SchemaError as e:
+        return list(e.absolute_path)
+    except RecursionError:
+        pass
+    return []

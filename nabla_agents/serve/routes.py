@@ -1,23 +1,20 @@
-"""The routes of OpenAI's API, and those that operators ask."""
+"""The routes: those of OpenAI's API, the engine's own, and those that operators ask."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from nabla_agents.chat.committed import CommittedText
-from nabla_agents.result import Result
-from nabla_agents.serve.answers import ChatChoice, Envelope, ledger, text_choice, usage
-from nabla_agents.serve.errors import Refusal
-from nabla_agents.serve.gate import Caller
+from nabla_agents.serve.answers import Answer, ChatChoice, StepsAnswer, TextChoice
+from nabla_agents.serve.errors import Refusal, invalid
+from nabla_agents.serve.middleware import Caller
 from nabla_agents.serve.protocol import ChatRequest, CompletionRequest, ErrorBody
-from nabla_agents.serve.requests import chat_asks, completion_asks
+from nabla_agents.serve.requests import chat_requests, completion_requests, encoded, steps_request
+from nabla_agents.serve.responses import respond
 from nabla_agents.serve.service import Served, Service
-from nabla_agents.serve.streaming import events, results
-from nabla_agents.types import Step
+from nabla_agents.wire import PROMPT, STEPS, TOKENS, PromptRequest, StepsRequest, TokensRequest
 
 REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorBody, "description": text}
@@ -39,118 +36,40 @@ _ANSWER: Final[dict[int | str, dict[str, Any]]] = {
         "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
     }
 }
+_STREAM: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"description": "Steps, and at last the result, as server-sent events.", "content": {"text/event-stream": {}}}
+}
 
 router = APIRouter()
 
 
-def service_of(request: Request) -> Service:
-    return request.app.state.service
-
-
-@router.post("/v1/chat/completions", responses={**_ANSWER, **REFUSALS}, response_model=None, tags=["OpenAI"])
+@router.post("/v1/chat/completions", responses={**_ANSWER, **REFUSALS}, tags=["OpenAI"])
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """A refined answer to a conversation."""
-    service, caller = service_of(request), Caller.of(request)
-    asks, asked = await chat_asks(service, body, caller.key)
-    caller.note(request, asks)
-    searches = service.searches(asks, caller.id, caller.key)
-    choices = [ChatChoice(i, search, tools=asked.tools) for i, search in enumerate(searches)]
-    if body.stream:
-        return _chat_stream(request, body, choices)
-    found = await results(request, searches)
-    caller.note_results(request, found)
-    envelope = Envelope("chatcmpl", "chat.completion", body.model)
-    return JSONResponse(
-        envelope.of(
-            [choice.whole(result) for choice, result in zip(choices, found, strict=True)],
-            usage=usage(searches, found, choices),
-            nabla=ledger(searches, found),
-        )
-    )
+    served, wanted, tools = await chat_requests(Service.of(request), body, Caller.of(request).key)
+    answer = Answer(body, [ChatChoice(body, served, one, tools) for one in wanted])
+    return await respond(request, served, wanted, answer, stream=bool(body.stream))
 
 
-def _chat_stream(request: Request, body: ChatRequest, choices: list[ChatChoice]) -> Response:
-    envelope = Envelope("chatcmpl", "chat.completion.chunk", body.model)
-    texts = [CommittedText() for _ in choices]
-    searches = [choice.search for choice in choices]
-
-    def chunk(index: int, delta: dict[str, Any], **ending: Any) -> dict[str, Any]:
-        nothing = {"logprobs": None, "finish_reason": None}
-        return envelope.of([{"index": index, "delta": delta, **(ending or nothing)}])
-
-    def pieces(index: int, item: Step | Result) -> list[dict[str, Any]]:
-        choice = choices[index]
-        if isinstance(item, Result):
-            rest = choice.rest(item)
-            ending = {k: v for k, v in choice.ending(item).items() if k != "index"}
-            return [*([chunk(index, rest)] if rest else []), chunk(index, {}, **ending)]
-        if item.done or not texts[index].added_by(item):
-            return []
-        delta = choice.grown(texts[index].text)
-        return [chunk(index, delta)] if delta else []
-
-    def last(found: list[Result]) -> list[dict[str, Any]]:
-        Caller.of(request).note_results(request, found)
-        spent = {"nabla": ledger(searches, found)}
-        if body.with_usage:
-            return [envelope.of([], usage=usage(searches, found, choices), **spent)]
-        return []
-
-    first = [chunk(choice.index, {"role": "assistant", "content": ""}) for choice in choices]
-    beat = service_of(request).settings.heartbeat_seconds
-    return events(request, searches, pieces, first=first, last=last, heartbeat=beat)
-
-
-@router.post("/v1/completions", responses={**_ANSWER, **REFUSALS}, response_model=None, tags=["OpenAI"])
+@router.post("/v1/completions", responses={**_ANSWER, **REFUSALS}, tags=["OpenAI"])
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Refined completions of texts or token ids, taken verbatim."""
-    service, caller = service_of(request), Caller.of(request)
-    asks = await completion_asks(service, body, caller.key)
-    caller.note(request, asks)
-    searches = service.searches(asks, caller.id, caller.key)
-    envelope = Envelope("cmpl", "text_completion", body.model)
-    choice = functools.partial(text_choice, with_token_ids=bool(body.return_token_ids))
-    if not body.stream:
-        found = await results(request, searches)
-        caller.note_results(request, found)
-        pairs = enumerate(zip(searches, found, strict=True))
-        return JSONResponse(
-            envelope.of(
-                [choice(i, search, result, result.text) for i, (search, result) in pairs],
-                usage=usage(searches, found),
-                nabla=ledger(searches, found),
-            )
-        )
-    texts = [CommittedText() for _ in searches]
-
-    def pieces(index: int, item: Step | Result) -> list[dict[str, Any]]:
-        text = texts[index]
-        if isinstance(item, Result):
-            rest = item.text[len(text.text) :]
-            return [envelope.of([choice(index, searches[index], item, rest)])]
-        added = "" if item.done else text.added_by(item)
-        piece = {"index": index, "text": added, "logprobs": None, "finish_reason": None}
-        return [envelope.of([piece])] if added else []
-
-    def last(found: list[Result]) -> list[dict[str, Any]]:
-        caller.note_results(request, found)
-        whole = {"usage": usage(searches, found), "nabla": ledger(searches, found)}
-        return [envelope.of([], **whole)] if body.with_usage else []
-
-    return events(request, searches, pieces, last=last, heartbeat=service.settings.heartbeat_seconds)
+    served, wanted = await completion_requests(Service.of(request), body, Caller.of(request).key)
+    answer = Answer(body, [TextChoice(body, served, one) for one in wanted])
+    return await respond(request, served, wanted, answer, stream=bool(body.stream))
 
 
-@router.get("/v1/models", responses=REFUSALS, response_model=None, tags=["OpenAI"])
+@router.get("/v1/models", responses=REFUSALS, tags=["OpenAI"])
 async def models(request: Request) -> Response:
     """What is served."""
-    service = service_of(request)
+    service = Service.of(request)
     return JSONResponse({"object": "list", "data": [_model(service, service.served(m)) for m in service.models]})
 
 
-@router.get("/v1/models/{model:path}", responses=REFUSALS, response_model=None, tags=["OpenAI"])
+@router.get("/v1/models/{model:path}", responses=REFUSALS, tags=["OpenAI"])
 async def model(request: Request, model: str) -> Response:
     """One model: its context, and which strategies, rewards and budgets a request may name."""
-    service = service_of(request)
+    service = Service.of(request)
     return JSONResponse(_model(service, service.served(model)))
 
 
@@ -174,22 +93,65 @@ def _model(service: Service, served: Served) -> dict[str, Any]:
     }
 
 
-@router.get("/health", response_model=None, tags=["operation"])
+# ── for a `RemoteEngine`, and others that want a search's steps and not only its answer ───────────────────────────────
+
+
+@router.post(PROMPT, responses=REFUSALS, tags=["nabla"])
+async def prompt(request: Request, body: PromptRequest) -> Response:
+    """A prompt as the language model reads it: its text and token ids."""
+    service = Service.of(request)
+    served = service.served(body.model)
+    if (body.messages is None) == (body.text is None):
+        raise invalid("Give either messages or text.", "messages")
+    conversation = [message.read() for message in body.messages or []] if body.text is None else body.text
+    rendered = await service.prompt(served, conversation, tools=body.tools, formatted=body.text is not None)
+    return JSONResponse({"text": rendered.text, "ids": list(rendered.ids)})
+
+
+@router.post(TOKENS, responses=REFUSALS, tags=["nabla"])
+async def tokens(request: Request, body: TokensRequest) -> Response:
+    """Token ids of a text, or of given ids, and the text of each."""
+    service = Service.of(request)
+    served = service.served(body.model)
+    model = served.engine.model
+    if (body.ids is None) == (body.text is None):
+        raise invalid("Give either text or ids.", "text")
+    if body.ids is not None and any(token >= model.vocab_size for token in body.ids):
+        raise invalid(f"A token id is too large; {body.model} has {model.vocab_size} tokens.", "ids")
+
+    def read() -> dict[str, Any]:
+        ids = list(body.ids or []) if body.text is None else encoded(served, body.text)
+        return {"ids": ids, "texts": [model.tokenizer.token_text(token) for token in ids]}
+
+    return JSONResponse(await service.reading(read))
+
+
+@router.post(STEPS, responses={**_STREAM, **REFUSALS}, response_class=StreamingResponse, tags=["nabla"])
+async def steps(request: Request, body: StepsRequest) -> Response:
+    """A search's steps as server-sent events, and at last its result."""
+    served, wanted = await steps_request(Service.of(request), body, Caller.of(request).key)
+    return await respond(request, served, [wanted], StepsAnswer(served.engine.model.tokenizer), stream=True)
+
+
+# ── for operators ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@router.get("/health", tags=["operation"])
 async def health() -> Response:
     """200 as long as the process answers."""
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/ready", responses={503: REFUSALS[503]}, response_model=None, tags=["operation"])
+@router.get("/ready", responses={503: REFUSALS[503]}, tags=["operation"])
 async def ready(request: Request) -> Response:
     """200 while new requests are taken."""
-    if not service_of(request).ready:
+    if not Service.of(request).ready:
         raise Refusal(503, "The server is shutting down.", code="shutting_down", retry_after=5.0)
     return JSONResponse({"status": "ready"})
 
 
-@router.get("/metrics", responses={401: REFUSALS[401], 403: REFUSALS[403]}, response_model=None, tags=["operation"])
+@router.get("/metrics", responses={401: REFUSALS[401], 403: REFUSALS[403]}, tags=["operation"])
 async def metrics(request: Request) -> Response:
     """What was counted, for Prometheus."""
-    text = service_of(request).metrics.text()
+    text = Service.of(request).metrics.text()
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -15,9 +15,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.serve.errors import Refusal
-from nabla_agents.serve.logs import configure, log
 from nabla_agents.serve.service import Service
 from nabla_agents.serve.settings import ServeSettings
+from nabla_agents.serve.telemetry import configure, log
 
 _GRACE: Final = 15  # seconds after the deadline in which cancelled answers are told so
 

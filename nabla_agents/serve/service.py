@@ -1,4 +1,4 @@
-"""Service: the engines behind a server, and the searches that run on them."""
+"""Service: the engines behind a server, and what runs on them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from starlette.requests import Request as HttpRequest
+
+from nabla_agents.chat.grammar import Grammar
 from nabla_agents.config import Settings
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError
@@ -20,11 +23,12 @@ from nabla_agents.rewards import Reward
 from nabla_agents.run import Run
 from nabla_agents.search import Strategy
 from nabla_agents.serve.admission import Admission, Ticket
-from nabla_agents.serve.errors import Refusal, shutting_down
+from nabla_agents.serve.errors import Refusal, invalid, shutting_down
 from nabla_agents.serve.keys import ApiKey
-from nabla_agents.serve.metrics import Metrics
 from nabla_agents.serve.settings import ServeSettings
+from nabla_agents.serve.telemetry import Metrics
 from nabla_agents.types import Budget, FinishReason, Prompt, Step
+from nabla_agents.wire import NablaField
 
 ResultT = TypeVar("ResultT")
 
@@ -39,16 +43,6 @@ class Served:
     model: str
     reward: str | None
     engine: Engine
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One answer that is wanted: everything is checked and rendered, nothing is computed."""
-
-    served: Served
-    request: Request
-    logprobs: bool = False
-    """Whether the answer is to have log-probabilities."""
 
 
 class Service:
@@ -73,54 +67,52 @@ class Service:
             for name in (None, *rewards)
         }
         self.models, self.rewards = list(engines), list(rewards)
-        self._searches: set[Searching] = set()
+        self._runs: set[QueuedRun] = set()
         self._readers = ThreadPoolExecutor(2, "nabla-read")
-        self._idle: asyncio.Event | None = None
+
+    @staticmethod
+    def of(request: HttpRequest) -> Service:
+        return request.app.state.service
 
     # ── what a request may name ───────────────────────────────────────────────────────────────────────────────────
 
     def served(self, model: str, reward: str | None = None) -> Served:
         if model not in self.models:
             known = ", ".join(map(repr, self.models))
-            raise Refusal(
-                404,
-                f"The model {model!r} does not exist here; this server has {known}.",
-                code="model_not_found",
-                param="model",
-            )
+            message = f"The model {model!r} does not exist here; this server has {known}."
+            raise Refusal(404, message, code="model_not_found", param="model")
         if reward is not None and reward not in self.rewards:
-            known = ", ".join(map(repr, self.rewards)) or "none"
-            raise Refusal(
-                400,
-                f"The reward {reward!r} is not offered here; this server has {known}.",
-                code="reward_not_found",
-                param="nabla.reward",
-            )
+            raise _not_offered("reward", reward, self.rewards, code="reward_not_found")
         return self._served[model, reward]
 
-    def strategy(self, name: str | None, changes: Mapping[str, Any]) -> Strategy | None:
+    def search(self, served: Served, wish: NablaField, key: ApiKey | None) -> dict[str, Any]:
+        """How a request is searched: its strategy, budget and draft."""
+        return {
+            "strategy": self._strategy(*wish.chosen),
+            "budget": self.budget(served.engine, wish.limits, key),
+            "draft": wish.draft,
+        }
+
+    def _strategy(self, name: str | None, changes: Mapping[str, Any]) -> Strategy | None:
         """The strategy of this name with some of its settings changed; None for the engine's own."""
         if name is None:
             return None
-        param = "nabla.strategy"
+        param, most = "nabla.strategy", self.settings.max_rollouts
         if name not in self.strategies:
-            known = ", ".join(map(repr, self.strategies))
-            message = f"The strategy {name!r} is not offered here; this server has {known}."
-            raise Refusal(400, message, code="strategy_not_found", param=param)
+            raise _not_offered("strategy", name, self.strategies, code="strategy_not_found")
         strategy = self.strategies[name]
         if not changes:
             return strategy
         if not isinstance(strategy, Settings):
-            raise Refusal(400, f"The strategy {name!r} has no settings to change.", code="invalid_value", param=param)
-        most = self.settings.max_rollouts
+            raise invalid(f"The strategy {name!r} has no settings to change.", param)
         if isinstance(n := changes.get("n"), int) and n > most:
-            raise Refusal(400, f"n of the strategy is {n}; at most {most}.", code="budget_above_cap", param=param)
+            raise invalid(f"n of the strategy is {n}; at most {most}.", param, code="budget_above_cap")
         try:
             return replaced(strategy, changes)
         except ConfigurationError as e:
-            raise Refusal(400, str(e), code="invalid_value", param=param) from e
+            raise invalid(str(e), param) from e
 
-    def budget(self, engine: Engine, asked: Mapping[str, Any], key: ApiKey | None) -> Budget:
+    def budget(self, engine: Engine, wanted: Mapping[str, Any], key: ApiKey | None) -> Budget:
         """The engine's budget with what a request asks for, within the caps of the server and the key.
 
         Raises:
@@ -129,19 +121,24 @@ class Service:
         caps = {name: cap for name, cap in vars(self.settings.budget_caps).items() if cap is not None}
         if key is not None and key.rollouts is not None:
             caps["rollouts"] = min(caps["rollouts"], key.rollouts)
-        own = vars(engine.budget)
-        found = {name: min((x for x in (own[name], caps.get(name)) if x is not None), default=None) for name in own}
-        for name, wanted in asked.items():
-            if wanted is None:
-                continue
-            if name in caps and wanted > caps[name]:
-                message = f"nabla.budget.{name} is {wanted:g}; at most {caps[name]:g} is allowed here."
-                raise Refusal(400, message, code="budget_above_cap", param=f"nabla.budget.{name}")
-            found[name] = wanted
-        try:
-            return Budget(**found)
-        except ConfigurationError as e:
-            raise Refusal(400, str(e), code="invalid_value", param="nabla.budget") from e
+        for name, limit in wanted.items():
+            if name in caps and limit > caps[name]:
+                message = f"nabla.budget.{name} is {limit:g}; at most {caps[name]:g} is allowed here."
+                raise invalid(message, f"nabla.budget.{name}", code="budget_above_cap")
+        own = {name: limit for name, limit in vars(engine.budget).items() if limit is not None}
+        within = {name: min(own.get(name, cap), cap) for name, cap in caps.items()}
+        return Budget(**{"rollouts": None, **own, **within, **wanted})
+
+    def max_tokens(self, name: str, wanted: int | None) -> int:
+        """The wanted tokens of an answer, or the server's limit.
+
+        Raises:
+            Refusal: more than that.
+        """
+        most = self.settings.max_tokens
+        if wanted is not None and wanted > most:
+            raise invalid(f"{name} is {wanted}; at most {most} tokens are allowed.", name, code="budget_above_cap")
+        return most if wanted is None else wanted
 
     async def reading(self, function: Callable[[], ResultT]) -> ResultT:
         """The function's result, off the event loop: templates, tokenizers, grammars.
@@ -156,6 +153,15 @@ class Service:
     async def prompt(self, served: Served, prompt: PromptLike, **options: Any) -> Prompt:
         return await self.reading(lambda: served.engine.prompt(prompt, **options))
 
+    async def compiled(self, served: Served, grammar: Grammar | None) -> None:
+        """Compiles the grammar.
+
+        Raises:
+            GrammarError: what is wrong with it.
+        """
+        if grammar is not None:
+            await self.reading(lambda: served.engine.model.constraint(grammar))
+
     # ── what runs ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -167,81 +173,71 @@ class Service:
     def ready(self) -> bool:
         return not self.draining
 
-    def searches(self, asks: Sequence[Ask], caller: str, key: ApiKey | None) -> list[Searching]:
-        """The asked searches, in the queue.
+    def submit(self, served: Served, requests: Sequence[Request], caller: str, key: ApiKey | None) -> list[QueuedRun]:
+        """The requests, in the queue.
 
         Raises:
             Refusal: 429, or 503 while the server shuts down.
         """
         if self.draining:
             raise shutting_down()
-        tickets = self.admission.enter(caller, len(asks), key)
-        found = [Searching(self, ask, ticket) for ask, ticket in zip(asks, tickets, strict=True)]
-        self._searches.update(found)
-        return found
+        tickets = self.admission.enter(caller, len(requests), key)
+        runs = [QueuedRun(self, served, request, ticket) for request, ticket in zip(requests, tickets, strict=True)]
+        self._runs.update(runs)
+        return runs
 
-    def ended(self, search: Searching) -> None:
-        self.admission.leave(search.ticket)
-        self._searches.discard(search)
-        if not self._searches and self._idle is not None:
-            self._idle.set()
+    def leave(self, run: QueuedRun) -> None:
+        """The run makes room for another; may be said more than once."""
+        self.admission.leave(run.ticket)
+        self._runs.discard(run)
+        if not run.left.done():
+            run.left.set_result(None)
 
     async def drain(self, seconds: float) -> None:
         """Refuses what comes from now on, and waits for what runs; cancels what has not ended in time."""
         self.draining = True
-        if not await self._emptied(seconds):
-            for search in list(self._searches):
-                search.cancel()
-            await self._emptied(10.0)
+        for limit in (seconds, 10.0):
+            if self._runs:
+                await asyncio.wait([run.left for run in self._runs], timeout=limit)
+            self._cancel()
 
-    async def _emptied(self, seconds: float) -> bool:
-        self._idle = asyncio.Event()
-        try:
-            if self._searches:
-                await asyncio.wait_for(self._idle.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+    def _cancel(self) -> None:
+        for run in list(self._runs):
+            run.cancel()
 
     def close(self) -> None:
         """Cancels what runs and ends the threads that read."""
         self.draining = self._closed = True
-        for search in list(self._searches):
-            search.cancel()
+        self._cancel()
         self._readers.shutdown(wait=True, cancel_futures=True)
 
 
-class Searching:
-    """One answer in the making: waits for its turn, is searched, and hands its steps to whoever asked."""
+class QueuedRun:
+    """A run that waits for its turn first. Whoever has it cancels it in the end, whatever came of it."""
 
-    def __init__(self, service: Service, ask: Ask, ticket: Ticket) -> None:
-        self.ask, self.ticket = ask, ticket
+    def __init__(self, service: Service, served: Served, request: Request, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.queued_seconds = 0.0
-        self._service = service
+        self._service, self._served, self._request = service, served, request
         self._run: Run | None = None
-        self._cancelled = self._left = False
+        self._cancelled = False
 
     async def steps(self) -> AsyncIterator[Step | Result]:
-        """The steps as they are made, and the result. Left early, the search ends within one decode step.
+        """The steps as they are made, and the result.
 
         Raises:
             Refusal: 503 where the server's shutdown has cut the search off.
             BaseException: what the search itself raises.
         """
-        try:
-            async for step in await self._started():
-                yield step
-            yield await self._ended()
-        finally:
-            self.cancel()
+        run = await self._started()
+        async for step in run:
+            yield step
+        yield await self._ended(run)
 
     async def result(self) -> Result:
         """The result, without the steps; raises as `steps` does."""
-        try:
-            await self._started()
-            return await self._ended()
-        finally:
-            self.cancel()
+        return await self._ended(await self._started())
 
     def cancel(self) -> None:
         """Ends the search within one decode step, or takes it from the queue."""
@@ -252,34 +248,34 @@ class Searching:
         if not self.ticket.granted.done():
             self.ticket.granted.set_exception(shutting_down())
             self.ticket.granted.exception()  # seen: whoever waits for it may be gone
-        self._leave()
+        self._service.leave(self)
 
     async def _started(self) -> Run:
         await self.ticket.granted
         self.queued_seconds = time.monotonic() - self.ticket.came
         self._service.metrics.queued(self.queued_seconds)
-        engine, request, loop = self.ask.served.engine, self.ask.request, asyncio.get_running_loop()
-        run = self._run = await self._service.reading(lambda: engine.submit(request))  # tokenizes a draft
-        run.add_done_callback(lambda _: _tell(loop, self._leave))
+        loop = asyncio.get_running_loop()
+        run = await self._service.reading(lambda: self._served.engine.submit(self._request))  # tokenizes a draft
+        self._run = run
+        run.add_done_callback(lambda _: _tell(loop, self._service.leave, self))
         if self._cancelled:
             run.cancel()
         return run
 
-    async def _ended(self) -> Result:
-        assert self._run is not None
-        result = await self._run
+    async def _ended(self, run: Run) -> Result:
+        result = await run
         if result.finish_reason is FinishReason.INTERRUPTED:
             raise shutting_down()
-        self._service.metrics.answered(self.ask.served.model, result)
+        self._service.metrics.answered(self._served.model, result)
         return result
 
-    def _leave(self) -> None:
-        """Makes room for another, once."""
-        if not self._left:
-            self._left = True
-            self._service.ended(self)
+
+def _not_offered(kind: str, name: str, offered: Sequence[str] | Mapping[str, Any], *, code: str) -> Refusal:
+    known = ", ".join(map(repr, offered)) or "none"
+    message = f"The {kind} {name!r} is not offered here; this server has {known}."
+    return invalid(message, f"nabla.{kind}", code=code)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[QueuedRun], None], run: QueuedRun) -> None:
     with suppress(RuntimeError):  # the event loop is gone, and so is everyone who waited
-        loop.call_soon_threadsafe(function)
+        loop.call_soon_threadsafe(function, run)

@@ -11,14 +11,13 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, field_validator, model_validator
 
-from nabla_agents.config import Settings
+from nabla_agents.config import Count, Settings
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.serve.keys import ApiKey, digest
 from nabla_agents.types import Budget
 
 PREFIX: Final = "NABLA_SERVE_"
 
-Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -45,7 +44,7 @@ class ServeSettings(Settings):
     header_seconds: Seconds = 10.0
     """Time for a request's head to arrive, and `body_seconds` for its body."""
     body_seconds: Seconds = 30.0
-    keep_alive_seconds: Annotated[int, Field(ge=1)] = 15
+    keep_alive_seconds: Count = 15
     heartbeat_seconds: Seconds = 10.0
     """A stream without news says that it is alive this often."""
     shutdown_seconds: Annotated[float, Field(ge=0)] = 30.0

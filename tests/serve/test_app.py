@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -53,15 +54,11 @@ async def test_concurrent_requests_get_their_own_answers(client: httpx.AsyncClie
     """As many as run together, each with another question: every answer is that of its question alone."""
     questions = [f"Ann has {a} pears. She buys {b}. How many pears are there?" for a, b in [(3, 4), (10, 5), (7, 20)]]
     wish = {"nabla": {"strategy": "best-of-n", "budget": {"rollouts": 2}}}
-    bodies = [chat(question, seed=i, n=2, max_tokens=64, **wish) for i, question in enumerate(questions * 2)]
+    bodies = [chat(question, seed=i, n=2, max_tokens=32, **wish) for i, question in enumerate(questions)]
     responses = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for body in bodies))
-    for i, (question, response) in enumerate(zip(questions * 2, responses, strict=True)):
+    options: dict[str, Any] = {"strategy": BestOfN(), "budget": Budget(rollouts=2), "sampling": Sampling(max_tokens=32)}
+    for i, (question, response) in enumerate(zip(questions, responses, strict=True)):
         texts = [choice["message"]["content"] for choice in response.json()["choices"]]
-        options: dict[str, Any] = {
-            "strategy": BestOfN(),
-            "budget": Budget(rollouts=2),
-            "sampling": Sampling(max_tokens=64),
-        }
         assert texts == [tiny_engine.generate(question, seed=i + j, **options).text for j in range(2)]
 
 
@@ -96,14 +93,37 @@ async def test_without_a_seed_answers_differ_and_say_theirs(client: httpx.AsyncC
 
 async def test_completions_take_texts_and_token_ids_verbatim(client: httpx.AsyncClient, tiny_engine: Engine) -> None:
     prompt = tiny_engine.prompt(QUESTION)
-    wish = {"model": "tiny", "seed": 0, "max_tokens": 64, "nabla": {"strategy": "greedy"}}
+    wish = {"model": "tiny", "seed": 0, "max_tokens": 24, "nabla": {"strategy": "greedy"}}
     by_text = (await client.post("/v1/completions", json={**wish, "prompt": prompt.text})).json()
     by_ids = (await client.post("/v1/completions", json={**wish, "prompt": list(prompt.ids)})).json()
     assert by_text["choices"][0]["text"] == by_ids["choices"][0]["text"]
-    assert by_text["choices"][0]["text"] == tiny_engine.generate(QUESTION, strategy=Greedy()).text
+    expected = tiny_engine.generate(QUESTION, strategy=Greedy(), sampling=Sampling(max_tokens=24))
+    assert by_text["choices"][0]["text"] == expected.text
     many = (await client.post("/v1/completions", json={**wish, "prompt": [prompt.text, "1 + 1"], "n": 2})).json()
     assert [choice["index"] for choice in many["choices"]] == [0, 1, 2, 3]
     assert many["choices"][0]["text"] == by_text["choices"][0]["text"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_is_gone_before_its_answer_begins_takes_nobodys_place(
+    make_app: Callable[..., FastAPI], stream: bool
+) -> None:
+    app = make_app(max_concurrent=1)
+    body = json.dumps(chat("Hi", model="scripted", stream=stream)).encode()
+    messages = [{"type": "http.request", "body": body}]
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": headers}
+
+    async def receive() -> Any:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0.01)  # as a connection that is slow
+
+    await app(scope, receive, send)
+    async with asgi(app) as client:
+        assert (await client.post("/v1/chat/completions", json=chat("Hi", model="scripted"))).status_code == 200
+        assert "nabla_disconnects_total 1.0" in (await client.get("/metrics")).text
 
 
 async def test_models_say_what_may_be_asked(client: httpx.AsyncClient, tiny_engine: Engine) -> None:

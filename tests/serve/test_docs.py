@@ -43,5 +43,5 @@ def test_the_page_names_every_setting_and_error_as_they_are() -> None:
     source = "".join(
         file.read_text(encoding="utf-8") for file in (PAGE.parent.parent / "nabla_agents/serve").glob("*.py")
     )
-    codes = set(re.findall(r'code="([a-z_]+)"', source)) | {"invalid_type"}
+    codes = set(re.findall(r'code(?:: str = |=)"([a-z_]+)"', source)) | {"invalid_type"}
     assert {code for code in codes if f"`{code}`" not in text} == set()

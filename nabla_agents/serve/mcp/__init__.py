@@ -14,7 +14,7 @@ except ImportError as e:
         f'An MCP server needs {e.name}, which is not installed: pip install "nabla-agents[mcp]".'
     ) from e
 
-from nabla_agents.mcp_server.tools import NablaTools
-from nabla_agents.mcp_server.transports import check_keys, http_app, mcp_server, run_http, run_stdio
+from nabla_agents.serve.mcp.tools import NablaTools
+from nabla_agents.serve.mcp.transports import check_keys, http_app, mcp_server, run_http, run_stdio
 
 __all__ = ["NablaTools", "check_keys", "http_app", "mcp_server", "run_http", "run_stdio"]

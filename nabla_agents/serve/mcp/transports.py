@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from hmac import compare_digest
 from typing import Any, Final
 
 import anyio
@@ -18,7 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import nabla_agents
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.mcp_server.tools import NablaTools
+from nabla_agents.serve.keys import ApiKey, digest, find
+from nabla_agents.serve.mcp.tools import NablaTools
 
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 _SHORTEST_KEY: Final = 16
@@ -83,23 +82,17 @@ def run_http(tools: NablaTools, *, host: str = "127.0.0.1", port: int = 8001, ke
 
 
 class _WithKeys:
-    """An application that answers only requests with a known bearer token. Hashes are kept, and compared in constant
-    time.
-    """
+    """An application that answers only requests with a known bearer token."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self._app, self._hashes = app, [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._app, self._keys = app, [ApiKey(id="mcp", sha256=digest(key)) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             kind, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not self._knows(token):
+            if kind.lower() != "bearer" or find(self._keys, token) is None:
                 refusal = JSONResponse({"error": "a key is needed: Authorization: Bearer ..."}, 401)
                 refusal.headers["WWW-Authenticate"] = "Bearer"
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-    def _knows(self, token: str) -> bool:
-        hashed = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        return sum(compare_digest(hashed, known) for known in self._hashes) > 0  # every one is compared

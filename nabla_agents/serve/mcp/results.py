@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 from pydantic import BaseModel
 
 from nabla_agents.result import Result
-from nabla_agents.types import Score, Step
+from nabla_agents.types import Score, Step, finite
 
 _CHANGES: Final = 64  # accepted changes that are told
 
@@ -31,6 +30,14 @@ class Verdict(BaseModel):
     explanation: str
     findings: list[Finding]
 
+    @staticmethod
+    def of(score: Score | None) -> Verdict:
+        if score is None:
+            return Verdict(verified=None, score=None, explanation="", findings=[])
+        findings = [Finding(**{name: getattr(span, name) for name in Finding.model_fields}) for span in score.spans]
+        verified = None if score.verified is None else bool(score.verified)
+        return Verdict(verified=verified, score=finite(score.value), explanation=score.explanation, findings=findings)
+
 
 class Change(BaseModel):
     """A token that was changed because the objective grew, by `gain` nats."""
@@ -39,6 +46,11 @@ class Change(BaseModel):
     old: str | None
     new: str | None
     gain: float | None
+
+    @staticmethod
+    def of(step: Step) -> Change:
+        gain = None if step.gain is None else finite(step.gain)
+        return Change(position=step.position, old=step.old_token, new=step.new_token, gain=gain)
 
 
 class Trace(BaseModel):
@@ -62,6 +74,22 @@ class Solution(BaseModel):
     trace: Trace
     ledger: dict[str, int | float]
 
+    @staticmethod
+    def of(result: Result) -> Solution:
+        changed = [step for step in result.trace if step.kind == "refine" and step.accepted]
+        trace = Trace(
+            finish_reason=str(result.finish_reason),
+            detail=result.detail,
+            steps=len(result.trace),
+            revisions=len(changed),
+            changes=[Change.of(step) for step in changed[:_CHANGES]],
+            truncated=result.truncated,
+            log_likelihood=finite(result.log_likelihood),
+            seed=result.seed,
+        )
+        verdict, ledger = Verdict.of(result.score), result.usage.as_dict()
+        return Solution(answer=result.text, verdict=verdict, trace=trace, ledger=ledger)
+
 
 class Verification(BaseModel):
     """A judged answer and what that cost."""
@@ -70,63 +98,16 @@ class Verification(BaseModel):
     log_likelihood: float | None
     ledger: dict[str, int | float]
 
-
-def solution(result: Result) -> Solution:
-    """A search's result as `solve` returns it."""
-    changed = [step for step in result.trace if step.kind == "refine" and step.accepted]
-    return Solution(
-        answer=result.text,
-        verdict=_verdict(result.score),
-        trace=Trace(
-            finish_reason=str(result.finish_reason),
-            detail=result.detail,
-            steps=len(result.trace),
-            revisions=len(changed),
-            changes=[_change(step) for step in changed[:_CHANGES]],
-            truncated=result.truncated,
-            log_likelihood=_finite(result.log_likelihood),
-            seed=result.seed,
-        ),
-        ledger=result.usage.as_dict(),
-    )
+    @staticmethod
+    def of(result: Result) -> Verification:
+        likelihood, ledger = finite(result.log_likelihood), result.usage.as_dict()
+        return Verification(verdict=Verdict.of(result.score), log_likelihood=likelihood, ledger=ledger)
 
 
-def verification(result: Result) -> Verification:
-    """A judged draft as `verify` returns it."""
-    return Verification(
-        verdict=_verdict(result.score),
-        log_likelihood=_finite(result.log_likelihood),
-        ledger=result.usage.as_dict(),
-    )
-
-
-def told(step: Step) -> str:
+def in_words(step: Step) -> str:
     """A step in one line, without the answer's text."""
     spent = f"{step.usage.rollouts} rollouts"
     if step.kind == "refine":
         what = "accepted" if step.accepted else "refused"
         return f"{spent}: {step.old_token!r} → {step.new_token!r} {what}"
     return f"{spent}: done" if step.done else f"{spent}: {step.kind}"
-
-
-def _verdict(score: Score | None) -> Verdict:
-    if score is None:
-        return Verdict(verified=None, score=None, explanation="", findings=[])
-    return Verdict(
-        verified=None if score.verified is None else bool(score.verified),
-        score=_finite(score.value),
-        explanation=score.explanation,
-        findings=[
-            Finding(start=s.start, end=s.end, value=s.value, expected=s.expected, explanation=s.explanation)
-            for s in score.spans
-        ],
-    )
-
-
-def _change(step: Step) -> Change:
-    gain = None if step.gain is None else _finite(step.gain)
-    return Change(position=step.position, old=step.old_token, new=step.new_token, gain=gain)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Gate: what every request passes first and last: its key, its body's size and pace; its metrics, log line and span."""
+"""Middleware: what all requests pass first and last: their key, their body's size and pace; metrics, log line, span."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nabla_agents.result import Result
-from nabla_agents.serve.errors import Refusal, refusal_of
+from nabla_agents.serve.errors import ClientGone, Refusal, refusal_of
 from nabla_agents.serve.keys import ApiKey, find
-from nabla_agents.serve.logs import failure, log
-from nabla_agents.serve.metrics import Metrics
-from nabla_agents.serve.service import Ask
 from nabla_agents.serve.settings import ServeSettings, is_loopback
-from nabla_agents.serve.streaming import ClientGone
-from nabla_agents.serve.tracing import Tracing
-from nabla_agents.types import Usage
+from nabla_agents.serve.telemetry import Metrics, Tracing, failure, log
 
 _OPEN: Final = ("/health", "/ready")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -42,29 +36,9 @@ class Caller:
     def of(request: Request) -> Caller:
         return request.state.caller
 
-    def note(self, request: Request, asks: Sequence[Ask]) -> None:
-        """For the log line: what is asked."""
-        facts, settings = request.state.facts, request.app.state.service.settings
-        facts |= {"model": asks[0].served.model, "reward": asks[0].served.reward, "answers": len(asks)}
-        if settings.log_prompts:
-            facts["prompts"] = [ask.request.prompt.text for ask in asks]
 
-    def note_results(self, request: Request, results: Sequence[Result]) -> None:
-        """For the log line and the span: what it took."""
-        spent = sum((result.usage for result in results), Usage())
-        request.state.facts |= {
-            "finish": [str(result.finish_reason) for result in results],
-            "prompt_tokens": max(result.prompt_tokens for result in results),
-            "completion_tokens": sum(len(result.token_ids) for result in results),
-            "rollouts": spent.rollouts,
-            "gradient_passes": spent.gradient_passes,
-        }
-        if request.app.state.service.settings.log_prompts:
-            request.state.facts["texts"] = [result.text for result in results]
-
-
-class Gate:
-    """ASGI middleware around all routes."""
+class Middleware:
+    """Around all routes. `request.state.facts` collects what the log line and the span of a request say."""
 
     def __init__(self, app: ASGIApp, *, settings: ServeSettings, metrics: Metrics, tracing: Tracing) -> None:
         self._app, self._settings, self._metrics, self._tracing = app, settings, metrics, tracing
@@ -73,9 +47,9 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        headers = Headers(scope=scope)
+        presented = headers.get("x-request-id", "")
+        request_id = presented if _REQUEST_ID.fullmatch(presented) else uuid.uuid4().hex
         started, status, facts = time.perf_counter(), 0, dict[str, Any]()
 
         async def sending(message: Message) -> None:
@@ -85,11 +59,11 @@ class Gate:
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
             await send(message)
 
-        with self._tracing.span(scope, headers) as span:
+        with self._tracing.span(scope, headers, facts):
             try:
                 caller = self._caller(scope, headers)
                 facts["caller"] = caller.id
-                scope.setdefault("state", {}).update(caller=caller, facts=facts, span=span)
+                scope.setdefault("state", {}).update(caller=caller, facts=facts)
                 await self._app(scope, await self._with_body(headers, receive), sending)
             except ClientGone:
                 facts["gone"] = True
@@ -101,35 +75,22 @@ class Gate:
                     facts["error"] = e
                 if not status:
                     refusal = refusal_of(e)
-                    response = JSONResponse(refusal.body, refusal.status, refusal.headers)
-                    await response(scope, receive, sending)
+                    await JSONResponse(refusal.body, refusal.status, refusal.headers)(scope, receive, sending)
             finally:
-                code = _GONE if facts.pop("gone", False) else status
-                self._report(scope, request_id, code, time.perf_counter() - started, facts)
-                span.end(code, facts)
+                facts["status"] = _GONE if facts.pop("gone", False) else status
+                self._report(scope, request_id, time.perf_counter() - started, facts)
 
-    def _report(self, scope: Scope, request_id: str, status: int, seconds: float, facts: dict[str, Any]) -> None:
-        route = getattr(scope.get("route"), "path", "unknown")
-        self._metrics.request(route, status, seconds)
-        if status == _GONE:
-            self._metrics.disconnect()
+    def _report(self, scope: Scope, request_id: str, seconds: float, facts: dict[str, Any]) -> None:
+        route, status = getattr(scope.get("route"), "path", "unknown"), facts["status"]
+        self._metrics.request(route, status, seconds, gone=status == _GONE)
         error = facts.pop("error", None)
-        if isinstance(error, BaseException) and refusal_of(error).status >= 500:
+        if error is not None and refusal_of(error).status >= 500:
             log("failure", level=logging.ERROR, request_id=request_id, **failure(error))
         if route not in (*_OPEN, "/metrics"):
-            log(
-                "request",
-                request_id=request_id,
-                method=scope["method"],
-                route=route,
-                status=status,
-                seconds=round(seconds, 6),
-                **facts,
-            )
+            about = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 6)}
+            log("request", request_id=request_id, **{**about, **facts})
 
-    # ── keys ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _caller(self, scope: Scope, headers: dict[str, str]) -> Caller:
+    def _caller(self, scope: Scope, headers: Headers) -> Caller:
         """Who asks.
 
         Raises:
@@ -154,22 +115,21 @@ class Gate:
             raise Refusal(401, f"The API key {key.id!r} has expired. Ask for another one.", code="expired_api_key")
         return Caller(key.id, key)
 
-    # ── bodies ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _with_body(self, headers: dict[str, str], receive: Receive) -> Receive:
+    async def _with_body(self, headers: Headers, receive: Receive) -> Receive:
         """`receive` with the whole body read already, within its size and time.
 
         Raises:
             Refusal: 413, 408.
             ClientGone: it left before its body was whole.
         """
-        most = self._settings.max_body_bytes
+        most, seconds = self._settings.max_body_bytes, self._settings.body_seconds
+        too_large = Refusal(413, f"The body is too large; at most {most} bytes are read.", code="request_too_large")
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > most:
-            raise _too_large(most)
+            raise too_large
         body, more = bytearray(), True
         try:
-            async with asyncio.timeout(self._settings.body_seconds):
+            async with asyncio.timeout(seconds):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -177,9 +137,8 @@ class Gate:
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
                     if len(body) > most:
-                        raise _too_large(most)
+                        raise too_large
         except TimeoutError as e:
-            seconds = self._settings.body_seconds
             raise Refusal(408, f"The body did not arrive within {seconds:g} s.", code="timeout") from e
         read = False
 
@@ -191,10 +150,6 @@ class Gate:
             return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         return again
-
-
-def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"The body is too large; at most {most} bytes are read.", code="request_too_large")
 
 
 def _local(address: str) -> bool:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -18,11 +19,12 @@ import uvicorn
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from typer.testing import CliRunner
 
-from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Nabla, Rollout, Usage
+from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Nabla, Rollout, Sampling, Usage
 from nabla_agents.cli import app
-from nabla_agents.mcp_server import NablaTools, http_app, mcp_server
+from nabla_agents.serve.mcp import NablaTools, http_app, mcp_server
+from tests.serve.serving import QUESTION, until
 
-QUESTION = "Tom has 12 apples. He then has 3 times as many. He gives away 17. How many apples are left?"
+QUICK = {"question": QUESTION, "rollouts": 1, "max_tokens": 2}
 KEY = "a-long-random-key-of-the-test"
 
 
@@ -61,25 +63,17 @@ def address(tools: NablaTools, socket_enabled: None) -> Iterator[str]:
         yield url
 
 
-class served:
+@contextmanager
+def served(tools: NablaTools, **options: Any) -> Iterator[str]:
     """The address of the server on loopback, while it runs."""
-
-    def __init__(self, tools: NablaTools, **options: Any) -> None:
-        config = uvicorn.Config(
-            http_app(tools, **options), port=0, log_level="critical", ws="none", timeout_graceful_shutdown=2
-        )
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-
-    def __enter__(self) -> str:
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.005)
-        return f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}/mcp"
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join(timeout=20)
+    app = http_app(tools, **options)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/mcp"
+    server.should_exit = True
+    thread.join(timeout=20)
 
 
 def said(result: Any) -> str:
@@ -160,9 +154,9 @@ async def test_steps_are_told_as_progress_that_grows(tools: NablaTools) -> None:
         ("solve", {"question": "a", "reward": "none"}, "Unknown reward 'none'; the server offers 'arithmetic'"),
         ("solve", {"question": "a", "strategy": "x"}, "Unknown strategy 'x'; the server offers 'nabla'"),
         ("solve", {"question": "a", "temprature": 1}, "temprature"),
-        ("solve", {"question": "word " * 30_000}, "context"),
+        ("solve", {"question": "word " * 10_000}, "context"),
         ("verify", {"question": "a"}, "answer"),
-        ("verify", {"question": "a", "answer": "1 " * 30_000}, "Shorten the draft"),
+        ("verify", {"question": "a", "answer": "1 " * 9_000}, "Shorten the draft"),
     ],
 )
 async def test_bad_input_is_an_error_with_words_and_the_server_goes_on(
@@ -173,7 +167,7 @@ async def test_bad_input_is_an_error_with_words_and_the_server_goes_on(
         assert result.is_error
         assert words in said(result)
         assert result.structured_content is None
-        assert not (await client.call_tool("solve", {"question": QUESTION, "rollouts": 1})).is_error
+        assert not (await client.call_tool("solve", QUICK)).is_error
 
 
 async def test_an_unknown_tool_is_a_protocol_error(tools: NablaTools) -> None:
@@ -203,8 +197,9 @@ async def test_what_breaks_inside_is_not_told_to_the_caller(
 
 
 async def test_calls_at_the_same_time_get_their_own_answers_and_progress(tools: NablaTools, engine: Engine) -> None:
-    seeds = range(5)
-    expected = [engine.generate(QUESTION, seed=s).text for s in seeds]
+    seeds = range(3)
+    short = Sampling(max_tokens=24)
+    expected = [engine.generate(QUESTION, seed=s, budget=Budget(rollouts=2), sampling=short).text for s in seeds]
     found: dict[int, str] = {}
     heard: dict[int, list[float]] = {s: [] for s in seeds}
 
@@ -212,7 +207,8 @@ async def test_calls_at_the_same_time_get_their_own_answers_and_progress(tools: 
         async def hear(progress: float, *_: Any) -> None:
             heard[seed].append(progress)
 
-        result = await client.call_tool("solve", {"question": QUESTION, "seed": seed}, progress_callback=hear)
+        arguments = {"question": QUESTION, "seed": seed, "rollouts": 2, "max_tokens": 24}
+        result = await client.call_tool("solve", arguments, progress_callback=hear)
         assert result.structured_content is not None
         found[seed] = result.structured_content["answer"]
 
@@ -229,7 +225,7 @@ async def test_too_many_calls_are_told_to_come_later(engine: Engine, watched: Wa
     errors: list[str] = []
 
     async def one(client: Client) -> None:
-        result = await client.call_tool("solve", {"question": QUESTION, "rollouts": 1, "max_tokens": 2})
+        result = await client.call_tool("solve", QUICK)
         errors.extend([said(result)] if result.is_error else [])
 
     async with Client(mcp_server(tools)) as client, anyio.create_task_group() as group:
@@ -241,16 +237,16 @@ async def test_too_many_calls_are_told_to_come_later(engine: Engine, watched: Wa
 
 async def cancelled(client: Client, watched: Watched) -> None:
     """Calls `solve`, cancels it in its first operation, and holds it to what it does then."""
-    watched.seconds = 0.3
+    watched.seconds = 0.1
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
             group.start_soon(client.call_tool, "solve", {"question": QUESTION, "rollouts": 9})
             await anyio.to_thread.run_sync(watched.begun.wait)
             scope.cancel()
-    await anyio.sleep(1.0)
+    await anyio.sleep(0.5)
     assert watched.calls == 1  # a search of nine would be at its third
     watched.seconds = 0.0
-    assert not (await client.call_tool("solve", {"question": QUESTION, "rollouts": 1})).is_error
+    assert not (await client.call_tool("solve", QUICK)).is_error
     assert watched.calls == 2
 
 
@@ -271,9 +267,11 @@ async def test_http_has_the_same_answers_progress_and_cancellation(
         heard.append(progress)
 
     async with Client(address) as client, Client(address) as other:
-        result = await client.call_tool("solve", {"question": QUESTION, "seed": 2}, progress_callback=hear)
+        arguments = {"question": QUESTION, "seed": 2, "max_tokens": 16}
+        result = await client.call_tool("solve", arguments, progress_callback=hear)
         assert result.structured_content is not None
-        assert result.structured_content["answer"] == engine.generate(QUESTION, seed=2).text
+        expected = engine.generate(QUESTION, seed=2, sampling=Sampling(max_tokens=16))
+        assert result.structured_content["answer"] == expected.text
         assert heard == list(range(1, result.structured_content["trace"]["steps"] + 1))
         verified = await other.call_tool("verify", {"question": "a", "answer": "1 + 1 = 2", "reward": "arithmetic"})
         assert verified.structured_content is not None
@@ -313,10 +311,13 @@ def test_elsewhere_than_on_loopback_a_key_is_needed_and_a_short_one_is_none(tool
 
 
 async def test_the_command_serves_a_client_over_stdio() -> None:
-    """A real subprocess: answers, progress, errors, a cancelled call, and an end when the client leaves."""
+    """A real subprocess, without the extra `serve`: answers, progress, errors, a cancelled call, and an end when the
+    client leaves.
+    """
+    without = "import sys; sys.modules['fastapi'] = sys.modules['prometheus_client'] = None"
     parameters = StdioServerParameters(
         command=sys.executable,
-        args=["-c", "from nabla_agents.cli import main; main()", "mcp", "--rollouts", "3"],
+        args=["-c", f"{without}; from nabla_agents.cli import main; main()", "mcp", "--rollouts", "3"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     heard: list[float] = []
@@ -327,7 +328,8 @@ async def test_the_command_serves_a_client_over_stdio() -> None:
     with anyio.fail_after(100):
         async with Client(stdio_client(parameters)) as client:
             assert {tool.name for tool in (await client.list_tools()).tools} == {"solve", "verify"}
-            result = await client.call_tool("solve", {"question": QUESTION}, progress_callback=hear)
+            short = {"question": QUESTION, "max_tokens": 24}
+            result = await client.call_tool("solve", short, progress_callback=hear)
             assert result.structured_content is not None
             assert result.structured_content["answer"]
             assert heard == list(range(1, result.structured_content["trace"]["steps"] + 1))
@@ -365,7 +367,7 @@ def test_the_command_refuses_what_cannot_work_before_anything_is_loaded(
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mcp", None)
-    for name in [n for n in sys.modules if n.startswith("nabla_agents.mcp_server")]:
+    for name in [n for n in sys.modules if n.startswith("nabla_agents.serve.mcp")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigurationError, match=r'pip install "nabla-agents\[mcp\]"'):
-        importlib.import_module("nabla_agents.mcp_server")
+        importlib.import_module("nabla_agents.serve.mcp")
