@@ -44,8 +44,10 @@ from nabla_agents.types import (
 
 if TYPE_CHECKING:
     from nabla_agents.chat.committed import CommittedReply, CommittedText
+    from nabla_agents.chat_answer import ChatAnswer
     from nabla_agents.config import Sampling
     from nabla_agents.engine import Engine
+    from nabla_agents.engine_settings import EngineSettings
     from nabla_agents.models.language_model import LanguageModel
     from nabla_agents.objective import Objective
     from nabla_agents.remote import RemoteEngine, RemoteStrategy
@@ -117,10 +119,12 @@ _LAZY = {
     "AdamDTO": "search.dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "search",
+    "ChatAnswer": "chat_answer",
     "CommittedReply": "chat.committed",
     "CommittedText": "chat.committed",
     "DifferentiableReward": "rewards",
     "Engine": "engine",
+    "EngineSettings": "engine_settings",
     "Execution": "sandbox",
     "Executor": "sandbox",
     "FunctionReward": "rewards",
@@ -179,6 +183,7 @@ __all__ = [
     "Asked",
     "BestOfN",
     "Budget",
+    "ChatAnswer",
     "CommittedReply",
     "CommittedText",
     "ConfigurationError",
@@ -187,6 +192,7 @@ __all__ = [
     "DifferentiableReward",
     "Direction",
     "Engine",
+    "EngineSettings",
     "Execution",
     "Executor",
     "FinishReason",

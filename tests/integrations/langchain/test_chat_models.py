@@ -6,6 +6,7 @@ import json
 import pickle
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import pytest
@@ -18,12 +19,12 @@ from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
 from pydantic import BaseModel, ValidationError
 
-from langchain_nabla import ChatNabla, NablaLLM, _messages
-from langchain_nabla._messages import conversation
+from langchain_nabla import ChatNabla, NablaLLM
+from langchain_nabla._messages import MessageWriter, conversation
 from nabla_agents import (
     BestOfN,
     Budget,
-    CommittedReply,
+    ChatAnswer,
     ConfigurationError,
     Engine,
     GrammarError,
@@ -215,8 +216,12 @@ def test_a_call_cut_short_is_closed_and_a_broken_one_is_invalid(scripted: Any) -
     endless = call("first", '{"x": ' + "1" * 500)
     cut = ChatNabla(engine=scripted(lambda prompt: endless), max_tokens=70).bind_tools(TOOLS, tool_choice="any")
     assert cut.invoke("x").tool_calls
-    replies = CommittedReply(cut.bound.load().prompt("x"), 0, tools=True)  # type: ignore[attr-defined]
-    message = _messages.message(replies.read("Well. <tool_call>\n{broken\n</tool_call>"), replies)
+    llm: Any = cut.bound  # type: ignore[attr-defined]
+    engine = llm.load()
+    answer = ChatAnswer(engine.request("x"), engine.model.tokenizer, tools=TOOLS)
+    broken = replace(engine.generate("x"), text="Well. <tool_call>\n{broken\n</tool_call>")
+    [generation] = MessageWriter(llm, answer).chat_result([broken]).generations
+    message: Any = generation.message
     assert message.tool_calls == []
     assert message.invalid_tool_calls[0]["args"] == "{broken"
     assert "No JSON" in (message.invalid_tool_calls[0]["error"] or "")

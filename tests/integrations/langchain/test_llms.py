@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 import nabla_agents
 from langchain_nabla import NablaLLM
-from langchain_nabla._convert import best_first
+from langchain_nabla._call import best_first
 from langchain_nabla._identity import described
 from nabla_agents import (
     ArithmeticSteps,
