@@ -40,7 +40,7 @@ class Result(Brief):
 
     @property
     def token_usage(self) -> dict[str, int]:
-        """Tokens of the prompt and of this completion, as OpenAI counts them; what the search discarded is in `usage`."""
+        """Tokens of prompt and completion, as OpenAI counts them; what the search discarded is in `usage`."""
         prompt, completion = self.prompt_tokens, len(self.token_ids)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 

@@ -45,7 +45,7 @@ class Call(Generic[ChunkT]):
         return self._by_prompt(await asyncio.gather(*(run.adrain(report) for run in runs)))
 
     def chunks(self) -> Iterator[ChunkT]:
-        """The stream of a call with one prompt. With `n` > 1 it is the best answer, as only whole ones can be compared."""
+        """The stream of a call with one prompt. With `n` > 1 it is the best answer: only whole ones compare."""
         if self._n > 1:
             [[best, *_]] = self.results()
             yield from self._writer.end(best)

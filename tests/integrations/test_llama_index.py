@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 import nabla_agents
 from llama_index.llms.nabla import NablaLLM, nabla_options
-from llama_index.llms.nabla.prompts import conversation
+from llama_index.llms.nabla.messages import conversation
 from nabla_agents import (
     BestOfN,
     Budget,
