@@ -98,8 +98,9 @@ class Run(Iterator[Step], AsyncIterator[Step]):
             KeyboardInterrupt: it arrived while this waited; the run is cancelled then, and another `drain` returns the
                 best so far.
         """
-        for step in self.rounds() if each else ():
-            each(step)
+        if each is not None:
+            for step in self.rounds():
+                each(step)
         with self._changed:
             self._ask(math.inf)
             self._wait(lambda: self.done)

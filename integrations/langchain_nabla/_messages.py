@@ -137,7 +137,7 @@ class MessageWriter:
                 )
                 for i, call in enumerate(added.tool_calls)
             ]
-            message = AIMessageChunk(added.content, tool_call_chunks=calls, additional_kwargs=_thoughts(added))
+            message = AIMessageChunk(content=added.content, tool_call_chunks=calls, additional_kwargs=_thoughts(added))
             yield ChatGenerationChunk(message=message)
 
     def _usage(self, result: Result) -> UsageMetadata:

@@ -24,9 +24,9 @@ class NablaToolSpec(BaseToolSpec):
     """
 
     spec_functions = [  # noqa: RUF012 (an instance variable of the base class)
-        ("verify_answer", "averify_answer"),
+        "verify_answer",
         ("refine_answer", "arefine_answer"),
-        ("run_python", "arun_python"),
+        "run_python",
     ]
 
     def __init__(self, llm: NablaLLM, *, executor: Executor | None = None) -> None:
@@ -60,21 +60,13 @@ class NablaToolSpec(BaseToolSpec):
         except NablaError as e:
             return {"success": False, "output": "", "error": str(e), "status": "unavailable"}
 
-    async def averify_answer(self, question: str, answer: str) -> dict[str, Any]:
-        """As `verify_answer`, off the event loop."""
-        return await asyncio.to_thread(self.verify_answer, question, answer)
-
     async def arefine_answer(self, question: str, draft: str) -> dict[str, Any]:
-        """As `refine_answer`, off the event loop."""
+        """As `refine_answer`, off the event loop, where LlamaIndex itself runs the others."""
         try:
             response = await self.llm.acomplete(question, **_options(draft))
         except NablaError as e:
             return _failed(draft, e)
         return _refined(response)
-
-    async def arun_python(self, code: str) -> dict[str, Any]:
-        """As `run_python`, off the event loop."""
-        return await asyncio.to_thread(self.run_python, code)
 
 
 def sandboxed(

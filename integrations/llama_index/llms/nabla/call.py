@@ -130,22 +130,13 @@ class Call:
         return self._writer.whole(result, decision, **facts)
 
     def _prompt(self, engine: Engine, asked: Asked) -> Prompt:
-        """What the language model reads: the question by the chat template, unless it is formatted or the user has a
-        function that renders it.
-        """
-        llm, question, templated = self._llm, self._question, engine.model.tokenizer.has_template
+        """What the language model reads."""
+        llm, question = self._llm, self._question
         llm.check_room(engine.model.context_length)
-        if isinstance(question, str):
-            own = llm.completion_to_prompt is not default_completion_to_prompt
-            text = question if self._formatted or not own else llm.completion_to_prompt(question)
-            verbatim, messages = self._formatted or own or not templated, [Message("user", question)]
-        else:
-            verbatim = llm.messages_to_prompt is not generic_messages_to_prompt or not templated
-            text = llm.messages_to_prompt(question) if verbatim else ""
-            messages = [] if verbatim else conversation(question)
-        if verbatim:
+        if (text := self._rendered(templated=engine.model.tokenizer.has_template)) is not None:
             prompt = engine.prompt(text, formatted=True)
         else:
+            messages = [Message("user", question)] if isinstance(question, str) else conversation(question)
             prompt = engine.prompt(asked.told(messages), tools=asked.tools)
         if llm.context_window is not None and len(prompt.ids) >= llm.context_window:
             raise ContextOverflowError(
@@ -153,6 +144,19 @@ class Call:
                 "also hold the answer. Shorten the prompt or raise context_window."
             )
         return prompt
+
+    def _rendered(self, *, templated: bool) -> str | None:
+        """The text of a question that is formatted, or that a function of the user's renders; None where the chat
+        template does.
+        """
+        render: Any
+        if not isinstance(self._question, str):
+            render, default = self._llm.messages_to_prompt, generic_messages_to_prompt
+        elif self._formatted:
+            return self._question
+        else:
+            render, default = self._llm.completion_to_prompt, default_completion_to_prompt
+        return None if templated and render is default else render(self._question)
 
 
 def answers(calls: Sequence[Call]) -> list[Any]:
