@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from langchain_nabla._progress import report
@@ -56,7 +56,7 @@ class Call(Generic[ChunkT]):
                 yield from self._writer.grown(step)
             yield from self._writer.end(run.result)
 
-    async def achunks(self) -> AsyncIterator[ChunkT]:
+    async def achunks(self) -> AsyncGenerator[ChunkT, None]:
         """As `chunks`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
         if self._n > 1:
             [[best, *_]] = await self.aresults()

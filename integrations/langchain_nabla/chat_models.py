@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from operator import itemgetter
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -117,8 +118,9 @@ class ChatNabla(NablaSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call, _ = await asyncio.to_thread(self._call, messages, stop, kwargs)
-        async for chunk in call.achunks():
-            yield chunk
+        async with aclosing(call.achunks()) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def _call(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
