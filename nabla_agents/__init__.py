@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     from nabla_agents.backends.formats import SGLANG, VLLM, ServerFormat
     from nabla_agents.backends.server import ServerRollouts
     from nabla_agents.chat.committed import CommittedReply, CommittedText
+    from nabla_agents.chat_answer import ChatAnswer
     from nabla_agents.config import Sampling
     from nabla_agents.engine import Engine
+    from nabla_agents.engine_settings import EngineSettings
     from nabla_agents.models.language_model import LanguageModel
     from nabla_agents.objective import Objective
     from nabla_agents.remote import RemoteEngine, RemoteStrategy
@@ -118,10 +120,12 @@ _LAZY = {
     "AdamDTO": "search.dto",
     "ArithmeticSteps": "rewards",
     "BestOfN": "search",
+    "ChatAnswer": "chat_answer",
     "CommittedReply": "chat.committed",
     "CommittedText": "chat.committed",
     "DifferentiableReward": "rewards",
     "Engine": "engine",
+    "EngineSettings": "engine_settings",
     "Execution": "sandbox",
     "Executor": "sandbox",
     "FunctionReward": "rewards",
@@ -180,6 +184,7 @@ __all__ = [
     "Asked",
     "BestOfN",
     "Budget",
+    "ChatAnswer",
     "CommittedReply",
     "CommittedText",
     "ConfigurationError",
@@ -188,6 +193,7 @@ __all__ = [
     "DifferentiableReward",
     "Direction",
     "Engine",
+    "EngineSettings",
     "Execution",
     "Executor",
     "FinishReason",

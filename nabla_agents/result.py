@@ -38,6 +38,12 @@ class Result(Brief):
         """How far the gradient of each learned reward reached on this completion."""
         return () if self.score is None else self.score.coverage
 
+    @property
+    def token_usage(self) -> dict[str, int]:
+        """Tokens of prompt and completion, as OpenAI counts them; what the search discarded is in `usage`."""
+        prompt, completion = self.prompt_tokens, len(self.token_ids)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
     def summary(self) -> dict[str, Any]:
         """The search in a few numbers, as JSON has them: for logs, traces and metadata."""
         score = self.score

@@ -91,17 +91,26 @@ class Run(Iterator[Step], AsyncIterator[Step]):
     def __await__(self) -> Generator[Any, None, Result]:
         return self._ended().__await__()
 
-    def drain(self) -> Result:
-        """Waits for the end and returns the result.
+    def drain(self, each: Callable[[Step], object] | None = None) -> Result:
+        """Waits for the end and returns the result; `each` is called here with every step but those of kind `token`.
 
         Raises:
             KeyboardInterrupt: it arrived while this waited; the run is cancelled then, and another `drain` returns the
                 best so far.
         """
+        if each is not None:
+            for step in self.rounds():
+                each(step)
         with self._changed:
             self._ask(math.inf)
             self._wait(lambda: self.done)
         return self._outcome()
+
+    async def adrain(self, each: Callable[[Step], object]) -> Result:
+        """As `drain`; cancelled with the task that awaits it."""
+        async for step in self.arounds():
+            each(step)
+        return await self
 
     def cancel(self) -> None:
         """Ends the search within one decode step; from any thread, also before it has begun."""

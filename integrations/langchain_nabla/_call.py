@@ -1,121 +1,92 @@
-"""Call: one call of a chat model, from messages and options to the engine and back."""
+"""Call: one call of a chat or text model, from its requests to what is written of their results."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+import math
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from langchain_core.messages import AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
-
-from langchain_nabla import _answers, _convert, _messages, _progress
-from nabla_agents import Asked, CommittedReply, CommittedText, Reply, Request, Result, Run, Step
+from langchain_nabla._progress import report
+from nabla_agents import Request, Result, Step
 
 if TYPE_CHECKING:
-    from langchain_nabla.chat_models import ChatNabla
-    from nabla_agents import Engine, Prompt
+    from nabla_agents import Engine
 
-ASKED: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "draft", "enough")
-"""Options that a call has and the model has not."""
-_AFTER_TEXT: Final = 2
-"""Where calls begin among the blocks of output version v1: reasoning and text are 0 and 1, and core merges by index."""
+ChunkT = TypeVar("ChunkT", covariant=True)
 
 
-class Call:
-    """One call: its model with the call's options, its requests, and how their results become messages."""
+class Writer(Protocol[ChunkT]):
+    """How a stream is written."""
 
-    def __init__(
-        self, model: ChatNabla, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
-    ) -> None:
-        self.call = model._for_call(kwargs, stop)
-        self._engine: Engine = self.call.load()
-        asked = Asked.read(
-            **{name: kwargs[name] for name in ASKED[:4] if name in kwargs},
-            reasoning=self._engine.model.tokenizer.knows_reasoning,
-            dialect=self._engine.model.tokenizer.dialect,
-        )
-        prompt: Prompt = self._engine.prompt(asked.told(_messages.conversation(messages)), tools=asked.tools)
-        grammar = asked.grammar and replace(asked.grammar, refine=self.call.refine_constrained)
-        self.requests: Final = [
-            Request(
-                prompt=prompt,
-                seed=seed,
-                draft=kwargs.get("draft"),
-                until=_until(kwargs.get("enough")),
-                top_logprobs=self.call.top_logprobs,
-                **self.call._engine_options(self._engine, grammar),
-            )
-            for seed in range(self.call.seed, self.call.seed + self.call.n)
-        ]
-        self._replies = CommittedReply(
-            prompt, self.call.seed, tools=asked.tools, dialect=self._engine.model.tokenizer.dialect
-        )
-        self._text = CommittedText()
+    def grown(self, step: Step) -> Iterable[ChunkT]:
+        """What a step commits, if anything; the last one leaves all to `end`."""
+        ...
 
-    def results(self) -> list[Result]:
-        """Of all searches, which run side by side; each step of theirs is reported."""
-        runs = [self._engine.submit(request) for request in self.requests]
-        return [_progress.followed(run) for run in runs]
-
-    async def aresults(self) -> list[Result]:
-        """As `results`; cancelled with the task that awaits it."""
-        runs = [self._engine.submit(request) for request in self.requests]
-        return await asyncio.gather(*(_progress.afollowed(run) for run in runs))
-
-    def run(self) -> Run:
-        """The one search, whose steps are computed as they are asked for."""
-        return self._engine.submit(self.requests[0], on_demand=True)
-
-    def chat_result(self, results: Sequence[Result]) -> ChatResult:
-        """The messages of all answers, best first."""
-        results = _convert.best_first(results)
-        read = self._replies.read
-        messages = [(_messages.message(read(r.text), self._replies), r, self._details(r)) for r in results]
-        return _answers.chat_result([_answers.generation(*one) for one in messages], results, self.call.model)
-
-    def chunks(self, run: Run, step: Step) -> Iterator[ChatGenerationChunk]:
-        """What a step commits to the message, if anything; the last one completes it."""
-        if step.done:
-            yield from self.rest(run.result)
-        elif self._text.added_by(step):
-            yield from self._chunks(self._replies.grown(self._text.text))
-
-    def rest(self, result: Result) -> Iterator[ChatGenerationChunk]:
-        """What is left of the message, and by itself the chunk that ends it, with usage and metadata."""
-        yield from self._chunks(self._replies.ended(result.text))
-        yield _answers.last_chunk(AIMessageChunk(content=""), result, self._details(result))
-
-    def _chunks(self, added: Reply) -> Iterator[ChatGenerationChunk]:
-        if added:
-            first = _AFTER_TEXT if self.call.output_version == "v1" else 0
-            yield ChatGenerationChunk(message=_messages.chunk(added, self._replies, first))
-
-    def _details(self, result: Result) -> _answers.Details:
-        reply = self._replies.read(result.text)
-        encode = self._engine.model.tokenizer.encode
-        return _answers.Details(
-            model=self.call.model,
-            called=any(call.error is None for call in reply.tool_calls),
-            reasoning_tokens=min(len(encode(reply.reasoning)), len(result.token_ids)) if reply.reasoning else 0,
-            logprobs=self._logprobs(result) if self.call.logprobs else None,
-        )
-
-    def _logprobs(self, result: Result) -> dict[str, Any]:
-        """In OpenAI's form."""
-        entries = [self._entry(*pair) for pair in zip(result.token_ids, result.log_probs, strict=False)]
-        for entry, found in zip(entries, result.alternatives, strict=False):
-            entry["top_logprobs"] = [self._entry(*pair) for pair in found]
-        return {"content": entries}
-
-    def _entry(self, token: int, log_prob: float) -> dict[str, Any]:
-        text = self._engine.model.tokenizer.token_text(token)
-        return {"token": text, "logprob": log_prob, "bytes": list(text.encode())}
+    def end(self, result: Result) -> Iterable[ChunkT]:
+        """What is left, with usage and metadata."""
+        ...
 
 
-def _until(enough: float | None) -> Callable[[Step], bool] | None:
-    """Whether a completion's score is enough to end the search with it; None where that is not asked."""
-    if enough is None:
-        return None
-    return lambda step: step.score is not None and step.score.value >= enough
+class Call(Generic[ChunkT]):
+    """The searches of one call, which run side by side: `n` for each prompt."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request], writer: Writer[ChunkT], *, n: int) -> None:
+        self._engine, self._requests, self._writer, self._n = engine, requests, writer, n
+
+    def results(self) -> list[list[Result]]:
+        """Those of each prompt, best first. Each step is reported."""
+        runs = [self._engine.submit(request) for request in self._requests]
+        return self._by_prompt([run.drain(report) for run in runs])
+
+    async def aresults(self) -> list[list[Result]]:
+        """As `results`, in one batch with what else is searched; cancelled with the task that awaits it."""
+        runs = [self._engine.submit(request) for request in self._requests]
+        return self._by_prompt(await asyncio.gather(*(run.adrain(report) for run in runs)))
+
+    def chunks(self) -> Iterator[ChunkT]:
+        """The stream of a call with one prompt. With `n` > 1 it is the best answer: only whole ones compare."""
+        if self._n > 1:
+            [[best, *_]] = self.results()
+            yield from self._writer.end(best)
+            return
+        with self._engine.submit(self._requests[0], on_demand=True) as run:
+            for step in run:
+                report(step)
+                yield from self._writer.grown(step)
+            yield from self._writer.end(run.result)
+
+    async def achunks(self) -> AsyncGenerator[ChunkT, None]:
+        """As `chunks`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
+        if self._n > 1:
+            [[best, *_]] = await self.aresults()
+            for chunk in self._writer.end(best):
+                yield chunk
+            return
+        async with self._engine.submit(self._requests[0], on_demand=True) as run:
+            async for step in run:
+                report(step)
+                for chunk in self._writer.grown(step):
+                    yield chunk
+            for chunk in self._writer.end(run.result):
+                yield chunk
+
+    def _by_prompt(self, results: Sequence[Result]) -> list[list[Result]]:
+        return [best_first(results[i : i + self._n]) for i in range(0, len(results), self._n)]
+
+
+def best_first(results: Sequence[Result]) -> list[Result]:
+    """Highest reward first, or highest likelihood where there is no reward; what could not be judged comes last."""
+
+    def rank(result: Result) -> float:
+        value = result.log_likelihood if result.score is None else result.score.value
+        return -math.inf if math.isnan(value) else value
+
+    return sorted(results, key=rank, reverse=True)
+
+
+def summed(results: Iterable[Result], model: str) -> dict[str, Any]:
+    """The `llm_output` of several results: the tokens of prompts and returned answers together."""
+    usages = [result.token_usage for result in results]
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {"token_usage": {name: sum(usage[name] for usage in usages) for name in names}, "model_name": model}

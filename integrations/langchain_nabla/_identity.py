@@ -38,8 +38,8 @@ def described(part: Any, depth: int = 8) -> Any:
 def described_engine(engine: Any) -> dict[str, Any]:
     """An engine by its model, objective, strategy and budget; one on a server by where that is."""
     if hasattr(engine, "base_url"):
-        told = {name: described(getattr(engine, name)) for name in ("reward", "strategy", "budget")}
-        return {"base_url": engine.base_url, "model": engine.model.name, **told}
+        parts = {name: described(getattr(engine, name)) for name in ("reward", "strategy", "budget")}
+        return {"base_url": engine.base_url, "model": engine.model.name, **parts}
     objective = engine.objective
     return {
         "model": described(engine.model),

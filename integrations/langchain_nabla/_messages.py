@@ -1,10 +1,9 @@
-"""Between LangChain's messages and the engine's: roles and text one way, replies the other."""
+"""Between LangChain's messages and the engine's: conversations one way, answers the other (MessageWriter)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.messages import (
     AIMessage,
@@ -16,13 +15,22 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from nabla_agents import CommittedReply, Message, PromptError, Reply, ToolCall
+from langchain_nabla._call import summed
+from nabla_agents import ChatAnswer, Message, PromptError, Reply, Result, Step
 
+if TYPE_CHECKING:
+    from langchain_nabla.chat_models import ChatNabla
+
+PROVIDER: Final = "nabla"
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 _CALLS = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call")  # these come in message.tool_calls too
 _ROLES = {"developer": "system", "human": "user", "ai": "assistant", "function": "tool"}
+_AFTER_TEXT: Final = 2
+"""Where calls begin among the blocks of output version v1: reasoning and text are 0 and 1, and core merges by index."""
 
 
 def conversation(messages: Sequence[BaseMessage]) -> list[Message]:
@@ -59,52 +67,97 @@ def _message(message: BaseMessage) -> Message:
     content = text_of(message)
     extra: dict[str, Any] = {} if message.name is None else {"name": message.name}
     if isinstance(message, AIMessage):
-        calls = [_call(c["name"], c["args"], c["id"]) for c in message.tool_calls]
+        functions = [(call["id"], {"name": call["name"], "arguments": call["args"]}) for call in message.tool_calls]
+        calls = [{"id": call_id, "type": "function", "function": function} for call_id, function in functions]
         return Message("assistant", content, {**extra, "tool_calls": calls} if calls else extra)
     if isinstance(message, ToolMessage):
         failed = message.status == "error" and not content.lstrip().lower().startswith("error")
         content = f"Error: {content}" if failed else content
         return Message("tool", content, {**extra, "tool_call_id": message.tool_call_id})
-    if isinstance(message, FunctionMessage):
-        return Message("tool", content, extra)
     if isinstance(message, ChatMessage):
         return Message(_ROLES.get(message.role, message.role), content, extra)
-    if isinstance(message, SystemMessage):
-        return Message("system", content, extra)
-    if isinstance(message, HumanMessage):
-        return Message("user", content, extra)
+    for kind, role in ((SystemMessage, "system"), (HumanMessage, "user"), (FunctionMessage, "tool")):
+        if isinstance(message, kind):
+            return Message(role, content, extra)
     raise PromptError(f"A message is of type {message.type!r}; expected human, ai, system or tool.")
 
 
-def _call(name: str, arguments: Any, call_id: str | None) -> dict[str, Any]:
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+class MessageWriter:
+    """Writes the answer of a chat model's call as a message, whole or in chunks that add up to it."""
+
+    def __init__(self, llm: ChatNabla, answer: ChatAnswer) -> None:
+        self._llm, self._answer = llm, answer
+
+    def grown(self, step: Step) -> Iterator[ChatGenerationChunk]:
+        """What a step commits to the message, if anything."""
+        return self._added(self._answer.added_by(step))
+
+    def end(self, result: Result) -> Iterator[ChatGenerationChunk]:
+        """What is left of the message, and by itself the one chunk that has usage and metadata."""
+        yield from self._added(self._answer.rest(result))
+        last = AIMessageChunk(content="", usage_metadata=self._usage(result), response_metadata=self._metadata(result))
+        last.chunk_position = "last"
+        yield ChatGenerationChunk(message=last)
+
+    def chat_result(self, results: Sequence[Result]) -> ChatResult:
+        """The messages of all answers, in this order."""
+        return ChatResult(generations=[self._whole(r) for r in results], llm_output=summed(results, self._llm.model))
+
+    def _whole(self, result: Result) -> ChatGeneration:
+        calls, invalid = [], []
+        reply = self._answer.read(result.text)
+        for index, call in enumerate(reply.tool_calls):
+            call_id = self._answer.call_id(index)
+            if call.error is None:
+                calls.append({"name": call.name, "args": dict(call.arguments), "id": call_id, "type": "tool_call"})
+            else:
+                written = {"name": call.name or None, "args": call.raw, "id": call_id, "error": call.error}
+                invalid.append({**written, "type": "invalid_tool_call"})
+        message = AIMessage(
+            reply.content,
+            tool_calls=calls,
+            invalid_tool_calls=invalid,
+            additional_kwargs=_thoughts(reply),
+            usage_metadata=self._usage(result),
+            response_metadata=self._metadata(result),
+        )
+        info = {"finish_reason": message.response_metadata["finish_reason"]}
+        return ChatGeneration(message=message, generation_info=info)
+
+    def _added(self, added: Reply) -> Iterator[ChatGenerationChunk]:
+        if added:
+            first = len(self._answer.reply.tool_calls) - len(added.tool_calls)
+            offset = first + (_AFTER_TEXT if self._llm.output_version == "v1" else 0)
+            calls = [
+                tool_call_chunk(
+                    name=call.name or None,
+                    args=call.arguments_text,
+                    id=self._answer.call_id(first + i),
+                    index=offset + i,
+                )
+                for i, call in enumerate(added.tool_calls)
+            ]
+            message = AIMessageChunk(content=added.content, tool_call_chunks=calls, additional_kwargs=_thoughts(added))
+            yield ChatGenerationChunk(message=message)
+
+    def _usage(self, result: Result) -> UsageMetadata:
+        """Tokens of the prompt and of the returned answer; what the search discarded is in the metadata's ledger."""
+        prompt, completion, total = result.token_usage.values()
+        usage = UsageMetadata(input_tokens=prompt, output_tokens=completion, total_tokens=total)
+        if reasoning := self._answer.reasoning_tokens(result):
+            usage["output_token_details"] = {"reasoning": reasoning}
+        return usage
+
+    def _metadata(self, result: Result) -> dict[str, Any]:
+        """Native JSON types only."""
+        metadata = {
+            "model_name": self._llm.model,
+            "model_provider": PROVIDER,
+            "finish_reason": self._answer.finish_reason(result),
+            "nabla": result.summary(),
+        }
+        return {**metadata, "logprobs": {"content": self._answer.log_probs(result)}} if self._llm.logprobs else metadata
 
 
-def chunk(added: Reply, replies: CommittedReply, offset: int = 0) -> AIMessageChunk:
-    """What a growing reply got, as a chunk that adds up with those before it to the whole message; calls are counted
-    from `offset` on.
-    """
-    first = len(replies.reply.tool_calls) - len(added.tool_calls)
-    calls = [_call_chunk(call, first + i, replies, offset) for i, call in enumerate(added.tool_calls)]
-    extra = {"reasoning_content": added.reasoning} if added.reasoning else {}
-    return AIMessageChunk(content=added.content, tool_call_chunks=calls, additional_kwargs=extra)
-
-
-def message(reply: Reply, replies: CommittedReply) -> AIMessage:
-    """A whole reply as a message; `replies` names its calls."""
-    calls, invalid = [], []
-    for index, call in enumerate(reply.tool_calls):
-        written = _call_chunk(call, index, replies)
-        if call.error is None:
-            calls.append({"name": call.name, "args": dict(call.arguments), "id": written["id"], "type": "tool_call"})
-        else:
-            what = {"name": written["name"], "args": written["args"], "id": written["id"], "error": call.error}
-            invalid.append({**what, "type": "invalid_tool_call"})
-    extra = {"reasoning_content": reply.reasoning} if reply.reasoning else {}
-    return AIMessage(reply.content, tool_calls=calls, invalid_tool_calls=invalid, additional_kwargs=extra)
-
-
-def _call_chunk(call: ToolCall, index: int, replies: CommittedReply, offset: int = 0) -> ToolCallChunk:
-    """A call in one piece."""
-    args = json.dumps(dict(call.arguments), ensure_ascii=False) if call.error is None else call.raw
-    return tool_call_chunk(name=call.name or None, args=args, id=replies.call_id(index), index=offset + index)
+def _thoughts(reply: Reply) -> dict[str, Any]:
+    return {"reasoning_content": reply.reasoning} if reply.reasoning else {}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Any, Final
+from typing import Final
 
 from langchain_core.callbacks import dispatch_custom_event
 from langchain_core.runnables.config import var_child_runnable_config
 
-from nabla_agents import Result, Run, Step
+from nabla_agents import Step
 
 EVENT: Final = "nabla_step"
 
@@ -24,27 +24,8 @@ def report(step: Step) -> None:
     data = step.summary()
     with contextlib.suppress(RuntimeError):  # a config, but no run above this one
         dispatch_custom_event(EVENT, data, config=config)
-    _write(data)
+    if "langgraph" in sys.modules:  # else nobody can be watching
+        from langgraph.config import get_stream_writer
 
-
-def followed(run: Run) -> Result:
-    """The result of a run, each step of which is reported."""
-    for step in run.rounds():
-        report(step)
-    return run.result
-
-
-async def afollowed(run: Run) -> Result:
-    """As `followed`; cancelled with the task that awaits it."""
-    async for step in run.arounds():
-        report(step)
-    return run.result
-
-
-def _write(data: dict[str, Any]) -> None:
-    if "langgraph" not in sys.modules:  # nobody can be watching
-        return
-    from langgraph.config import get_stream_writer
-
-    with contextlib.suppress(RuntimeError, KeyError):  # in a run, but not in a graph
-        get_stream_writer()({EVENT: data})
+        with contextlib.suppress(RuntimeError, KeyError):  # in a run, but not in a graph
+            get_stream_writer()({EVENT: data})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from operator import itemgetter
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
@@ -17,17 +19,25 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, model_validator
 
-from langchain_nabla import _answers, _convert, _structured
-from langchain_nabla._call import ASKED, Call
-from langchain_nabla._messages import conversation
-from langchain_nabla._progress import report
-from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
-from nabla_agents import Asked
+from langchain_nabla import _structured
+from langchain_nabla._call import Call
+from langchain_nabla._messages import PROVIDER, MessageWriter, conversation
+from langchain_nabla._settings import CONFIG, PER_CALL, NablaSettings
+from nabla_agents import Asked, ChatAnswer, Step
 
 ToolChoice = str | bool | Mapping[str, Any] | None
 
+_FORM: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+_NO_FIELDS: Final = (*_FORM, "draft", "enough")
+"""Options that a call has and the model has not."""
+_ABLE: Final = ("text_inputs", "text_outputs", "tool_calling", "tool_choice", "structured_output", "reasoning_output")
+_UNABLE: Final = (
+    *("image_inputs", "image_url_inputs", "pdf_inputs", "audio_inputs", "video_inputs"),
+    *("image_tool_message", "pdf_tool_message", "image_outputs", "audio_outputs"),
+)
 
-class ChatNabla(EngineSettings, BaseChatModel):
+
+class ChatNabla(NablaSettings, BaseChatModel):
     """A chat model whose answers are refined by gradients and rewards.
 
     `ChatNabla(model="tiny")` loads at first use, once per process for equal loading settings;
@@ -38,8 +48,7 @@ class ChatNabla(EngineSettings, BaseChatModel):
 
     Tool calls and structured answers are decoded under a grammar, so that they always are what was asked for as far as
     `max_tokens` reaches; the search refines the reasoning and the text around them, and with `refine_constrained` them
-    too. What was spent and found is in
-    `response_metadata["nabla"]`.
+    too. What was spent and found is in `response_metadata["nabla"]`.
     """
 
     model_config = CONFIG
@@ -61,9 +70,7 @@ class ChatNabla(EngineSettings, BaseChatModel):
         """`llm=` gives the engine and the settings of a `NablaLLM`."""
         if not isinstance(values, Mapping) or "llm" not in values:
             return values
-        rest = {name: value for name, value in values.items() if name != "llm"}
-        shared = {name: getattr(values["llm"], name) for name in EngineSettings.model_fields if name != "name"}
-        return {**shared, **rest}
+        return {**values["llm"]._shared(), **{name: value for name, value in values.items() if name != "llm"}}
 
     @model_validator(mode="after")
     def _alternatives_need_logprobs(self) -> ChatNabla:
@@ -80,8 +87,8 @@ class ChatNabla(EngineSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = Call(self, messages, stop, kwargs)
-        return call.chat_result(call.results())
+        call, writer = self._call(messages, stop, kwargs)
+        return writer.chat_result(*call.results())
 
     async def _agenerate(
         self,
@@ -91,8 +98,8 @@ class ChatNabla(EngineSettings, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         """As `_generate`, off the event loop, and in one batch with what else is searched."""
-        call = await asyncio.to_thread(Call, self, messages, stop, kwargs)
-        return call.chat_result(await call.aresults())
+        call, writer = await asyncio.to_thread(self._call, messages, stop, kwargs)
+        return writer.chat_result(*await call.aresults())
 
     def _stream(
         self,
@@ -101,14 +108,7 @@ class ChatNabla(EngineSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        call = Call(self, messages, stop, kwargs)
-        if call.call.n > 1:  # only whole answers can be compared
-            yield from call.rest(_convert.best_first(call.results())[0])
-            return
-        with call.run() as run:
-            for step in run:
-                report(step)
-                yield from call.chunks(run, step)
+        yield from self._call(messages, stop, kwargs)[0].chunks()
 
     async def _astream(
         self,
@@ -117,24 +117,36 @@ class ChatNabla(EngineSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        """As `_stream`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
-        call = await asyncio.to_thread(Call, self, messages, stop, kwargs)
-        if call.call.n > 1:
-            for chunk in call.rest(_convert.best_first(await call.aresults())[0]):
+        call, _ = await asyncio.to_thread(self._call, messages, stop, kwargs)
+        async with aclosing(call.achunks()) as chunks:
+            async for chunk in chunks:
                 yield chunk
-            return
-        async with call.run() as run:
-            async for step in run:
-                report(step)
-                for chunk in call.chunks(run, step):
-                    yield chunk
+
+    def _call(
+        self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
+    ) -> tuple[Call[ChatGenerationChunk], MessageWriter]:
+        """One call, and what writes its messages; loads the model."""
+        llm = self._for_call(kwargs, stop)
+        engine = llm.load()
+        tokenizer = engine.model.tokenizer
+        form = {name: kwargs[name] for name in _FORM if name in kwargs}
+        asked = Asked.read(**form, reasoning=tokenizer.knows_reasoning, dialect=tokenizer.dialect)
+        requests = llm._requests(
+            engine,
+            [engine.prompt(asked.told(conversation(messages)), tools=asked.tools)],
+            grammar=asked.grammar and replace(asked.grammar, refine=llm.refine_constrained),
+            draft=kwargs.get("draft"),
+            until=_until(kwargs.get("enough")),
+            top_logprobs=llm.top_logprobs,
+        )
+        writer = MessageWriter(llm, ChatAnswer(requests[0], tokenizer, tools=asked.tools))
+        return Call(engine, requests, writer, n=llm.n), writer
 
     def _for_call(self, kwargs: Mapping[str, Any], stop: list[str] | None) -> ChatNabla:
         """This model with a call's options; another `model` is loaded by its name, without this one's engine."""
-        options = {name: value for name, value in kwargs.items() if name not in ASKED}
+        options = {name: value for name, value in kwargs.items() if name not in _NO_FIELDS}
         if options.get("model", self.model) != self.model:
-            options["engine"] = None
-            return type(self)(**{**self._fields(), **self._with({}, stop)._fields(), **options})
+            return type(self)(**{**self._with({}, stop).settings(), **options, "engine": None})
         options.pop("model", None)
         return self._with(options, stop)
 
@@ -193,17 +205,18 @@ class ChatNabla(EngineSettings, BaseChatModel):
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The cache key: the model with the call's options, and what was asked for."""
-        asked = {name: kwargs[name] for name in ASKED if name in kwargs}
+        asked = {name: kwargs[name] for name in _NO_FIELDS if name in kwargs}
         return json.dumps([self._for_call(kwargs, stop)._identity(), asked], sort_keys=True, default=str)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop or self.stop or None, **kwargs)
-        params["ls_provider"] = "nabla"
+        params["ls_provider"] = PROVIDER
         return params
 
     def _resolve_model_profile(self) -> Any:
-        """What the model can do; its limits where it is loaded."""
-        return _answers.profile(self.engine)
+        """What the model can do; its limits where an engine is given."""
+        limits = {} if self.engine is None else {"max_input_tokens": self.engine.model.context_length}
+        return {**dict.fromkeys(_ABLE, True), **dict.fromkeys(_UNABLE, False), "temperature": True, **limits}
 
     # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -217,3 +230,10 @@ class ChatNabla(EngineSettings, BaseChatModel):
         """Tokens of the rendered conversation, the template's own included; loads the model."""
         offered = [convert_to_openai_tool(tool) for tool in tools] if tools else None
         return len(self.load().prompt(conversation(messages), tools=offered).ids)
+
+
+def _until(enough: float | None) -> Callable[[Step], bool] | None:
+    """Whether a completion's score is enough to end the search with it; None where that is not asked."""
+    if enough is None:
+        return None
+    return lambda step: step.score is not None and step.score.value >= enough

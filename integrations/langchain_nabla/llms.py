@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
-from langchain_core.outputs import GenerationChunk, LLMResult
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from typing_extensions import override
 
-from langchain_nabla import _convert
-from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
-from nabla_agents import CommittedText, NablaError, Request, Result, Run
+from langchain_nabla._call import Call, summed
+from langchain_nabla._settings import CONFIG, PER_CALL, NablaSettings
+from nabla_agents import CommittedText, NablaError, Result, Step, Usage
 
 if TYPE_CHECKING:
     from langchain_nabla.chat_models import ChatNabla
-    from nabla_agents import Step
 
 _FRAMEWORK = ("tags", "metadata", "run_name", "run_id")
 
@@ -31,7 +30,7 @@ _FRAMEWORK = ("tags", "metadata", "run_name", "run_id")
 _call: ContextVar[tuple[NablaLLM, NablaLLM] | None] = ContextVar("nabla_llm_call", default=None)
 
 
-class NablaLLM(EngineSettings, BaseLLM):
+class NablaLLM(NablaSettings, BaseLLM):
     """A language model whose answers are refined by gradients and rewards, for chains that pass text.
 
     `NablaLLM(model="tiny")` loads at first use, once per process for equal loading settings; `NablaLLM(engine=engine)`
@@ -52,8 +51,7 @@ class NablaLLM(EngineSettings, BaseLLM):
         """A chat model on the same engine with this model's settings; `settings` replaces some."""
         from langchain_nabla.chat_models import ChatNabla
 
-        shared = {name: getattr(self, name) for name in EngineSettings.model_fields if name != "name"}
-        return ChatNabla(**{**shared, **settings})
+        return ChatNabla(**{**self._shared(), **settings})
 
     # ── generation ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -64,9 +62,7 @@ class NablaLLM(EngineSettings, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        call = self._with(kwargs, stop)
-        runs = [call.load().submit(request) for request in call._requests(prompts)]
-        return _convert.llm_result(call._grouped([run.drain() for run in runs]), call.model)
+        return _llm_result(self._searches(prompts, stop, kwargs).results(), self.model)
 
     async def _agenerate(
         self,
@@ -76,10 +72,8 @@ class NablaLLM(EngineSettings, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         """As `_generate`, off the event loop, and in one batch with what else is searched."""
-        call = self._with(kwargs, stop)
-        requests = await asyncio.to_thread(call._requests, prompts)
-        results = await asyncio.gather(*map(call.load().submit, requests))
-        return _convert.llm_result(call._grouped(results), call.model)
+        call = await asyncio.to_thread(self._searches, prompts, stop, kwargs)
+        return _llm_result(await call.aresults(), self.model)
 
     def _stream(
         self,
@@ -88,7 +82,7 @@ class NablaLLM(EngineSettings, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        for chunk in self._with(kwargs, stop)._chunks(prompt):
+        for chunk in self._searches([prompt], stop, kwargs).chunks():
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -100,10 +94,22 @@ class NablaLLM(EngineSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        async for chunk in self._with(kwargs, stop)._achunks(prompt):
-            if run_manager:
-                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            yield chunk
+        call = await asyncio.to_thread(self._searches, [prompt], stop, kwargs)
+        async with aclosing(call.achunks()) as chunks:
+            async for chunk in chunks:
+                if run_manager:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+
+    def _searches(
+        self, prompts: Sequence[str], stop: list[str] | None, kwargs: Mapping[str, Any]
+    ) -> Call[GenerationChunk]:
+        """One call; loads the model."""
+        llm = self._with(kwargs, stop)
+        engine = llm.load()
+        formatted = llm.formatted or not engine.model.tokenizer.has_template
+        rendered = [engine.prompt(prompt, formatted=formatted) for prompt in prompts]
+        return Call(engine, llm._requests(engine, rendered), _TextWriter(), n=llm.n)
 
     def batch(
         self,
@@ -139,52 +145,14 @@ class NablaLLM(EngineSettings, BaseLLM):
 
     def _refused(self, inputs: Sequence[LanguageModelInput], kwargs: Mapping[str, Any]) -> dict[int, Exception]:
         """Why prompts cannot be answered, by their place; loads the model."""
-        call = self._with({n: v for n, v in kwargs.items() if n != "stop"}, kwargs.get("stop"))
-        found: dict[int, Exception] = {}
+        options, refused = dict(kwargs), {}
+        stop = options.pop("stop", None)
         for i, given in enumerate(inputs):
             try:
-                call._requests([self._convert_input(given).to_string()])
+                self._searches([self._convert_input(given).to_string()], stop, options)
             except (NablaError, ValueError) as e:
-                found[i] = e
-        return found
-
-    def _requests(self, prompts: Sequence[str]) -> list[Request]:
-        """`n` requests per prompt; loads the model."""
-        engine = self.load()
-        formatted = self.formatted or not engine.model.tokenizer.has_template
-        options = self._engine_options(engine)
-        rendered = [engine.prompt(prompt, formatted=formatted) for prompt in prompts]
-        seeds = range(self.seed, self.seed + self.n)
-        return [Request(prompt=prompt, seed=seed, **options) for prompt in rendered for seed in seeds]
-
-    def _grouped(self, results: Sequence[Result]) -> list[list[Result]]:
-        """`n` results per prompt, best first."""
-        return [_convert.best_first(results[i : i + self.n]) for i in range(0, len(results), self.n)]
-
-    def _chunks(self, prompt: str) -> Iterator[GenerationChunk]:
-        engine, text = self.load(), CommittedText()
-        requests = self._requests([prompt])
-        if self.n > 1:  # only whole answers can be compared
-            best = _convert.best_first([run.drain() for run in [engine.submit(r) for r in requests]])[0]
-            yield _convert.chunk(best.text, best)
-            return
-        with engine.submit(requests[0], on_demand=True) as run:
-            for step in run:
-                if (chunk := _chunk(run, step, text)) is not None:
-                    yield chunk
-
-    async def _achunks(self, prompt: str) -> AsyncIterator[GenerationChunk]:
-        """As `_chunks`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
-        requests = await asyncio.to_thread(self._requests, [prompt])
-        engine, text = self.load(), CommittedText()
-        if self.n > 1:
-            best = _convert.best_first(await asyncio.gather(*map(engine.submit, requests)))[0]
-            yield _convert.chunk(best.text, best)
-            return
-        async with engine.submit(requests[0], on_demand=True) as run:
-            async for step in run:
-                if (chunk := _chunk(run, step, text)) is not None:
-                    yield chunk
+                refused[i] = e
+        return refused
 
     # ── what identifies a call ────────────────────────────────────────────────────────────────────────────────────
 
@@ -235,15 +203,35 @@ class NablaLLM(EngineSettings, BaseLLM):
         return self.load().model.tokenizer.encode(text)
 
 
-def _chunk(run: Run, step: Step, text: CommittedText) -> GenerationChunk | None:
-    """What a step adds to a stream: nothing, a piece of text, or the end."""
-    added = text.added_by(step)
-    if step.done:
-        return _convert.chunk(added, run.result)
-    return _convert.chunk(added) if added else None
+class _TextWriter:
+    """Writes an answer as pieces of text, the last of which has the metadata."""
+
+    def __init__(self) -> None:
+        self._text = CommittedText()
+
+    def grown(self, step: Step) -> Iterator[GenerationChunk]:
+        if not step.done and (added := self._text.added_by(step)):
+            yield GenerationChunk(text=added)
+
+    def end(self, result: Result) -> Iterator[GenerationChunk]:
+        yield GenerationChunk(text=self._text.added(result.text), generation_info=_info(result))
+
+
+def _llm_result(by_prompt: Sequence[Sequence[Result]], model: str) -> LLMResult:
+    """One list of generations per prompt; each carries its own usage, and the result carries the sums."""
+    results = [result for group in by_prompt for result in group]
+    spent = sum((result.usage for result in results), Usage()).as_dict()
+    generations = [[Generation(text=r.text, generation_info=_info(r)) for r in group] for group in by_prompt]
+    return LLMResult(generations=generations, llm_output={**summed(results, model), "nabla": {"usage": spent}})
+
+
+def _info(result: Result) -> dict[str, Any]:
+    """Finish reason, tokens, and the search in a few numbers; native JSON types only."""
+    reason = "length" if result.truncated else "stop"
+    return {"finish_reason": reason, "token_usage": result.token_usage, "nabla": result.summary()}
 
 
 def _in_place(refused: Mapping[int, Exception], good: Sequence[int], answers: Sequence[str]) -> list[str]:
     """Answers and refusals in the order of the prompts; core types a batch of both as texts."""
-    found: dict[int, Any] = {**refused, **dict(zip(good, answers, strict=True))}
-    return [found[i] for i in sorted(found)]
+    outcomes: dict[int, Any] = {**refused, **dict(zip(good, answers, strict=True))}
+    return [outcomes[i] for i in sorted(outcomes)]

@@ -43,7 +43,7 @@ class NablaRefineMiddleware(AgentMiddleware[NablaState, Any, Any]):
         draft = _draft(request, response)
         if draft is None:
             return response
-        refined = self.refiner.invoke(_asked(request), draft=draft, enough=self.threshold)
+        refined = self.refiner.invoke(_conversation(request), draft=draft, enough=self.threshold)
         return _replaced(response, refined)
 
     async def awrap_model_call(
@@ -53,7 +53,7 @@ class NablaRefineMiddleware(AgentMiddleware[NablaState, Any, Any]):
         draft = _draft(request, response)
         if draft is None:
             return response
-        refined = await self.refiner.ainvoke(_asked(request), draft=draft, enough=self.threshold)
+        refined = await self.refiner.ainvoke(_conversation(request), draft=draft, enough=self.threshold)
         return _replaced(response, refined)
 
 
@@ -63,7 +63,7 @@ def _unstreamed(request: ModelRequest[Any]) -> ModelRequest[Any]:
     return request.override(model=request.model.model_copy(update={"tags": tags}))
 
 
-def _asked(request: ModelRequest[Any]) -> list[Any]:
+def _conversation(request: ModelRequest[Any]) -> list[Any]:
     return [*([] if request.system_message is None else [request.system_message]), *request.messages]
 
 

@@ -68,27 +68,27 @@ class NablaRefine(RunnableSerializable[Any, AIMessage]):
             yield chunk
 
 
-def _split(given: Any) -> tuple[list[BaseMessage], str]:
+def _split(input: Any) -> tuple[list[BaseMessage], str]:
     """The conversation, and the draft that answers it.
 
     Raises:
         ConfigurationError: an input in which one of the two cannot be told.
     """
-    if isinstance(given, Mapping) and "draft" in given and ("question" in given or "messages" in given):
-        question, draft = given.get("question", given.get("messages")), given["draft"]
+    if isinstance(input, Mapping) and "draft" in input and ("question" in input or "messages" in input):
+        question, draft = input.get("question", input.get("messages")), input["draft"]
         draft = draft[-1] if isinstance(draft, list) and draft else draft
         messages: list[BaseMessage] = [HumanMessage(question)] if isinstance(question, str) else _messages(question)
         return messages, text_of(draft) if isinstance(draft, BaseMessage) else str(draft)
-    messages = _messages(given.get("messages") if isinstance(given, Mapping) else given)
+    messages = _messages(input.get("messages") if isinstance(input, Mapping) else input)
     if len(messages) < 2 or not isinstance(messages[-1], AIMessage) or messages[-1].tool_calls:
-        raise ConfigurationError(f"NablaRefine got {given!r}; {_EXPECTED}")
+        raise ConfigurationError(f"NablaRefine got {input!r}; {_EXPECTED}")
     return messages[:-1], text_of(messages[-1])
 
 
-def _messages(given: Any) -> list[BaseMessage]:
-    given = given.to_messages() if hasattr(given, "to_messages") else given
-    if isinstance(given, BaseMessage):
-        return [given]
-    if isinstance(given, list | tuple):
-        return convert_to_messages(given)
-    raise ConfigurationError(f"NablaRefine got {given!r}; {_EXPECTED}")
+def _messages(input: Any) -> list[BaseMessage]:
+    input = input.to_messages() if hasattr(input, "to_messages") else input
+    if isinstance(input, BaseMessage):
+        return [input]
+    if isinstance(input, list | tuple):
+        return convert_to_messages(input)
+    raise ConfigurationError(f"NablaRefine got {input!r}; {_EXPECTED}")

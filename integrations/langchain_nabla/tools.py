@@ -9,8 +9,8 @@ from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackMan
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field
 
-from langchain_nabla._progress import afollowed, followed
-from langchain_nabla._settings import CONFIG, PER_CALL, EngineSettings
+from langchain_nabla._progress import report
+from langchain_nabla._settings import CONFIG, PER_CALL, NablaSettings
 from nabla_agents import NablaError, Request, Result
 
 
@@ -20,7 +20,7 @@ class Problem(BaseModel):
     problem: str = Field(description="The whole problem in plain words, with every number and condition it needs.")
 
 
-class NablaSolve(EngineSettings, BaseTool):
+class NablaSolve(NablaSettings, BaseTool):
     """A tool that solves one problem with a language model refined by gradients and checked by rewards.
 
     The agent reads the answer and the verdict on it; the artifact of the tool message has both, and the search step by
@@ -41,7 +41,7 @@ class NablaSolve(EngineSettings, BaseTool):
 
     def _run(self, problem: str, run_manager: CallbackManagerForToolRun | None = None) -> tuple[str, dict[str, Any]]:
         try:
-            return _solved(followed(self.load().submit(self._request(problem))))
+            return _solved(self.load().submit(self._request(problem)).drain(report))
         except NablaError as e:
             return _failed(e)
 
@@ -50,13 +50,13 @@ class NablaSolve(EngineSettings, BaseTool):
     ) -> tuple[str, dict[str, Any]]:
         try:
             request = await asyncio.to_thread(self._request, problem)
-            return _solved(await afollowed(self.load().submit(request)))
+            return _solved(await self.load().submit(request).adrain(report))
         except NablaError as e:
             return _failed(e)
 
     def _request(self, problem: str) -> Request:
         engine = self.load()
-        return Request(prompt=engine.prompt(problem), seed=self.seed, **self._engine_options(engine))
+        return self._requests(engine, [engine.prompt(problem)])[0]
 
 
 def _solved(result: Result) -> tuple[str, dict[str, Any]]:
@@ -67,10 +67,10 @@ def _solved(result: Result) -> tuple[str, dict[str, Any]]:
 
 def _verdict(summary: dict[str, Any]) -> str:
     """What is known of the answer, for a reader that did not see the search."""
-    said = {True: "Verified", False: "Refuted", None: "Not verified"}[summary["verified"]]
+    verdict = {True: "Verified", False: "Refuted", None: "Not verified"}[summary["verified"]]
     if summary["score"] is None and summary["explanation"]:
-        said = "Could not be judged"
-    return f"{said}: {summary['explanation']}" if summary["explanation"] else f"{said}."
+        verdict = "Could not be judged"
+    return f"{verdict}: {summary['explanation']}" if summary["explanation"] else f"{verdict}."
 
 
 def _failed(error: NablaError) -> tuple[str, dict[str, Any]]:

@@ -25,7 +25,10 @@ class CommittedText:
         Raises:
             NablaError: the strategy took back text that it had committed.
         """
-        text = step.committed_text
+        return self.added(step.committed_text)
+
+    def added(self, text: str) -> str:
+        """As `added_by`, of the text itself."""
         if not text.startswith(self.text):
             raise NablaError(f"The strategy took back committed text: {self.text!r} became {text!r}.")
         added, self.text = text[len(self.text) :], text

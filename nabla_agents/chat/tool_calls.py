@@ -49,6 +49,11 @@ class ToolCall:
         return ToolCall(name, cast(dict[str, Any], arguments), raw)
 
     @property
+    def arguments_text(self) -> str:
+        """The arguments as JSON text; of what cannot be read, what the model wrote."""
+        return json.dumps(dict(self.arguments), ensure_ascii=False) if self.error is None else self.raw
+
+    @property
     def text(self) -> str:
         """The call as Hermes and Qwen write it, markers included."""
         body = {"name": self.name, "arguments": dict(self.arguments)}

@@ -21,18 +21,15 @@ from pydantic import Field, ValidationError
 
 import nabla_agents
 from llama_index.llms.nabla import NablaLLM, nabla_options
-from llama_index.llms.nabla.prompts import conversation
+from llama_index.llms.nabla.messages import conversation
 from nabla_agents import (
     BestOfN,
     Budget,
-    CommittedText,
     ConfigurationError,
     ContextOverflowError,
     Engine,
     ModelLoadError,
-    NablaError,
     PromptError,
-    Step,
     shared,
 )
 
@@ -155,14 +152,6 @@ async def test_a_stream_is_cumulative_append_only_and_ends_complete(
     assert len(chunks) > 3
     assert chunks[-1].delta == ""
     assert so_far == llm.complete(question).text
-
-
-def test_a_strategy_that_takes_back_committed_text_is_an_error() -> None:
-    text = CommittedText()
-    committed = ["", "a", "a", "ab c", "ab cd"]
-    assert [text.added_by(Step("refine", c)) for c in committed] == ["", "a", "", "b c", "d"]
-    with pytest.raises(NablaError, match="took back"):
-        text.added_by(Step("commit", "ab", done=True))
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if "stream" in m])

@@ -56,3 +56,28 @@ def scripted() -> Callable[..., Engine]:
 def assisting(scripted: Callable[..., Engine]) -> Engine:
     """One engine with the script above and a calculator as its reward."""
     return scripted(reward=ArithmeticSteps())
+
+
+def merged(chunks: list[Any]) -> Any:
+    """The chunks of a stream, added up."""
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole = whole + chunk
+    return whole
+
+
+async def six_ways(llm: Any, prompt: Any, **kwargs: Any) -> list[Any]:
+    """invoke, stream, batch, ainvoke, astream, abatch; of a chat or text model."""
+    return [
+        llm.invoke(prompt, **kwargs),
+        merged(list(llm.stream(prompt, **kwargs))),
+        *llm.batch([prompt], **kwargs),
+        await llm.ainvoke(prompt, **kwargs),
+        merged([chunk async for chunk in llm.astream(prompt, **kwargs)]),
+        *await llm.abatch([prompt], **kwargs),
+    ]
+
+
+def text(answer: Any) -> str:
+    """What a chat or text model said."""
+    return answer if isinstance(answer, str) else answer.text

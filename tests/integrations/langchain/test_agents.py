@@ -19,7 +19,7 @@ from langgraph.types import Command, interrupt
 from langsmith import Client
 from pydantic import BaseModel
 
-from langchain_nabla import ChatNabla, NablaRefine, NablaSolve
+from langchain_nabla import ChatNabla, NablaLLM, NablaRefine, NablaSolve
 from langchain_nabla.middleware import NablaRefineMiddleware
 from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Nabla, Rollout, Score
 from nabla_agents.testing import FixedReward
@@ -149,10 +149,13 @@ def test_a_search_that_fails_is_a_result_that_says_so(knowing: Engine, scripted:
 
 async def test_progress_reaches_event_streams_and_graphs(knowing: Engine) -> None:
     solve = NablaSolve(engine=knowing)
-    chain = RunnableLambda(lambda problem: {"problem": problem}) | solve
-    events = [e async for e in chain.astream_events(QUESTION, version="v2") if e["event"] == "on_custom_event"]
-    assert {e["name"] for e in events} == {"nabla_step"}
-    assert events[-1]["data"]["done"]
+    for chain in (
+        RunnableLambda(lambda problem: {"problem": problem}) | solve,
+        RunnableLambda(lambda problem: problem) | NablaLLM(engine=knowing),
+    ):
+        events = [e async for e in chain.astream_events(QUESTION, version="v2") if e["event"] == "on_custom_event"]
+        assert {e["name"] for e in events} == {"nabla_step"}
+        assert events[-1]["data"]["done"]
     graph = StateGraph(dict)
     graph.add_node("solve", lambda state: {"answer": solve.invoke({"problem": state["problem"]})})
     graph.add_edge(START, "solve")
@@ -274,8 +277,9 @@ def test_what_is_traced_is_small_and_has_usage_and_no_engine(knowing: Engine) ->
 
 def test_importing_and_constructing_need_neither_torch_nor_langchain() -> None:
     script = (
-        "import sys; from langchain_nabla import ChatNabla, NablaLLM, NablaSolve, NablaRefine\n"
-        "ChatNabla(seed=1); NablaSolve(); NablaRefine(model='tiny')\n"
+        "import sys; from langchain_nabla import ChatNabla, NablaLLM, NablaSolve, NablaRefine, __version__\n"
+        "import langchain_nabla.llms as m; assert m.NablaLLM is NablaLLM\n"
+        "ChatNabla(seed=1); NablaLLM(seed=1); NablaSolve(); NablaRefine(model='tiny')\n"
         "print(*{'torch', 'transformers', 'langgraph', 'langchain', 'llama_index'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

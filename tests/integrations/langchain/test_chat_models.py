@@ -1,33 +1,27 @@
 """`langchain_nabla.ChatNabla`: what LangChain's own suites do not ask."""
 
-import asyncio
 import copy
 import json
-import pickle
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import pytest
 import torch
-from langchain_core.caches import InMemoryCache
-from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
-from langchain_core.load import dumps, loads
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_core.runnables import ConfigurableField
+from langchain_core.callbacks import UsageMetadataCallbackHandler
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel, ValidationError
 
-from langchain_nabla import ChatNabla, NablaLLM, _messages
-from langchain_nabla._messages import conversation
+from langchain_nabla import ChatNabla
+from langchain_nabla._messages import MessageWriter, conversation
 from nabla_agents import (
     BestOfN,
-    Budget,
-    CommittedReply,
+    ChatAnswer,
     ConfigurationError,
     Engine,
     GrammarError,
-    Greedy,
     Message,
     PromptError,
     Sampling,
@@ -36,7 +30,7 @@ from nabla_agents import (
 from nabla_agents.search.positions import free_positions
 from nabla_agents.testing import FixedReward
 
-from .conftest import call
+from .conftest import call, merged, six_ways
 
 TOOLS = [
     {
@@ -70,25 +64,6 @@ SECOND = call("second", '{"x": -4}')
 PET = '{"name": "Mia", "age": 3}'
 
 
-def merged(chunks: list[AIMessageChunk]) -> AIMessageChunk:
-    whole = chunks[0]
-    for chunk in chunks[1:]:
-        whole = whole + chunk
-    return whole
-
-
-async def six_ways(llm: Any, prompt: Any, **kwargs: Any) -> list[BaseMessage]:
-    """invoke, stream, batch, ainvoke, astream, abatch."""
-    return [
-        llm.invoke(prompt, **kwargs),
-        merged(list(llm.stream(prompt, **kwargs))),
-        *llm.batch([prompt], **kwargs),
-        await llm.ainvoke(prompt, **kwargs),
-        merged([chunk async for chunk in llm.astream(prompt, **kwargs)]),
-        *await llm.abatch([prompt], **kwargs),
-    ]
-
-
 def said(message: BaseMessage) -> Any:
     """What must be the same on every path."""
     assert isinstance(message, AIMessage)
@@ -103,15 +78,14 @@ def said(message: BaseMessage) -> Any:
 # ── one message on every path ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("output_version", [None, "v1"])
 @pytest.mark.parametrize(
-    "text",
+    ("text", "output_version"),
     [
-        "Hello — 你好 🙂, how are you?",
-        f"I look.\n{FIRST}\n{SECOND}",
-        f"<think>\n3 < 4, so\n</think>\n\n{FIRST}",
-        f"<think>\n3 < 4, so\n</think>\n\nI look.\n{FIRST}\n{SECOND}",
-        "<think>\nhm\n</think>\n\nYes.",
+        ("Hello — 你好 🙂, how are you?", None),
+        (f"I look.\n{FIRST}\n{SECOND}", "v1"),
+        (f"<think>\n3 < 4, so\n</think>\n\n{FIRST}", None),
+        (f"<think>\n3 < 4, so\n</think>\n\nI look.\n{FIRST}\n{SECOND}", "v1"),
+        ("<think>\nhm\n</think>\n\nYes.", None),
     ],
 )
 async def test_six_paths_give_one_message(scripted: Any, spelling: Any, text: str, output_version: str | None) -> None:
@@ -127,26 +101,6 @@ async def test_six_paths_give_one_message(scripted: Any, spelling: Any, text: st
     assert expected_calls == [{"x": 3}] * (FIRST in text) + [{"x": -4}] * (SECOND in text)
     reasoning = [b["reasoning"] for b in messages[0].content_blocks if b["type"] == "reasoning"]
     assert "".join(reasoning) == text.partition("</think>")[0].removeprefix("<think>").strip() * ("think" in text)
-
-
-async def test_the_text_is_that_of_the_engine(engine: Engine, question: str) -> None:
-    llm = ChatNabla(engine=engine, max_tokens=8, temperature=1.0, seed=3)
-    expected = engine.generate(question, seed=3, sampling=Sampling(max_tokens=8, temperature=1.0))
-    messages = await six_ways(llm, question)
-    assert [m.text for m in messages] == [expected.text] * 6
-    assert NablaLLM(engine=engine, max_tokens=8, temperature=1.0, seed=3).invoke(question) == expected.text
-
-
-@pytest.mark.parametrize("place", ["constructor", "call", "bind", "call over constructor"])
-async def test_a_stop_string_holds_from_every_place_on_every_path(
-    watched_engine: Engine, stop_case: tuple[str, str], question: str, place: str
-) -> None:
-    stop, expected = stop_case
-    in_constructor = {"constructor": [stop], "call over constructor": ["never said"]}.get(place)
-    llm: Any = ChatNabla(engine=watched_engine, max_tokens=12, stop=in_constructor)
-    llm = llm.bind(stop=[stop]) if place == "bind" else llm
-    in_call = {"stop": [stop]} if place.startswith("call") else {}
-    assert [m.content for m in await six_ways(llm, question, **in_call)] == [expected] * 6
 
 
 # ── tools ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -216,8 +170,12 @@ def test_a_call_cut_short_is_closed_and_a_broken_one_is_invalid(scripted: Any) -
     endless = call("first", '{"x": ' + "1" * 500)
     cut = ChatNabla(engine=scripted(lambda prompt: endless), max_tokens=70).bind_tools(TOOLS, tool_choice="any")
     assert cut.invoke("x").tool_calls
-    replies = CommittedReply(cut.bound.load().prompt("x"), 0, tools=True)  # type: ignore[attr-defined]
-    message = _messages.message(replies.read("Well. <tool_call>\n{broken\n</tool_call>"), replies)
+    llm: Any = cut.bound  # type: ignore[attr-defined]
+    engine = llm.load()
+    answer = ChatAnswer(engine.request("x"), engine.model.tokenizer, tools=TOOLS)
+    broken = replace(engine.generate("x"), text="Well. <tool_call>\n{broken\n</tool_call>")
+    [generation] = MessageWriter(llm, answer).chat_result([broken]).generations
+    message: Any = generation.message
     assert message.tool_calls == []
     assert message.invalid_tool_calls[0]["args"] == "{broken"
     assert "No JSON" in (message.invalid_tool_calls[0]["error"] or "")
@@ -348,16 +306,6 @@ def test_reasoning_tokens_are_counted_within_the_output(scripted: Any) -> None:
     assert 0 < reasoning < message.usage_metadata["output_tokens"]  # type: ignore[index]
 
 
-async def test_n_answers_come_best_first(engine: Engine, question: str) -> None:
-    brief = Engine(model=engine.model, reward=FixedReward(lambda r: -float(len(r.text))), strategy=Greedy())
-    llm = ChatNabla(engine=brief, max_tokens=5, temperature=2.0, seed=4, n=3)
-    sampling = Sampling(max_tokens=5, temperature=2.0)
-    singles = [brief.generate(question, seed=4 + i, sampling=sampling).text for i in range(3)]
-    [answers] = llm.generate([[HumanMessage(question)]]).generations
-    assert [a.text for a in answers] == sorted(singles, key=len)
-    assert [m.text for m in await six_ways(llm, question)] == [answers[0].text] * 6
-
-
 def test_a_time_limit_returns_the_best_so_far(watched_engine: Engine, backend: Any, question: str) -> None:
     backend.seconds = 0.05
     message = ChatNabla(engine=watched_engine, max_tokens=60, timeout=0.2).invoke(question)
@@ -377,67 +325,11 @@ def test_a_draft_is_where_the_search_begins(scripted: Any) -> None:
 # ── identity, cache, copies ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_every_option_has_its_own_place_in_the_cache(engine: Engine, question: str, counted: Any) -> None:
-    llm = ChatNabla(engine=engine, cache=InMemoryCache(), max_tokens=3, rollouts=1)
-    calls = counted(engine, "submit")
-    options: list[dict[str, Any]] = [
-        {},
-        {"max_tokens": 2},
-        {"seed": 1},
-        {"stop": ["x"]},
-        {"temperature": 0.5},
-        {"strategy": BestOfN(n=1)},
-        {"timeout": 50.0},
-        {"logprobs": True},
-        {"draft": "3"},
-        {"tools": TOOLS, "tool_choice": "any"},
-        {"tools": TOOLS, "tool_choice": "second"},
-        {"response_format": {"type": "json_object"}},
-    ]
-    first = [llm.invoke(question, **o).text for o in options]
-    assert len(calls) == len(options)
-    assert [llm.invoke(question, **o).text for o in options] == first
-    assert [(await llm.ainvoke(question, **o)).text for o in options] == first
-    assert len(calls) == len(options)
-    ChatNabla(engine=engine, cache=llm.cache, max_tokens=2, rollouts=1).invoke(question)
-    assert len(calls) == len(options), "an option in the constructor is the same as one in the call"
-
-
-def test_an_unknown_option_is_refused_everywhere(engine: Engine) -> None:
-    llm = ChatNabla(engine=engine, max_tokens=1)
-    for wrong in (llm.invoke, lambda p, **k: list(llm.stream(p, **k)), lambda p, **k: llm.batch([p], **k)):
-        with pytest.raises(TypeError, match=r"typo.*Known: temperature"):
-            wrong("x", typo=1)
-    with pytest.raises(ValidationError, match="typo"):
-        ChatNabla(typo=1)  # type: ignore[call-arg]
-
-
 def test_another_model_is_loaded_by_its_name(scripted: Any) -> None:
     llm = ChatNabla(engine=scripted(), max_tokens=3)
     assert llm.invoke("x", model="scripted").response_metadata["model_name"] == "scripted"
     assert llm.invoke("x", model="tiny").response_metadata["model_name"] == "tiny"
     assert llm.engine is not None
-
-
-@pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
-def test_copies_share_the_engine_and_weights_stay_out_of_pickles(engine: Engine) -> None:
-    llm = ChatNabla(engine=engine, max_tokens=3)
-    assert copy.deepcopy(llm).engine is llm.model_copy(deep=True).engine is engine
-    pickled = pickle.dumps(llm)
-    assert len(pickled) < 5000
-    assert pickle.loads(pickled).engine is engine
-    configurable = llm.configurable_fields(max_tokens=ConfigurableField(id="max_tokens"))
-    assert configurable.invoke("x", {"configurable": {"max_tokens": 1}}).usage_metadata["output_tokens"] == 1
-    named = ChatNabla(max_tokens=5, budget=Budget(rollouts=2))
-    assert loads(dumps(named), allowed_objects=[ChatNabla], valid_namespaces=["langchain_nabla"]) == named
-    assert len(repr(llm)) < 900
-
-
-def test_chat_and_text_models_share_an_engine(engine: Engine, question: str) -> None:
-    llm = NablaLLM(engine=engine, max_tokens=5)
-    assert llm.as_chat().engine is ChatNabla(llm=llm).engine is engine
-    assert llm.as_chat(max_tokens=2).max_tokens == 2
-    assert llm.as_chat().invoke(question).content == llm.invoke(question)
 
 
 def test_the_profile_knows_the_limits_and_no_unknown_key(engine: Engine) -> None:
@@ -448,97 +340,7 @@ def test_the_profile_knows_the_limits_and_no_unknown_key(engine: Engine) -> None
     assert profile["image_inputs"] is False
 
 
-def test_callbacks_hear_every_chunk_once(watched_engine: Engine, question: str) -> None:
-    class Tokens(BaseCallbackHandler):
-        heard: list[str]
-
-        def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
-            self.heard.append(token)
-
-    handler = Tokens()
-    handler.heard = []
-    chunks = list(ChatNabla(engine=watched_engine, max_tokens=12).stream(question, {"callbacks": [handler]}))
-    assert handler.heard == [chunk.content for chunk in chunks]
-    assert len(chunks) > 2
-
-
 # ── threads, async, cancellation ──────────────────────────────────────────────────────────────────────────────────
-
-
-async def test_eight_callers_take_turns_and_what_waits_is_one_batch(
-    watched_engine: Engine, backend: Any, question: str
-) -> None:
-    backend.seconds = 0.003
-    llm = ChatNabla(engine=watched_engine, max_tokens=8)
-    questions = [f"What is {i} + 4?" for i in range(8)]
-    messages = await asyncio.gather(*(llm.ainvoke(q) for q in questions))
-    assert backend.most_inside == 1
-    together = backend.calls
-    backend.reset()
-    assert [llm.invoke(q).content for q in questions] == [message.content for message in messages]
-    assert together < backend.calls / 2
-
-
-async def test_the_loop_is_free_and_the_callers_context_is_seen(
-    watched_engine: Engine, backend: Any, drip: Any, question: str, task: Any, ticks_during: Any
-) -> None:
-    backend.seconds = 0.02
-    task.set("mine")
-    assert await ticks_during(ChatNabla(engine=watched_engine, max_tokens=10).ainvoke(question)) > 5
-    assert drip.tasks == {"mine"}
-
-
-@pytest.mark.parametrize("path", ["ainvoke", "astream", "abatch"])
-async def test_a_cancelled_task_stops_the_engine_within_one_operation(
-    watched_engine: Engine, backend: Any, question: str, path: str
-) -> None:
-    backend.seconds = 0.03
-    strategy: Any = type(watched_engine.strategy)(tokens=1)
-    llm = ChatNabla(engine=watched_engine, max_tokens=24, strategy=strategy)
-
-    async def work() -> None:
-        if path == "astream":
-            async for _ in llm.astream(question):
-                pass
-        else:
-            await (llm.ainvoke(question) if path == "ainvoke" else llm.abatch([question, question]))
-
-    running = asyncio.create_task(work())
-    while backend.calls < 2:
-        await asyncio.sleep(0.005)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    calls = backend.calls
-    await strategy.ended()
-    assert backend.calls <= calls + 1
-
-
-async def test_an_abandoned_stream_costs_nothing_more(watched_engine: Engine, backend: Any, question: str) -> None:
-    llm = ChatNabla(engine=watched_engine, max_tokens=16)
-    stream = llm.astream(question)
-    async for _ in stream:
-        break
-    await stream.aclose()  # type: ignore[attr-defined]
-    calls = backend.calls
-    await asyncio.sleep(0.05)
-    assert backend.calls == calls < 4
-
-
-@pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.parametrize("path", ["invoke", "stream", "batch"])
-def test_ctrl_c_ends_the_chain_and_not_only_the_call(
-    watched_engine: Engine, backend: Any, question: str, path: str
-) -> None:
-    backend.error_at = (2, KeyboardInterrupt())
-    llm = ChatNabla(engine=watched_engine, max_tokens=12)
-    calls = {
-        "invoke": lambda: llm.invoke(question),
-        "stream": lambda: list(llm.stream(question)),
-        "batch": lambda: llm.batch([question]),
-    }
-    with pytest.raises(KeyboardInterrupt):
-        calls[path]()
 
 
 def test_a_tool_is_bound_from_a_function(scripted: Any) -> None:

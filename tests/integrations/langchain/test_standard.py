@@ -79,7 +79,7 @@ class TestUnit(Chat, ChatModelUnitTests):
 class TestScripted(Chat, ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"engine": scripted_engine()}
+        return {"engine": scripted_engine(), "rollouts": 2}  # of the model that replaces it by name, too
 
     @property
     def supports_json_mode(self) -> bool:
@@ -116,7 +116,7 @@ class TestEmbedded(Chat, ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"engine": embedded_engine(), "max_tokens": 100}
+        return {"engine": embedded_engine(), "rollouts": 2, "max_tokens": 60}
 
     @property
     def has_structured_output(self) -> bool:

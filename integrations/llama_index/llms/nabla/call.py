@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,35 +15,72 @@ from llama_index.core.llms.llm import default_completion_to_prompt
 from llama_index.llms.nabla import policy
 from llama_index.llms.nabla.callers import callers, is_final
 from llama_index.llms.nabla.events import report_end, report_start, report_step
-from llama_index.llms.nabla.options import SAMPLING, merged
-from llama_index.llms.nabla.progress import tell
-from llama_index.llms.nabla.prompts import chat_prompt, fitting, text_prompt
-from llama_index.llms.nabla.recording import Recorded, record
-from llama_index.llms.nabla.responses import Replies, log_probs, raw
-from nabla_agents import Asked, Budget, Prompt, Request, Result, Run, Sampling, Step
+from llama_index.llms.nabla.messages import ResponseWriter, conversation
+from llama_index.llms.nabla.scopes import merged, record, tell
+from nabla_agents import Asked, ChatAnswer, ContextOverflowError, Message, Prompt, Request, Result, Run, Step
 
 if TYPE_CHECKING:
-    from llama_index.llms.nabla.settings import NablaSettings
+    from llama_index.llms.nabla.base import NablaLLM
     from nabla_agents import Engine
-
-Given = str | Sequence[ChatMessage]
 
 
 class Call:
     """One call: its settings, policy and callers as they are when it is made; then its prompt, search and responses.
 
-    Making one loads and computes nothing; `start` does.
+    Making one loads and computes nothing.
     """
 
-    def __init__(self, llm: NablaSettings, given: Given, formatted: bool, kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        llm: NablaLLM,
+        question: str | Sequence[ChatMessage],
+        kwargs: Mapping[str, Any],
+        *,
+        formatted: bool = False,
+    ) -> None:
         settings, self._options = merged(kwargs)
-        self.llm = llm.with_options(**settings) if settings else llm
-        self._given, self._formatted = given, formatted
+        self._llm = llm.with_options(**settings) if settings else llm
+        self._question, self._formatted = question, formatted
         self._context = copy_context()  # a stream is consumed elsewhere; its events belong to this call
         around = callers()
         self._trace = around[-1].id if around else None
-        text = given if isinstance(given, str) else "\n".join(message.content or "" for message in given)
-        self._final = is_final(text, around) if self.llm.final is None else self.llm.final
+        text = question if isinstance(question, str) else "\n".join(message.content or "" for message in question)
+        self._final = is_final(text, around) if self._llm.final is None else self._llm.final
+
+    def answer(self) -> Any:
+        """The response."""
+        return answers([self])[0]
+
+    async def aanswer(self) -> Any:
+        """As `answer`, off the event loop, and in one batch with what else is searched."""
+        run = await asyncio.to_thread(self.start)
+        return self.finished(await run.adrain(self.report))
+
+    def stream(self) -> Generator[Any, None, None]:
+        """The response as it grows, and at last the whole one."""
+        with self.start(on_demand=True) as run:
+            for step in run:
+                self.report(step)
+                if (response := self._writer.grown(step)) is not None:
+                    yield response
+            yield from self._last(run.result)
+
+    async def astream(self) -> AsyncGenerator[Any, None]:
+        """As `stream`. The next step is computed when it is asked for, so an abandoned stream costs nothing more."""
+        async with await asyncio.to_thread(self.start, on_demand=True) as run:
+            async for step in run:
+                self.report(step)
+                if (response := self._writer.grown(step)) is not None:
+                    yield response
+            for response in self._last(run.result):
+                yield response
+
+    def _last(self, result: Result) -> Generator[Any, None, None]:
+        if (response := self._writer.rest(result)) is not None:
+            yield response
+        yield self.finished(result, delta="")
+
+    # ── its search ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, *, on_demand: bool = False) -> Run:
         """The search, which goes on by itself or step by step as it is asked; loads the model.
@@ -50,42 +88,30 @@ class Call:
         Raises:
             PromptError, ContextOverflowError, ConfigurationError: before anything is computed.
         """
-        self.engine: Engine = self.llm.load()
-        asked = dict(self._options)
-        self._draft: str | None = asked.pop("draft", None)
-        tokenizer = self.engine.model.tokenizer
-        self._asked = Asked.read(**asked, reasoning=tokenizer.knows_reasoning, dialect=tokenizer.dialect)
-        prompt = self._prompt()
-        tools, chat = bool(self._asked.tools), not isinstance(self._given, str)
-        offered, dialect = self._asked.tools, tokenizer.dialect
-        self.replies = Replies(prompt, self.llm.seed, tools=offered, chat=chat, dialect=dialect)
-        strategy, budget = self._search()
-        grammar = self._asked.grammar and replace(self._asked.grammar, refine=bool(self.llm.refine_constrained))
-        sampling = Sampling(**{name: getattr(self.llm, name) for name in SAMPLING}, grammar=grammar)
-        said = {"seed": self.llm.seed, "refine_policy": self.llm.refine_policy, "refined": self._refined}
-        self._context.run(report_start, **said)
-        self._request = Request(
+        llm, options = self._llm, dict(self._options)
+        engine = llm.load()
+        tokenizer = engine.model.tokenizer
+        draft: str | None = options.pop("draft", None)
+        asked = Asked.read(**options, reasoning=tokenizer.knows_reasoning, dialect=tokenizer.dialect)
+        prompt = self._prompt(engine, asked)
+        self._grant = policy.grant(llm, engine, trace=self._trace, final=self._final or draft is not None)
+        grammar = asked.grammar and replace(asked.grammar, refine=bool(llm.refine_constrained))
+        request = Request(
             prompt=prompt,
-            seed=self.llm.seed,
-            sampling=sampling,
-            budget=budget,
-            strategy=strategy,
-            draft=self._draft,
-            until=self._settled(tools),
+            seed=llm.seed,
+            sampling=llm.sampling(grammar),
+            budget=self._grant.budget,
+            strategy=self._grant.strategy,
+            draft=draft,
         )
-        return self._context.run(self.engine.submit, self._request, on_demand=on_demand)
-
-    def followed(self, run: Run) -> Result:
-        """The result of a run, each step of which is reported."""
-        for step in run.rounds():
-            self.report(step)
-        return run.result
-
-    async def afollowed(self, run: Run) -> Result:
-        """As `followed`; cancelled with the task that awaits it."""
-        async for step in run.arounds():
-            self.report(step)
-        return run.result
+        answer = ChatAnswer(request, tokenizer, tools=asked.tools)
+        self._writer = ResponseWriter(answer, chat=not isinstance(self._question, str), logprobs=llm.logprobs)
+        if self._grant.refined:
+            until = policy.settled(llm.refine_policy, tools=bool(asked.tools), reply=answer.read)
+            request = replace(request, until=until)
+        self._request = request
+        self._context.run(report_start, llm.seed, llm.refine_policy, self._grant.refined)
+        return self._context.run(engine.submit, request, on_demand=on_demand)
 
     def report(self, step: Step) -> None:
         """Tells of a step to those who watch this call."""
@@ -94,58 +120,46 @@ class Call:
             self._context.run(tell, step)
 
     def finished(self, result: Result, **facts: Any) -> Any:
-        """The whole response with `raw`, and with what else is said of it; charges the trace and reports the end."""
-        if self._refined:
+        """The whole response; charges the trace and reports the end."""
+        grant, llm = self._grant, self._llm
+        if grant.refined:
             policy.charge(self._trace, result)
         self._context.run(report_end, result)
-        reply = self.replies.read(result.text)
-        record(Recorded(self.llm, self._request.prompt, result))
-        said = {"refine_policy": self.llm.refine_policy, "refined": self._refined, "unrefined_because": self._because}
-        facts["raw"] = raw(result, called=bool(reply.tool_calls), policy=said)
-        if self.llm.logprobs:
-            facts["logprobs"] = log_probs(result, self.engine.model.tokenizer.token_text)
-        if reply.reasoning:
-            facts["additional_kwargs"] = {"thinking": reply.reasoning}
-        return self.replies.ended(result.text, **facts)
+        record(llm, self._request.prompt, result)
+        decision = {"refine_policy": llm.refine_policy, "refined": grant.refined, "unrefined_because": grant.because}
+        return self._writer.whole(result, decision, **facts)
 
-    # ── what it runs ──────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _settled(self, tools: bool) -> Any:
-        return policy.settled(self.llm.refine_policy, tools=tools, reply=self.replies.read) if self._refined else None
-
-    def _search(self) -> tuple[Any, Budget]:
-        """The strategy and budget that the policy gives this call."""
-        llm, engine = self.llm, self.engine
-        strategy = engine.strategy if llm.strategy is None else llm.strategy
-        budget = llm.effective_budget(engine)
-        self._because: str | None = None
-        if llm.refine_policy == "never":
-            self._because = "refine_policy is never"
-        elif llm.refine_policy == "final_only" and not self._final and self._draft is None:
-            self._because = "no final answer"
-        elif (allowed := policy.granted(self._trace, llm.trace_budget, budget)) is None:
-            self._because = "the trace's budget is spent"
-        else:
-            self._refined = True
-            return strategy, allowed
-        from nabla_agents import Greedy  # loads torch, which a model that is only constructed does not need
-
-        self._refined = False
-        return Greedy(), Budget(rollouts=1, generated_tokens=budget.generated_tokens, seconds=budget.seconds)
-
-    # ── what it reads ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _prompt(self) -> Prompt:
-        """What the language model reads. A rendering function of the user's goes before the chat template."""
-        llm, engine = self.llm, self.engine
+    def _prompt(self, engine: Engine, asked: Asked) -> Prompt:
+        """What the language model reads."""
+        llm, question = self._llm, self._question
         llm.check_room(engine.model.context_length)
-        given, own = self._given, None
-        if isinstance(given, str):
-            if llm.completion_to_prompt is not default_completion_to_prompt:
-                own = llm.completion_to_prompt
-            prompt = text_prompt(engine, given, self._asked, formatted=self._formatted, completion_to_prompt=own)
+        if (text := self._rendered(templated=engine.model.tokenizer.has_template)) is not None:
+            prompt = engine.prompt(text, formatted=True)
         else:
-            if llm.messages_to_prompt is not generic_messages_to_prompt or not engine.model.tokenizer.has_template:
-                own = llm.messages_to_prompt
-            prompt = chat_prompt(engine, given, self._asked, messages_to_prompt=own)
-        return fitting(prompt, llm.context_window)
+            messages = [Message("user", question)] if isinstance(question, str) else conversation(question)
+            prompt = engine.prompt(asked.told(messages), tools=asked.tools)
+        if llm.context_window is not None and len(prompt.ids) >= llm.context_window:
+            raise ContextOverflowError(
+                f"The prompt has {len(prompt.ids)} tokens, but context_window is {llm.context_window} tokens and must "
+                "also hold the answer. Shorten the prompt or raise context_window."
+            )
+        return prompt
+
+    def _rendered(self, *, templated: bool) -> str | None:
+        """The text of a question that is formatted, or that a function of the user's renders; None where the chat
+        template does.
+        """
+        render: Any
+        if not isinstance(self._question, str):
+            render, default = self._llm.messages_to_prompt, generic_messages_to_prompt
+        elif self._formatted:
+            return self._question
+        else:
+            render, default = self._llm.completion_to_prompt, default_completion_to_prompt
+        return None if templated and render is default else render(self._question)
+
+
+def answers(calls: Sequence[Call]) -> list[Any]:
+    """One response per call; their searches run side by side."""
+    runs = [call.start() for call in calls]
+    return [call.finished(run.drain(call.report)) for call, run in zip(calls, runs, strict=True)]

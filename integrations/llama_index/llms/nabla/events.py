@@ -6,26 +6,15 @@ from typing import Any
 
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index_instrumentation import get_dispatcher
+from pydantic import BaseModel
 
 from nabla_agents import Result, Step
 
 dispatcher = get_dispatcher(__name__)
 
 
-class NablaRefineStartEvent(BaseEvent):
-    """A search begins. Its span is that of the model call, as in all these events."""
-
-    seed: int
-    refine_policy: str
-    refined: bool
-
-    @classmethod
-    def class_name(cls) -> str:
-        return "NablaRefineStartEvent"
-
-
-class NablaRefineStepEvent(BaseEvent):
-    """One refine-propose-judge round."""
+class Round(BaseModel):
+    """One refine-propose-judge round, as `Step.summary` has it."""
 
     kind: str
     accepted: bool
@@ -37,34 +26,42 @@ class NablaRefineStepEvent(BaseEvent):
     rollouts: int = 0
     done: bool = False
 
+
+class NablaEvent(BaseEvent):
+    """Its span is that of the model call."""
+
     @classmethod
     def class_name(cls) -> str:
-        return "NablaRefineStepEvent"
+        return cls.__name__
 
 
-class NablaRefineVerifyEvent(BaseEvent):
+class NablaRefineStartEvent(NablaEvent):
+    """A search begins."""
+
+    seed: int
+    refine_policy: str
+    refined: bool
+
+
+class NablaRefineStepEvent(Round, NablaEvent):
+    """One refine-propose-judge round."""
+
+
+class NablaRefineVerifyEvent(NablaEvent):
     """A tool's verdict on the completion of a step."""
 
     verified: bool | None = None
     verdict: float
     explanation: str = ""
 
-    @classmethod
-    def class_name(cls) -> str:
-        return "NablaRefineVerifyEvent"
 
-
-class NablaRefineEndEvent(BaseEvent):
+class NablaRefineEndEvent(NablaEvent):
     """A search has ended; `summary` is what `raw["nabla"]` says."""
 
     summary: dict[str, Any]
 
-    @classmethod
-    def class_name(cls) -> str:
-        return "NablaRefineEndEvent"
 
-
-def report_start(*, seed: int, refine_policy: str, refined: bool) -> None:
+def report_start(seed: int, refine_policy: str, refined: bool) -> None:
     dispatcher.event(NablaRefineStartEvent(seed=seed, refine_policy=refine_policy, refined=refined))
 
 

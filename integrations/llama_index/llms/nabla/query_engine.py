@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
-from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llama_index.llms.nabla.judging import judging_too
-from llama_index.llms.nabla.options import nabla_options
-from llama_index.llms.nabla.recording import Recorded, recording
+from llama_index.llms.nabla.scopes import Recorded, check_known, nabla_options, recording
 from nabla_agents import Score, Span
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ class NablaQueryEngine(BaseQueryEngine):
     ) -> None:
         """`options` are those of a NablaLLM's call, such as `rollouts`, for the refined answer alone."""
         self.query_engine, self.verifier, self._options = query_engine, verifier, options
-        with nabla_options(**options):  # unknown names are refused here
-            pass
+        check_known(options)
         super().__init__(callback_manager or query_engine.callback_manager)
 
     def _get_prompt_modules(self) -> PromptMixinType:
@@ -59,21 +57,12 @@ class NablaQueryEngine(BaseQueryEngine):
             drafted = drafted.get_response() if streaming else drafted
         if (why := _unrefinable(drafted, calls)) is not None:
             return _unrefined(drafted, calls, why)
-        last, metadata = calls[-1], dict(drafted.metadata or {})
-        llm, asked = self._judging(last.llm, query_bundle, drafted), self._call(last)
+        answer = _Refined(drafted, calls)
+        llm, question = self._judging(calls[-1].llm, query_bundle, drafted), self._call(calls[-1])
         if not streaming:
-            answer = llm.chat(**asked)
-            metadata["nabla"] = _found(answer.raw, calls)
-            return Response(answer.message.content or "", source_nodes=drafted.source_nodes, metadata=metadata)
-        chunks = llm.stream_chat(**asked)
-
-        def texts() -> Generator[str, None, None]:
-            for chunk in chunks:
-                if chunk.raw is not None:
-                    metadata["nabla"] = _found(chunk.raw, calls)
-                yield chunk.delta or ""
-
-        return StreamingResponse(texts(), source_nodes=drafted.source_nodes, metadata=metadata)
+            return answer.whole(llm.chat(**question))
+        chunks = llm.stream_chat(**question)
+        return StreamingResponse((answer.delta(chunk) for chunk in chunks), **answer.parts)
 
     async def _aquery(self, query_bundle: QueryBundle) -> Any:
         with recording() as calls, nabla_options(refine_policy="never"):
@@ -82,21 +71,12 @@ class NablaQueryEngine(BaseQueryEngine):
             drafted = await drafted.get_response() if streaming else drafted
         if (why := _unrefinable(drafted, calls)) is not None:
             return _unrefined(drafted, calls, why)
-        last, metadata = calls[-1], dict(drafted.metadata or {})
-        llm, asked = self._judging(last.llm, query_bundle, drafted), self._call(last)
+        answer = _Refined(drafted, calls)
+        llm, question = self._judging(calls[-1].llm, query_bundle, drafted), self._call(calls[-1])
         if not streaming:
-            answer = await llm.achat(**asked)
-            metadata["nabla"] = _found(answer.raw, calls)
-            return Response(answer.message.content or "", source_nodes=drafted.source_nodes, metadata=metadata)
-        chunks = await llm.astream_chat(**asked)
-
-        async def texts() -> AsyncGenerator[str, None]:
-            async for chunk in chunks:
-                if chunk.raw is not None:
-                    metadata["nabla"] = _found(chunk.raw, calls)
-                yield chunk.delta or ""
-
-        return AsyncStreamingResponse(texts(), source_nodes=drafted.source_nodes, metadata=metadata)
+            return answer.whole(await llm.achat(**question))
+        chunks: Any = await llm.astream_chat(**question)
+        return AsyncStreamingResponse((answer.delta(chunk) async for chunk in chunks), **answer.parts)
 
     def _judging(self, llm: NablaLLM, query: QueryBundle, drafted: Response) -> NablaLLM:
         """The model that answered, judging by the verifier too."""
@@ -120,23 +100,50 @@ class NablaQueryEngine(BaseQueryEngine):
         return {"messages": messages, **options}
 
 
+class _Refined:
+    """The refined answer of a query, whose metadata says what the search found."""
+
+    def __init__(self, drafted: Response, calls: Sequence[Recorded]) -> None:
+        self.parts: dict[str, Any] = {
+            "source_nodes": drafted.source_nodes,
+            "metadata": dict(drafted.metadata or {}),
+        }
+        self._facts = {"draft": calls[-1].result.text, "calls": len(calls) + 1}
+
+    def whole(self, answer: ChatResponse) -> Response:
+        self._note(answer)
+        return Response(answer.message.content or "", **self.parts)
+
+    def delta(self, chunk: ChatResponse) -> str:
+        """What a chunk adds; the last one has what was found."""
+        if chunk.raw is not None:
+            self._note(chunk)
+        return chunk.delta or ""
+
+    def _note(self, answer: ChatResponse) -> None:
+        raw: Any = answer.raw
+        self.parts["metadata"]["nabla"] = {**raw["nabla"], **self._facts}
+
+
 def numbers_in_sources(question: str, answer: str, sources: Sequence[NodeWithScore]) -> Score | None:
     """Whether every number of an answer stands in its sources or the question; each that does not is a wrong span.
 
     An answer without numbers is not judged. A verifier for `NablaQueryEngine`.
     """
-    known = {_plain(n) for text in (question, *(s.get_content() for s in sources)) for n in _NUMBER.findall(text)}
-    found = list(_NUMBER.finditer(answer))
-    if not found:
+    texts = [question, *(source.get_content() for source in sources)]
+    borne_out = {_plain(number) for text in texts for number in _NUMBER.findall(text)}
+    numbers = list(_NUMBER.finditer(answer))
+    if not numbers:
         return None
-    strange = [n for n in found if _plain(n[0]) not in known]
-    said = ", ".join(n[0] for n in strange)
+    strange = [number for number in numbers if _plain(number[0]) not in borne_out]
+    share = 1 - len(strange) / len(numbers)
+    listed = ", ".join(number[0] for number in strange)
     return Score(
-        1 - len(strange) / len(found),
-        verdict=1 - len(strange) / len(found),
+        share,
+        verdict=share,
         verified=not strange,
         spans=tuple(Span(n.start(), n.end(), -1.0, explanation="in no source") for n in strange),
-        explanation=f"in no source: {said}" if strange else f"all {len(found)} numbers are in the sources",
+        explanation=f"in no source: {listed}" if strange else f"all {len(numbers)} numbers are in the sources",
     )
 
 
@@ -160,10 +167,6 @@ def _unrefinable(drafted: Any, calls: Sequence[Recorded]) -> str | None:
 
 
 def _unrefined(drafted: Any, calls: Sequence[Recorded], why: str) -> Any:
-    found = {"refined": False, "unrefined_because": why, "calls": len(calls)}
-    drafted.metadata = {**(drafted.metadata or {}), "nabla": found}
+    facts = {"refined": False, "unrefined_because": why, "calls": len(calls)}
+    drafted.metadata = {**(drafted.metadata or {}), "nabla": facts}
     return drafted
-
-
-def _found(raw: Any, calls: Sequence[Recorded]) -> dict[str, Any]:
-    return {**raw["nabla"], "draft": calls[-1].result.text, "calls": len(calls) + 1}

@@ -10,27 +10,17 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.llms.llm import LLM
 from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Workflow, step
 
-from llama_index.llms.nabla.evaluation import judged
-from llama_index.llms.nabla.judging import own_reward
-from llama_index.llms.nabla.progress import watching
+from llama_index.llms.nabla.events import Round
+from llama_index.llms.nabla.judging import judged, own_reward
+from llama_index.llms.nabla.scopes import watching
 
 if TYPE_CHECKING:
     from llama_index.llms.nabla.base import NablaLLM
     from nabla_agents import Step
 
 
-class NablaProgress(Event):
+class NablaProgress(Round, Event):
     """One round of a search: kind, accepted, position, old_token, new_token, score, text, rollouts, done."""
-
-    kind: str
-    accepted: bool
-    position: int | None = None
-    old_token: str | None = None
-    new_token: str | None = None
-    score: float | None = None
-    text: str = ""
-    rollouts: int = 0
-    done: bool = False
 
 
 class Drafted(Event):
@@ -61,9 +51,9 @@ async def refine(
         loop.call_soon_threadsafe(ctx.write_event_to_stream, NablaProgress(**one.summary()))
 
     messages = [ChatMessage(role="user", content=question)] if isinstance(question, str) else question
-    given = {"refine_policy": "always", **({} if draft is None else {"draft": draft}), **options}
+    options = {"refine_policy": "always", **({} if draft is None else {"draft": draft}), **options}
     with watching(report):
-        return await llm.achat(messages, **given)
+        return await llm.achat(messages, **options)
 
 
 class RefineWorkflow(Workflow):
@@ -96,9 +86,8 @@ class RefineWorkflow(Workflow):
     async def improve(self, ctx: Context, ev: Doubtful) -> StopEvent:
         response = await refine(ctx, self._llm, ev.question, draft=ev.draft)
         raw: Any = response.raw
-        found = raw["nabla"]
-        answer = response.message.content or ""
-        return StopEvent(result=_result(answer, ev.draft, found["verified"], True, found["explanation"]))
+        verified, explanation = raw["nabla"]["verified"], raw["nabla"]["explanation"]
+        return StopEvent(result=_result(response.message.content or "", ev.draft, verified, True, explanation))
 
 
 def _result(answer: str, draft: str, verified: bool | None, refined: bool, explanation: str) -> dict[str, Any]:

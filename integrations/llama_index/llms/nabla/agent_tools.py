@@ -1,20 +1,20 @@
-"""NablaToolSpec: verification, refinement and the sandbox as tools of any agent, hosted models included."""
+"""What any agent can use: NablaToolSpec (verification, refinement, the sandbox), and `sandboxed` for its own code."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.tools.tool_spec.base import BaseToolSpec
 
-from llama_index.llms.nabla.evaluation import judged
-from llama_index.llms.nabla.judging import own_reward
-from llama_index.llms.nabla.sandbox import run_code
-from nabla_agents import NablaError
+from llama_index.llms.nabla.judging import judged, own_reward
+from nabla_agents import NablaError, ProgramError
 
 if TYPE_CHECKING:
     from llama_index.llms.nabla.base import NablaLLM
-    from nabla_agents import Executor
+    from nabla_agents import Executor, Limits
 
 
 class NablaToolSpec(BaseToolSpec):
@@ -24,9 +24,9 @@ class NablaToolSpec(BaseToolSpec):
     """
 
     spec_functions = [  # noqa: RUF012 (an instance variable of the base class)
-        ("verify_answer", "averify_answer"),
+        "verify_answer",
         ("refine_answer", "arefine_answer"),
-        ("run_python", "arun_python"),
+        "run_python",
     ]
 
     def __init__(self, llm: NablaLLM, *, executor: Executor | None = None) -> None:
@@ -56,25 +56,64 @@ class NablaToolSpec(BaseToolSpec):
     def run_python(self, code: str) -> dict[str, Any]:
         """Runs Python code in a sandbox. Returns what it printed, or its error."""
         try:
-            return run_code(code, self._executor)
+            return _run(code, self._executor)
         except NablaError as e:
             return {"success": False, "output": "", "error": str(e), "status": "unavailable"}
 
-    async def averify_answer(self, question: str, answer: str) -> dict[str, Any]:
-        """As `verify_answer`, off the event loop."""
-        return await asyncio.to_thread(self.verify_answer, question, answer)
-
     async def arefine_answer(self, question: str, draft: str) -> dict[str, Any]:
-        """As `refine_answer`, off the event loop."""
+        """As `refine_answer`, off the event loop, where LlamaIndex itself runs the others."""
         try:
             response = await self.llm.acomplete(question, **_options(draft))
         except NablaError as e:
             return _failed(draft, e)
         return _refined(response)
 
-    async def arun_python(self, code: str) -> dict[str, Any]:
-        """As `run_python`, off the event loop."""
-        return await asyncio.to_thread(self.run_python, code)
+
+def sandboxed(
+    executor: Executor | None = None, *, limits: Limits | None = None
+) -> Callable[[str], Awaitable[dict[str, Any]]]:
+    """A function for `CodeActAgent(code_execute_fn=...)`: it runs Python confined, off the event loop.
+
+    Each run begins anew, without the variables of earlier ones and without the agent's tools. It returns `success`,
+    `output` (what was printed), `error` and `status`, whatever the code does. Without an executor, the best sandbox of
+    this machine is made at first use and shared.
+
+    Raises:
+        SandboxError: when code is run: nothing here contains untrusted code.
+    """
+
+    async def execute(code: str) -> dict[str, Any]:
+        """Runs Python code in a sandbox and returns what it printed."""
+        return await asyncio.to_thread(_run, code, executor, limits)
+
+    return execute
+
+
+def _run(code: str, executor: Executor | None = None, limits: Limits | None = None) -> dict[str, Any]:
+    """What came of a program; see `sandboxed`."""
+    from nabla_agents import Limits, Program
+
+    try:
+        program = Program(code)
+    except ProgramError as e:
+        return {"success": False, "output": "", "error": str(e), "status": "error"}
+    execution = (executor or _shared()).run(program, limits or Limits())
+    error = f"{execution.error_type}: {execution.error_message}" if execution.error_type else execution.detail
+    if execution.line is not None and execution.error_type:
+        error += f" (line {execution.line})"
+    return {
+        "success": execution.ok,
+        "output": execution.stdout,
+        "error": "" if execution.ok else error,
+        "status": str(execution.status),
+    }
+
+
+@cache
+def _shared() -> Executor:
+    from nabla_agents import make_executor
+
+    return make_executor()
 
 
 def _options(draft: str) -> dict[str, Any]:
@@ -82,8 +121,8 @@ def _options(draft: str) -> dict[str, Any]:
 
 
 def _refined(response: Any) -> dict[str, Any]:
-    found = response.raw["nabla"]
-    return {"answer": response.text, "verified": found["verified"], "explanation": found["explanation"]}
+    summary = response.raw["nabla"]
+    return {"answer": response.text, "verified": summary["verified"], "explanation": summary["explanation"]}
 
 
 def _failed(draft: str, error: NablaError) -> dict[str, Any]:

@@ -1,0 +1,117 @@
+"""EngineSettings: which engine a model of an agent framework has, and what one call of it may set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from nabla_agents.chat.grammar import Grammar
+from nabla_agents.config import Sampling
+from nabla_agents.errors import ConfigurationError
+from nabla_agents.shared import SharedEngine, loaded
+from nabla_agents.types import Budget
+
+if TYPE_CHECKING:
+    from nabla_agents.engine import Engine
+
+
+class EngineSettings(BaseModel):
+    """Fields for a pydantic class of a framework that answers by an engine. Weights are loaded at first use.
+
+    Copies and pickles share a given engine; neither holds weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
+
+    SAMPLING: ClassVar = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop")
+    """The fields that say how tokens are chosen."""
+    LOADING: ClassVar = ("revision", "dtype", "device_map", "trust_remote_code", "base_url", "api_key")
+    """The fields that, with `model`, say what is loaded."""
+    UNPICKLED: ClassVar[tuple[str, ...]] = ()
+    """Fields that a pickle leaves behind."""
+
+    model: str = "tiny"
+    """A hub id, a folder, or `tiny` (embedded, with its process reward)."""
+    engine: Any = Field(default=None, exclude=True, repr=False)
+    """A `nabla_agents.Engine` to share, in place of `model` and the loading settings."""
+    revision: str | None = None
+    dtype: str | None = None
+    device_map: str | None = None
+    trust_remote_code: bool = False
+    base_url: str | None = None
+    """A server of `nabla serve`, for example `http://127.0.0.1:8000/v1`, that has `model`; nothing is loaded here."""
+    api_key: SecretStr | None = None
+
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """0 is greedy, None the strategy's own."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of the answer at most; None is as long as the context allows."""
+    stop: list[str] = Field(default_factory=list)
+    """Strings that end the answer and are not part of it. A call's own `stop` replaces them."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    rollouts: Annotated[int, Field(ge=1)] | None = None
+    """Completions that the search may sample per answer, in place of the budget's number."""
+    budget: Budget | None = None
+    """What one answer may cost; None is the engine's own."""
+    strategy: Any = None
+    """A strategy object such as `BestOfN(n=8)`; None is the engine's own."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else [] if value is None else value
+
+    def check_engine(self) -> None:
+        """Takes over the name of a given engine.
+
+        Raises:
+            ConfigurationError: no engine, or settings beside it that only loading has.
+        """
+        if self.engine is None:
+            return
+        if not callable(getattr(self.engine, "submit", None)):
+            raise ConfigurationError(f"engine is {self.engine!r}; expected a nabla_agents.Engine.")
+        if given := [name for name in self.LOADING if getattr(self, name)]:
+            raise ConfigurationError(f"{', '.join(given)}: loading settings need a model name, got a loaded engine.")
+        name = self.engine.model.name
+        if "model" in self.model_fields_set and self.model != name:
+            raise ConfigurationError(f"model is {self.model!r}, but the engine's is {name!r}; give one of the two.")
+        self.model = name
+
+    def load(self) -> Engine:
+        """The engine; loads the weights now where that has not happened yet."""
+        if self.engine is not None:
+            return self.engine
+        return loaded(self.model, **{name: value for name in self.LOADING if (value := getattr(self, name))})
+
+    def settings(self) -> dict[str, Any]:
+        """Every field's value, as the constructor takes it."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+    def sampling(self, grammar: Grammar | None = None) -> Sampling:
+        """How tokens are chosen, under a grammar or freely."""
+        return Sampling(**{name: getattr(self, name) for name in self.SAMPLING}, grammar=grammar)
+
+    def budget_on(self, engine: Engine) -> Budget:
+        """What one answer may cost on this engine."""
+        budget = engine.budget if self.budget is None else self.budget
+        return budget if self.rollouts is None else replace(budget, rollouts=self.rollouts)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Any:
+        memo = {} if memo is None else memo
+        memo[id(self.engine)] = self.engine
+        return super().__deepcopy__(memo)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        settings = {name: value for name, value in self.settings().items() if name not in self.UNPICKLED}
+        return _rebuilt, (type(self), {**settings, "engine": self.engine and SharedEngine(self.engine)})
+
+
+def _rebuilt(cls: type[EngineSettings], settings: dict[str, Any]) -> EngineSettings:
+    return cls(**settings)
