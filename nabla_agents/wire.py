@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nabla_agents.chat.grammar import Grammar
 from nabla_agents.config import Sampling
-from nabla_agents.result import Result
-from nabla_agents.trace import Trace
+from nabla_agents.result import Result, Trace
 from nabla_agents.types import FinishReason, Message, Score, Step, Usage
 
 PROMPT: Final = "/v1/nabla/prompt"

@@ -26,7 +26,7 @@ from nabla_agents import (
     Sampling,
 )
 from nabla_agents.bench import Arm, Bench, BenchSettings, Record, Report, run
-from nabla_agents.bench.view import follow
+from nabla_agents.bench.report import follow
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.testing import FixedReward, random_model
 from nabla_agents.tiny import problems

@@ -13,8 +13,7 @@ from rich.console import Console
 
 from nabla_agents import ConfigurationError, Usage
 from nabla_agents.bench import Arm, Record, Results, bootstrap_interval, compare, summarise, trust, wilson_interval
-from nabla_agents.bench.report import Report
-from nabla_agents.bench.table import cells, markdown, table
+from nabla_agents.bench.report import Report, cells, markdown, table
 from nabla_agents.search import BestOfN, Greedy, Nabla
 
 

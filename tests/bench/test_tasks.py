@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nabla_agents import Rollout, SandboxError, prompt_assertions
-from nabla_agents.bench import CODE, TASKS, WORDS, Bench, BenchSettings, choose, run
-from nabla_agents.bench import tasks as module
+from nabla_agents.bench import CODE, TASKS, WORDS, Bench, BenchConfig, choose, run
 from nabla_agents.rewards import PythonTests
 from nabla_agents.testing import random_model
 from nabla_agents.tiny import code_tasks, problems
