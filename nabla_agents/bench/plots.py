@@ -169,7 +169,7 @@ def _sweep(setting: str, arms: Sequence[_Arm]) -> Figure:
     return figure
 
 
-def _with_intervals(axes: Axes, at: Sequence[float], arms: Sequence[_Arm], **style: Any) -> None:
+def _with_intervals(axes: Axes, at: Sequence[int | float], arms: Sequence[_Arm], **style: Any) -> None:
     """The accuracies of arms, each with its interval, along a line."""
     edges = [[100 * abs(arm["accuracy"] - arm["interval"][j]) for arm in arms] for j in (0, 1)]
     axes.errorbar(at, [100 * arm["accuracy"] for arm in arms], edges, capsize=2, **style)

@@ -77,7 +77,11 @@ def test_a_dto_of_another_kind_is_chosen_by_its_settings() -> None:
         ('kind = "nabla-parallel"', 'kind = "nabla-paralel"', "Unknown strategy 'nabla-paralel'; did you mean"),
         ('direction = "none"', 'directon = "none"', "did you mean 'direction'"),
         ("width = [1, 2]", "widht = [1, 2]", "did you mean 'width'"),
-        ('["calculator"]', '["calculater"]', "Unknown reward of strategy 'best-of-n': 'calculater'; did you mean 'calculator'"),
+        (
+            '["calculator"]',
+            '["calculater"]',
+            "Unknown reward of strategy 'best-of-n': 'calculater'; did you mean 'calculator'",
+        ),
         ('rewards = ["both"]', 'reward = ["both"]', "did you mean 'rewards'"),
         ('"arithmetic"', '"arithmetics"', "Unknown reward 'arithmetics'; did you mean 'arithmetic'"),
         ('"greedy:2"', '"gredy:2"', "Unknown arm to compare 'gredy:2'; did you mean 'greedy:2'"),
