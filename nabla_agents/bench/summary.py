@@ -142,20 +142,11 @@ def compare(records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -> list
     for arm, other in resolved(pairs, list(by_arm)):
         common = [case for case in by_arm[arm] if case in by_arm[other]]
         if common:
-            ours, theirs = ([by_arm[name][case] for case in common] for name in (arm, other))
-            right = [float(a.correct) - float(b.correct) for a, b in zip(ours, theirs, strict=True)]
-            rolled = [float(a.usage.rollouts - b.usage.rollouts) for a, b in zip(ours, theirs, strict=True)]
-            comparisons.append(
-                Comparison(
-                    arm,
-                    other,
-                    len(common),
-                    sum(right) / len(right),
-                    bootstrap_interval(by_question(common, right)),
-                    sum(rolled) / len(rolled),
-                    bootstrap_interval(by_question(common, rolled)),
-                )
-            )
+            cases = [(by_arm[arm][case], by_arm[other][case]) for case in common]
+            difference, interval = _mean(common, [a.correct - b.correct for a, b in cases])
+            rollouts, rollouts_interval = _mean(common, [a.usage.rollouts - b.usage.rollouts for a, b in cases])
+            figures = (difference, interval, rollouts, rollouts_interval)
+            comparisons.append(Comparison(arm, other, len(common), *figures))
     return comparisons
 
 
@@ -177,12 +168,12 @@ def resolved(pairs: Sequence[tuple[str, str]], names: Sequence[str]) -> list[tup
     return matches
 
 
-def by_question(cases: Sequence[Case], values: Sequence[int | float]) -> list[float]:
-    """The mean of each question, over its seeds: what a bootstrap resamples."""
+def _mean(cases: Sequence[Case], values: Sequence[int | float]) -> tuple[float, tuple[float, float]]:
+    """With its bootstrap interval: what is resampled are the means of each question, over its seeds."""
     grouped: defaultdict[str, list[float]] = defaultdict(list)
     for (question, *_), value in zip(cases, values, strict=True):
         grouped[question].append(value)
-    return [sum(group) / len(group) for group in grouped.values()]
+    return sum(values) / len(values), bootstrap_interval([sum(group) / len(group) for group in grouped.values()])
 
 
 def _by_arm(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -205,68 +196,53 @@ def _summary(
     oracle: bool = False,
 ) -> ArmSummary:
     n, right = len(verdicts), sum(verdicts.values())
-    common = [case for case in verdicts if case in baseline]
-    differences = [float(verdicts[case]) - float(baseline[case]) for case in common]
-    paired = bool(differences) and arm != BASELINE
+    accuracy, interval = _mean([*verdicts], [*verdicts.values()])
     repeated = len({question for question, *_ in verdicts}) < n
+    common = [case for case in verdicts if case in baseline and arm != BASELINE]
+    differences = [verdicts[case] - baseline[case] for case in common]
+    gain, gain_interval = _mean(common, differences) if common else (None, None)
     return ArmSummary(
         arm=arm,
         problems=n,
-        accuracy=right / n,
-        interval=bootstrap_interval(by_question([*verdicts], [*verdicts.values()]))
-        if repeated
-        else wilson_interval(right, n),
-        gain=sum(differences) / len(differences) if paired else None,
-        gain_interval=bootstrap_interval(by_question(common, differences)) if paired else None,
+        accuracy=accuracy,
+        interval=interval if repeated else wilson_interval(right, n),
+        gain=gain,
+        gain_interval=gain_interval,
         pool_accuracy=sum(r.pool_correct for r in records) / n,
         proposed=sum(r.proposed for r in records) / n,
         accepted=sum(r.accepted for r in records) / n,
         usage={f.name: sum(getattr(r.usage, f.name) for r in records) / n for f in fields(Usage)},
-        rollouts_interval=bootstrap_interval(
-            by_question([r.case for r in records], [r.usage.rollouts for r in records])
-        ),
+        rollouts_interval=_mean([r.case for r in records], [r.usage.rollouts for r in records])[1],
         oracle=oracle,
     )
 
 
 @dataclass(frozen=True)
 class Results:
-    """Figures of records: `trust` says in words which rewards deserve any, `course` has for each arm and number of
-    rollouts the means of what would have been returned after them, `outcomes` the verdicts of each seed as `1101...`.
-    """
+    """Figures of the records of each arm; `trust` says in words which rewards deserve any."""
 
     arms: list[ArmSummary]
     comparisons: list[Comparison]
     trust: list[str]
-    course: Mapping[str, list[Mapping[str, float | None]]]
-    outcomes: Mapping[str, Mapping[str, str]]
+    records: Mapping[str, Sequence[Record]]
 
     @classmethod
     def of(cls, records: Sequence[Record], pairs: Sequence[tuple[str, str]] = ()) -> Results:
         """The figures; `pairs` as in `compare`."""
-        by_arm = _by_arm(records)
-        return cls(
-            arms=summarise(records),
-            comparisons=compare(records, pairs),
-            trust=trust(records),
-            course={arm: course(own) for arm, own in by_arm.items()},
-            outcomes={arm: _outcomes(own) for arm, own in by_arm.items()},
-        )
+        return cls(summarise(records), compare(records, pairs), trust(records), _by_arm(records))
 
     def as_json(self, arms: Sequence[Arm], settings: Mapping[str, Any]) -> dict[str, Any]:
-        """With the settings of the comparison and of every arm, for `plots.draw` and readers elsewhere."""
-        by_name = {arm.name: arm for arm in arms}
-        rows = [
-            _rounded(asdict(summary)) | ({} if summary.oracle else self._beside(by_name[summary.arm]))
-            for summary in self.arms
-        ]
+        """With the settings of the comparison and of every arm, the course, and the verdicts of each seed as `1101...`,
+        for `plots.draw` and readers elsewhere.
+        """
+        beside: dict[str, dict[str, Any]] = {}
+        for arm in arms:
+            records = self.records.get(arm.name, ())
+            measured = {"course": course(records), "outcomes": _outcomes(records)}
+            beside[arm.name] = {"varied": arm.varied, **arm.settings(), **measured}
+        rows = [_rounded(asdict(summary)) | ({} if summary.oracle else beside[summary.arm]) for summary in self.arms]
         comparisons = [_rounded(asdict(c)) for c in self.comparisons]
         return {"settings": settings, "trust": self.trust, "arms": rows, "comparisons": comparisons}
-
-    def _beside(self, arm: Arm) -> dict[str, Any]:
-        """What an arm has beside its figures."""
-        course, outcomes = self.course.get(arm.name, []), self.outcomes.get(arm.name, {})
-        return {"varied": arm.varied, **arm.settings(), "course": course, "outcomes": outcomes}
 
 
 def course(records: Sequence[Record]) -> list[Mapping[str, float | None]]:
@@ -280,8 +256,8 @@ def course(records: Sequence[Record]) -> list[Mapping[str, float | None]]:
         means.append(
             {
                 "accuracy": round(sum(right for right, *_ in now) / len(now), 5),
-                "reward": _mean([reward for _, reward, _ in now]),
-                "log_likelihood": _mean([nats for *_, nats in now]),
+                "reward": _known_mean([reward for _, reward, _ in now]),
+                "log_likelihood": _known_mean([nats for *_, nats in now]),
                 "searching": round(sum(len(curve) > k for curve in curves) / len(curves), 5),
             }
         )
@@ -309,7 +285,7 @@ def _outcomes(records: Sequence[Record]) -> dict[str, str]:
     }
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _known_mean(values: Sequence[float | None]) -> float | None:
     numbers = [v for v in values if v is not None]
     return round(sum(numbers) / len(numbers), 5) if numbers else None
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from nabla_agents import ConfigurationError, Usage
 from nabla_agents.bench import Arm, Record, Results, bootstrap_interval, compare, summarise, trust, wilson_interval
 from nabla_agents.bench.report import Report, cells, markdown, table
+from nabla_agents.bench.summary import course
 from nabla_agents.search import BestOfN, Greedy, Nabla
 
 
@@ -242,7 +243,7 @@ def test_the_course_goes_on_with_what_was_found_where_a_search_has_ended() -> No
         replace(records("a", [1])[0], curve=curve)
         for curve in (((True, 2.0, -1.0),), ((False, 0.0, -2.0), (False, None, -4.0), (True, 1.0, -3.0)))
     )
-    first, second, third = Results.of([short, replace(long, problem=1)]).course["a"]
+    first, second, third = course([short, replace(long, problem=1)])
     assert first == {"accuracy": 0.5, "reward": 1.0, "log_likelihood": -1.5, "searching": 1.0}
     assert second == {"accuracy": 0.5, "reward": 2.0, "log_likelihood": -2.5, "searching": 0.5}
     assert third == {"accuracy": 1.0, "reward": 1.5, "log_likelihood": -2.0, "searching": 0.5}
