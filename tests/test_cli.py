@@ -61,7 +61,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nabla_agents.models.language_model.load", lambda *_, **__: pytest.fail("weights were loaded"))
 
 
-def found(done: Invoked) -> dict[str, Any]:
+def printed(done: Invoked) -> dict[str, Any]:
     """The one JSON object that is all of stdout."""
     assert done.exit_code == 0, done.output
     assert done.stdout.count("\n") == 1
@@ -109,7 +109,7 @@ def test_json_is_the_whole_result_and_nothing_else_and_a_report_shows_what_was_t
     file = tmp_path / "out.html"
     done = nabla(*SAMPLE, "--json", "--report", file)
     assert done.stderr == ""
-    got = found(done)
+    got = printed(done)
     assert set(got) == {"question", "expected", "correct"} | {f.name for f in fields(na.Result)}
     assert all(set(step) == {f.name for f in fields(na.Step)} for step in got["trace"])
     assert set(got["usage"]) == {f.name for f in fields(na.Usage)}
@@ -135,16 +135,16 @@ def test_a_wrong_answer_is_called_wrong(nabla: Nabla) -> None:
 
 
 def test_what_could_not_be_judged_is_null(nabla: Nabla) -> None:
-    got = found(nabla(*SAMPLE, "--reward", "arithmetic", "--max-tokens", "1", "--json"))
+    got = printed(nabla(*SAMPLE, "--reward", "arithmetic", "--max-tokens", "1", "--json"))
     assert got["trace"][0]["gain"] is None
-    plain = found(nabla("solve", "a", "--reward", "none", "--max-tokens", "1", "--json"))
+    plain = printed(nabla("solve", "a", "--reward", "none", "--max-tokens", "1", "--json"))
     assert plain["score"] is None
     assert "expected" not in plain
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_answers_within_the_budget(nabla: Nabla, strategy: str) -> None:
-    got = found(nabla(*SAMPLE, "--strategy", strategy, "--rollouts", "3", "--max-tokens", "12", "--json"))
+    got = printed(nabla(*SAMPLE, "--strategy", strategy, "--rollouts", "3", "--max-tokens", "12", "--json"))
     sampled = strategy in ("best-of-n", "self-consistency", "weighted-vote")
     assert got["usage"]["rollouts"] in ([3] if sampled else [1] if strategy == "greedy" else [1, 2, 3])
     assert got["text"] in [step["text"] for step in got["trace"]]
@@ -155,7 +155,7 @@ def test_every_strategy_answers_within_the_budget(nabla: Nabla, strategy: str) -
 
 def test_rewards_add_and_scale(nabla: Nabla) -> None:
     def score(expression: str) -> dict[str, Any]:
-        got = found(nabla(*SAMPLE, "--strategy", "greedy", "--reward", expression, "--json"))
+        got = printed(nabla(*SAMPLE, "--strategy", "greedy", "--reward", expression, "--json"))
         assert got["correct"] is False
         return got["score"]
 
@@ -172,7 +172,7 @@ def test_a_process_reward_of_a_folder_judges_and_steers(nabla: Nabla, tmp_path: 
     random_process_reward(tokenizer).transformer.module.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     done = nabla(*SAMPLE, "--reward", f"process:{tmp_path}", "--json", "--rollouts", "2")
-    got = found(done)
+    got = printed(done)
     assert done.stderr == ""
     assert 0 <= got["score"]["value"] <= 1
     assert len(got["score"]["spans"]) >= 2  # one for each step
@@ -182,7 +182,7 @@ def test_a_process_reward_of_a_folder_judges_and_steers(nabla: Nabla, tmp_path: 
 def test_a_seed_gives_the_same_answers_again(nabla: Nabla) -> None:
     def texts(seed: int) -> list[str]:
         sampled = ("--strategy", "best-of-n", "--rollouts", "3", "--temperature", "1.5", "--max-tokens", "10")
-        return [s["text"] for s in found(nabla(*SAMPLE, *sampled, "--seed", str(seed), "--json"))["trace"]]
+        return [s["text"] for s in printed(nabla(*SAMPLE, *sampled, "--seed", str(seed), "--json"))["trace"]]
 
     first = texts(1)
     assert texts(1) == first
@@ -192,12 +192,12 @@ def test_a_seed_gives_the_same_answers_again(nabla: Nabla) -> None:
 
 def test_another_model_has_no_reward_unless_one_is_given(nabla: Nabla, folder: Path) -> None:
     asked = ("solve", "2 + 2", "--model", folder, "--max-tokens", "5", "--rollouts", "2", "--json")
-    got = found(nabla(*asked))
+    got = printed(nabla(*asked))
     model = na.LanguageModel.from_pretrained(folder)
     assert got["score"] is None
     assert got["prompt_tokens"] == len(model.prompt("2 + 2").ids)
     assert (len(got["token_ids"]), got["truncated"]) == (5, True)
-    with_system = found(nabla(*asked, "--system", "Be brief."))
+    with_system = printed(nabla(*asked, "--system", "Be brief."))
     messages = [na.Message("system", "Be brief."), na.Message("user", "2 + 2")]
     assert with_system["prompt_tokens"] == len(model.prompt(messages).ids)
     assert_refused(nabla(*asked, "--reward", "tiny"), "different vocabularies")
@@ -280,7 +280,7 @@ def test_code_of_a_model_does_not_run_without_consent(nabla: Nabla, folder: Path
 def test_a_question_of_half_characters_is_refused_and_whole_ones_are_asked(nabla: Nabla) -> None:
     """What is not UTF-8 on the command line comes as surrogates."""
     assert_refused(nabla("solve", "a\udcffb", "--max-tokens", "3"), "whole characters")
-    got = found(nabla("solve", "Zoë\x1b[2J\t🍎", "--max-tokens", "3", "--json"))
+    got = printed(nabla("solve", "Zoë\x1b[2J\t🍎", "--max-tokens", "3", "--json"))
     assert got["question"] == "Zoë\x1b[2J\t🍎"
     assert "\x1b" not in nabla("solve", "Zoë\x1b[2J\t🍎", "--max-tokens", "3").stdout
 

@@ -39,6 +39,7 @@ os.environ.update(environment)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)
 sys.argv = ["nabla", *arguments]
+sys.modules["matplotlib"] = None  # pictures take a second
 from nabla_agents.cli import main
 sys.exit(main())
 """
@@ -193,7 +194,7 @@ def test_ctrl_c_while_loading_ends_quietly() -> None:
 
 
 def test_a_comparison_that_was_interrupted_goes_on_to_the_same_figures(tmp_path: Path) -> None:
-    options = "--problems 5 --arms greedy,best-of-2 --rollouts 2 --batch 1 --max-tokens 24"
+    options = "--problems 5 --arms greedy,best-of-2 --rollouts 2 --batch 1 --max-tokens 12"
 
     def bench(out: Path) -> list[str | Path]:
         return ["bench", *options.split(), "--out", out]

@@ -196,7 +196,6 @@ def _summary(
     oracle: bool = False,
 ) -> ArmSummary:
     n, right = len(verdicts), sum(verdicts.values())
-    accuracy, interval = _mean([*verdicts], [*verdicts.values()])
     repeated = len({question for question, *_ in verdicts}) < n
     common = [case for case in verdicts if case in baseline and arm != BASELINE]
     differences = [verdicts[case] - baseline[case] for case in common]
@@ -204,8 +203,8 @@ def _summary(
     return ArmSummary(
         arm=arm,
         problems=n,
-        accuracy=accuracy,
-        interval=interval if repeated else wilson_interval(right, n),
+        accuracy=right / n,
+        interval=_mean([*verdicts], [*verdicts.values()])[1] if repeated else wilson_interval(right, n),
         gain=gain,
         gain_interval=gain_interval,
         pool_accuracy=sum(r.pool_correct for r in records) / n,
