@@ -27,8 +27,7 @@ from nabla_agents.errors import (
     SandboxError,
     VocabularyMismatchError,
 )
-from nabla_agents.result import Result
-from nabla_agents.trace import Trace
+from nabla_agents.result import Result, Trace
 from nabla_agents.types import (
     Budget,
     Coverage,

@@ -57,9 +57,6 @@ def replaced(strategy: Any, changes: Mapping[str, Any]) -> Any:
     return strategy.replace(**changes)
 
 
-Term = tuple[float, Callable[..., "na.Reward"], tuple[str, ...]]
-
-
 def known(table: Mapping[str, Any], name: str, what: str) -> Any:
     """The part of that name.
 
@@ -71,6 +68,14 @@ def known(table: Mapping[str, Any], name: str, what: str) -> Any:
         meant = f"; did you mean {nearest[0]!r}?" if nearest else ";"
         raise ConfigurationError(f"Unknown {what} {name!r}{meant} known are {', '.join(table)}.")
     return table[name]
+
+
+Term = tuple[float, Callable[..., "na.Reward"], tuple[str, ...]]
+
+
+def own_reward(model: str) -> str:
+    """The reward that goes with a model where none is named."""
+    return "tiny" if model == "tiny" else "none"
 
 
 def terms_of(expression: str, also: Mapping[str, Callable[[], na.Reward]] | None = None) -> list[Term]:

@@ -9,12 +9,11 @@ from dataclasses import replace
 import torch
 
 from nabla_agents.request import Request
-from nabla_agents.result import Result
+from nabla_agents.result import Result, Trace
 from nabla_agents.search.base import Strategy
 from nabla_agents.search.operation import Cancelled
 from nabla_agents.search.pool import Scored
 from nabla_agents.search.search import STOPPED, Search
-from nabla_agents.trace import Trace
 from nabla_agents.types import FinishReason, Step
 
 try:

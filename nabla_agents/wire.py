@@ -16,8 +16,7 @@ from nabla_agents.chat.dialects import DIALECTS, HERMES
 from nabla_agents.chat.grammar import Grammar
 from nabla_agents.config import Sampling
 from nabla_agents.request import Request
-from nabla_agents.result import Result
-from nabla_agents.trace import Trace
+from nabla_agents.result import Result, Trace
 from nabla_agents.types import LEAST_LIMITS, Budget, FinishReason, Message, Role, Score, Step, Usage
 
 PROMPT: Final = "/v1/nabla/prompt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import signal
@@ -23,6 +24,7 @@ from nabla_agents.testing import random_model, random_process_reward
 
 Nabla = Callable[..., Invoked]
 SAMPLE = ("solve", "--sample", "28")  # its first answer is wrong, and two changes put it right
+LOADERS = {part: functools.cache(part.from_pretrained) for part in (na.LanguageModel, na.ImplicitReward)}
 [*_, PROBLEM] = tiny.problems(28, seed=0, split="test")
 
 
@@ -41,13 +43,25 @@ def nabla(monkeypatch: pytest.MonkeyPatch) -> Nabla:
     return run
 
 
+@pytest.fixture(autouse=True)
+def _embedded_models_are_loaded_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "unloaded" in request.fixturenames:
+        return
+    for part, load in LOADERS.items():
+        monkeypatch.setattr(
+            part,
+            "from_pretrained",
+            lambda name, load=load, **o: load(name) if name == "tiny" else load.__wrapped__(name, **o),
+        )
+
+
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """No weights are read in this test."""
     monkeypatch.setattr("nabla_agents.models.language_model.load", lambda *_, **__: pytest.fail("weights were loaded"))
 
 
-def found(done: Invoked) -> dict[str, Any]:
+def printed(done: Invoked) -> dict[str, Any]:
     """The one JSON object that is all of stdout."""
     assert done.exit_code == 0, done.output
     assert done.stdout.count("\n") == 1
@@ -89,50 +103,48 @@ def test_a_pipe_gets_the_question_each_change_the_answer_and_the_verdict(nabla: 
     assert lines[-1] == f"expected: {PROBLEM.answer} · answer correct · draft wrong"
 
 
-def test_json_is_the_whole_result_and_nothing_else(nabla: Nabla) -> None:
-    done = nabla(*SAMPLE, "--json")
+def test_json_is_the_whole_result_and_nothing_else_and_a_report_shows_what_was_tried(
+    nabla: Nabla, tmp_path: Path
+) -> None:
+    file = tmp_path / "out.html"
+    done = nabla(*SAMPLE, "--json", "--report", file)
     assert done.stderr == ""
-    got = found(done)
+    got = printed(done)
     assert set(got) == {"question", "expected", "correct"} | {f.name for f in fields(na.Result)}
     assert all(set(step) == {f.name for f in fields(na.Step)} for step in got["trace"])
     assert set(got["usage"]) == {f.name for f in fields(na.Usage)}
-    result = na.Engine.tiny(budget=na.Budget(rollouts=8)).generate(PROBLEM.question, seed=0)
+    engine = na.Engine(model=LOADERS[na.LanguageModel]("tiny"), reward=LOADERS[na.ImplicitReward]("tiny"))
+    result = engine.generate(PROBLEM.question, seed=0, budget=na.Budget(rollouts=8))
     assert (got["question"], got["expected"], got["correct"]) == (PROBLEM.question, PROBLEM.answer, True)
     assert (got["text"], got["token_ids"], got["finish_reason"]) == (result.text, list(result.token_ids), "stop")
     assert result.score is not None
     assert got["score"]["value"] == pytest.approx(result.score.value)
     assert got["usage"]["flops"] == result.usage.flops
     assert got["seed"] == 0
-
-
-def test_a_report_shows_what_was_tried(nabla: Nabla, tmp_path: Path) -> None:
-    file = tmp_path / "out.html"
-    done = nabla(*SAMPLE, "--json", "--report", file)
-    html, result = file.read_text(encoding="utf-8"), found(done)
+    html = file.read_text(encoding="utf-8")
     assert html.startswith("<!doctype html>")
-    tried = [step for step in result["trace"] if step["kind"] != "commit"]
+    tried = [step for step in got["trace"] if step["kind"] != "commit"]
     assert html.count("<details") == len(tried) >= 2
     assert "What the gradient says" in html
     assert any(step["gains"] for step in tried)
 
 
 def test_a_wrong_answer_is_called_wrong(nabla: Nabla) -> None:
-    greedy = (*SAMPLE, "--strategy", "greedy")
-    assert nabla(*greedy).stdout.splitlines()[-1] == f"expected: {PROBLEM.answer} · answer wrong"
-    assert found(nabla(*greedy, "--json"))["correct"] is False
+    done = nabla(*SAMPLE, "--strategy", "greedy")
+    assert done.stdout.splitlines()[-1] == f"expected: {PROBLEM.answer} · answer wrong"
 
 
 def test_what_could_not_be_judged_is_null(nabla: Nabla) -> None:
-    got = found(nabla(*SAMPLE, "--reward", "arithmetic", "--max-tokens", "1", "--json"))
+    got = printed(nabla(*SAMPLE, "--reward", "arithmetic", "--max-tokens", "1", "--json"))
     assert got["trace"][0]["gain"] is None
-    plain = found(nabla("solve", "a", "--reward", "none", "--max-tokens", "1", "--json"))
+    plain = printed(nabla("solve", "a", "--reward", "none", "--max-tokens", "1", "--json"))
     assert plain["score"] is None
     assert "expected" not in plain
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_answers_within_the_budget(nabla: Nabla, strategy: str) -> None:
-    got = found(nabla(*SAMPLE, "--strategy", strategy, "--rollouts", "3", "--max-tokens", "12", "--json"))
+    got = printed(nabla(*SAMPLE, "--strategy", strategy, "--rollouts", "3", "--max-tokens", "12", "--json"))
     sampled = strategy in ("best-of-n", "self-consistency", "weighted-vote")
     assert got["usage"]["rollouts"] in ([3] if sampled else [1] if strategy == "greedy" else [1, 2, 3])
     assert got["text"] in [step["text"] for step in got["trace"]]
@@ -143,7 +155,9 @@ def test_every_strategy_answers_within_the_budget(nabla: Nabla, strategy: str) -
 
 def test_rewards_add_and_scale(nabla: Nabla) -> None:
     def score(expression: str) -> dict[str, Any]:
-        return found(nabla(*SAMPLE, "--strategy", "greedy", "--reward", expression, "--json"))["score"]
+        got = printed(nabla(*SAMPLE, "--strategy", "greedy", "--reward", expression, "--json"))
+        assert got["correct"] is False
+        return got["score"]
 
     process, tool, both = score("tiny"), score("arithmetic"), score(" 0.5 * tiny+2*arithmetic ")
     assert process["verdict"] is None
@@ -158,7 +172,7 @@ def test_a_process_reward_of_a_folder_judges_and_steers(nabla: Nabla, tmp_path: 
     random_process_reward(tokenizer).transformer.module.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     done = nabla(*SAMPLE, "--reward", f"process:{tmp_path}", "--json", "--rollouts", "2")
-    got = found(done)
+    got = printed(done)
     assert done.stderr == ""
     assert 0 <= got["score"]["value"] <= 1
     assert len(got["score"]["spans"]) >= 2  # one for each step
@@ -167,8 +181,8 @@ def test_a_process_reward_of_a_folder_judges_and_steers(nabla: Nabla, tmp_path: 
 
 def test_a_seed_gives_the_same_answers_again(nabla: Nabla) -> None:
     def texts(seed: int) -> list[str]:
-        sampled = ("--strategy", "best-of-n", "--rollouts", "3", "--temperature", "1.5", "--max-tokens", "24")
-        return [s["text"] for s in found(nabla(*SAMPLE, *sampled, "--seed", str(seed), "--json"))["trace"]]
+        sampled = ("--strategy", "best-of-n", "--rollouts", "3", "--temperature", "1.5", "--max-tokens", "10")
+        return [s["text"] for s in printed(nabla(*SAMPLE, *sampled, "--seed", str(seed), "--json"))["trace"]]
 
     first = texts(1)
     assert texts(1) == first
@@ -178,12 +192,12 @@ def test_a_seed_gives_the_same_answers_again(nabla: Nabla) -> None:
 
 def test_another_model_has_no_reward_unless_one_is_given(nabla: Nabla, folder: Path) -> None:
     asked = ("solve", "2 + 2", "--model", folder, "--max-tokens", "5", "--rollouts", "2", "--json")
-    got = found(nabla(*asked))
+    got = printed(nabla(*asked))
     model = na.LanguageModel.from_pretrained(folder)
     assert got["score"] is None
     assert got["prompt_tokens"] == len(model.prompt("2 + 2").ids)
     assert (len(got["token_ids"]), got["truncated"]) == (5, True)
-    with_system = found(nabla(*asked, "--system", "Be brief."))
+    with_system = printed(nabla(*asked, "--system", "Be brief."))
     messages = [na.Message("system", "Be brief."), na.Message("user", "2 + 2")]
     assert with_system["prompt_tokens"] == len(model.prompt(messages).ids)
     assert_refused(nabla(*asked, "--reward", "tiny"), "different vocabularies")
@@ -266,7 +280,7 @@ def test_code_of_a_model_does_not_run_without_consent(nabla: Nabla, folder: Path
 def test_a_question_of_half_characters_is_refused_and_whole_ones_are_asked(nabla: Nabla) -> None:
     """What is not UTF-8 on the command line comes as surrogates."""
     assert_refused(nabla("solve", "a\udcffb", "--max-tokens", "3"), "whole characters")
-    got = found(nabla("solve", "Zoë\x1b[2J\t🍎", "--max-tokens", "3", "--json"))
+    got = printed(nabla("solve", "Zoë\x1b[2J\t🍎", "--max-tokens", "3", "--json"))
     assert got["question"] == "Zoë\x1b[2J\t🍎"
     assert "\x1b" not in nabla("solve", "Zoë\x1b[2J\t🍎", "--max-tokens", "3").stdout
 
@@ -274,14 +288,15 @@ def test_a_question_of_half_characters_is_refused_and_whole_ones_are_asked(nabla
 # ── bench ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_bench_measures_keeps_and_goes_on(nabla: Nabla, tmp_path: Path) -> None:
-    bench = ("bench", "--arms", "greedy,nabla", "--out", tmp_path, "--rollouts", "3", "--max-tokens", "48")
+def test_bench_measures_keeps_and_goes_on(nabla: Nabla, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = ("bench", "--arms", "greedy,nabla", "--out", tmp_path, "--rollouts", "3", "--max-tokens", "16")
     done = nabla(*bench, "--problems", "2")
     assert done.exit_code == 0
     assert "2/4 greedy: " in done.stdout
     assert "\x1b" not in done.stdout
     assert {"records.jsonl", "settings.json", "results.json", "table.md"} < {f.name for f in tmp_path.iterdir()}
     assert "accuracy.svg" in done.stdout
+    monkeypatch.setattr("nabla_agents.bench.plots.draw", lambda *_, **__: [])  # takes a second
     before = (tmp_path / "records.jsonl").read_text()
     with (tmp_path / "records.jsonl").open("a") as file:
         file.write('{"arm": "nabl')

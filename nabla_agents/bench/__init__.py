@@ -2,17 +2,21 @@
 
 from nabla_agents.bench.arms import Arm, choose
 from nabla_agents.bench.config import BenchConfig, StrategyChoice
-from nabla_agents.bench.controls import Flipped, Shuffled, Unlocated, blur
-from nabla_agents.bench.files import FileTask, file_task
+from nabla_agents.bench.controls import ControlledReward, Flipped, Shuffled, Unlocated, blur
 from nabla_agents.bench.records import Record, Store
 from nabla_agents.bench.report import Report
-from nabla_agents.bench.results import Results
-from nabla_agents.bench.rewards import ControlledReward
-from nabla_agents.bench.run import Bench, Job, Measured
-from nabla_agents.bench.settings import BenchSettings
-from nabla_agents.bench.statistics import bootstrap_interval, wilson_interval
-from nabla_agents.bench.summary import ArmSummary, Comparison, compare, summarise, trust
-from nabla_agents.bench.tasks import CODE, TASKS, WORDS, Question, Task
+from nabla_agents.bench.run import Bench, BenchSettings, Job, Measured
+from nabla_agents.bench.summary import (
+    ArmSummary,
+    Comparison,
+    Results,
+    bootstrap_interval,
+    compare,
+    summarise,
+    trust,
+    wilson_interval,
+)
+from nabla_agents.bench.tasks import CODE, TASKS, WORDS, FileTask, Question, Task, file_task
 from nabla_agents.bench.workers import run
 
 __all__ = [

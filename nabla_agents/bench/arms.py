@@ -13,17 +13,8 @@ from pydantic import BaseModel
 
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.named import replaced
-from nabla_agents.search import (
-    BestOfN,
-    Greedy,
-    Nabla,
-    NablaParallel,
-    NoDirection,
-    RandomDirection,
-    SelfConsistency,
-    Strategy,
-)
+from nabla_agents.named import STRATEGIES, replaced
+from nabla_agents.search import Strategy
 from nabla_agents.types import Budget
 
 
@@ -55,42 +46,31 @@ class Arm:
         }
 
 
-def word_arms(rollouts: int = 8) -> dict[str, Arm]:
-    """The arms for word problems. Greedy decoding and the plain majority need no reward and pay for none."""
-    table = default_arms(rollouts, ("process", "arithmetic", "both"), bare="process")
-    paper = {"nabla-paper": Arm("nabla-paper", Nabla.paper(), "process")}
-    return {**table, **paper, "nabla/located": Arm("nabla/located", Nabla(), "located")}
-
-
-def code_arms(rollouts: int = 8) -> dict[str, Arm]:
-    """The arms for code tasks: every search has the unit tests that the question shows, and no learned reward."""
-    return {arm.name: arm for arm in [Arm("greedy", Greedy()), *_searches(rollouts, "tests", "/tests")]}
-
-
 def default_arms(n: int, rewards: Sequence[str], *, bare: str = "") -> dict[str, Arm]:
     """Greedy decoding, votes, and with every reward best-of-n, both searches and their controls; `bare` names the
     reward that no name says.
     """
-    table = [Arm("greedy", Greedy()), Arm(f"majority@{n}", SelfConsistency(n=n))]
+    arms = [_arm("greedy", n), _arm("self-consistency", n, name=f"majority@{n}")]
     for reward in rewards:
         suffix = "" if reward == bare else f"/{reward}"
         if reward == bare or not bare:
-            vote = SelfConsistency(n=n, weighting="reward")
-            table.append(Arm(f"weighted-vote@{n}{suffix}", vote, reward))
-        table += _searches(n, reward, suffix)
-    return {arm.name: arm for arm in table}
+            arms.append(_arm("weighted-vote", n, reward, name=f"weighted-vote@{n}{suffix}"))
+        arms += searches(n, reward, suffix)
+    return {arm.name: arm for arm in arms}
 
 
-def _searches(n: int, reward: str, suffix: str) -> list[Arm]:
-    return [
-        Arm(f"best-of-{n}{suffix}", BestOfN(n=n), reward),
-        Arm(f"nabla{suffix}", Nabla(), reward),
-        Arm(f"nabla/none{suffix}", Nabla(direction=NoDirection()), reward),
-        Arm(f"nabla/random{suffix}", Nabla(direction=RandomDirection()), reward),
-        Arm(f"parallel{suffix}", NablaParallel(), reward),
-        Arm(f"parallel/none{suffix}", NablaParallel(direction=NoDirection()), reward),
-        Arm(f"parallel/random{suffix}", NablaParallel(direction=RandomDirection()), reward),
-    ]
+def searches(n: int, reward: str, suffix: str) -> list[Arm]:
+    """Best-of-n, both searches and their controls with one reward."""
+    arms = [_arm("best-of-n", n, reward, name=f"best-of-{n}{suffix}")]
+    for name, kind in (("nabla", "nabla"), ("parallel", "nabla-parallel")):
+        search = _arm(kind, n, reward, name=name + suffix)
+        controls = {f"{name}/{direction}{suffix}": {"direction": direction} for direction in ("none", "random")}
+        arms += [search, *(changed(replace(search, name=control), how) for control, how in controls.items())]
+    return arms
+
+
+def _arm(kind: str, n: int, reward: str | None = None, *, name: str = "") -> Arm:
+    return Arm(name or kind, STRATEGIES[kind](n), reward)
 
 
 def choose(expression: str, table: Mapping[str, Arm]) -> list[Arm]:

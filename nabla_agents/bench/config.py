@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from itertools import product
@@ -16,13 +15,11 @@ import torch
 from pydantic import Field, field_validator
 
 from nabla_agents.bench.arms import Arm, changed, choose, default_arms
-from nabla_agents.bench.files import FileTask, file_task
+from nabla_agents.bench.controls import ControlledReward, RewardChoice, check, made
 from nabla_agents.bench.report import Report
-from nabla_agents.bench.rewards import ControlledReward, RewardChoice, check, made
-from nabla_agents.bench.run import Bench
-from nabla_agents.bench.settings import BenchSettings, budget_name
+from nabla_agents.bench.run import Bench, BenchSettings, budget_name
 from nabla_agents.bench.summary import resolved
-from nabla_agents.bench.tasks import TASKS, Task
+from nabla_agents.bench.tasks import TASKS, FileTask, Task, file_task
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError
@@ -99,7 +96,9 @@ class BenchConfig(BenchSettings):
             config = cls(**data)
         except ConfigurationError as e:
             raise ConfigurationError(f"{file}: {e}") from e
-        return config if isinstance(config.task, str) else config.replace(task=config.task.within(file.parent))
+        if isinstance(config.task, FileTask):
+            config = config.replace(task=config.task.replace(path=file.parent / config.task.path))
+        return config
 
     def the_task(self) -> Task:
         """Raises ConfigurationError for an unknown name and for a file that has no such questions."""
@@ -107,12 +106,12 @@ class BenchConfig(BenchSettings):
 
     def arms(self) -> dict[str, Arm]:
         """The table of arms, in order; their names are STRATEGY[SETTING=VALUE]/REWARD:BUDGET, as far as needed."""
-        several, made = len(self.budgets) > 1, dict[str, Arm]()
+        several, arms = len(self.budgets) > 1, dict[str, Arm]()
         for budget in self.budgets:
             for arm in self._with_budget(budget):
                 name = f"{arm.name}:{budget_name(budget)}" if several else arm.name
-                made[name] = replace(arm, name=name, budget=budget if several else None)
-        return made
+                arms[name] = replace(arm, name=name, budget=budget if several else None)
+        return arms
 
     def bench(self, expression: str = "*") -> Bench:
         """The chosen arms, loaded; can be pickled as `partial(config.bench, expression)`."""
@@ -125,66 +124,58 @@ class BenchConfig(BenchSettings):
         Loading(**self.loading)
         check(self.rewards)
         model = LanguageModel.from_pretrained(self.model, **self.loading)
-        needed = {arm.reward for arm in arms if arm.reward is not None}
-        rewards = self.made_rewards(model, task, needed)
+        rewards = self.made_rewards(model, task, {arm.reward for arm in arms if arm.reward is not None})
         return Bench(arms, model=model, rewards=rewards, settings=self, task=task)
 
     def report(self, file: str | None, expression: str = "*") -> Report:
         """How the results of a run are told that was read from `file`, or from the command line alone."""
         options = {"problems": self.problems, "rollouts": self.budget.rollouts, "max-tokens": self.max_tokens}
         options = {"seed": self.seeds[0], **options} if len(self.seeds) == 1 else options
-        told = f"--task {self.task} " + " ".join(f"--{k} {v}" for k, v in options.items()) if file is None else file
-        command = f"nabla bench {told}" + (f' --arms "{expression}"' if expression != "*" else "")
+        what = f"--task {self.task} " + " ".join(f"--{k} {v}" for k, v in options.items()) if file is None else file
+        command = f"nabla bench {what}" + (f' --arms "{expression}"' if expression != "*" else "")
         settings = self.model_dump(mode="json", exclude_defaults=True, exclude={"workers", "batch"})
         return Report(command, settings, self.compare, self.curves, self.the_task().notes if not self.rewards else "")
 
     def made_rewards(self, model: LanguageModel, task: Task, needed: set[str]) -> Mapping[str, Reward]:
         """The rewards of these names; the task's own where the table is empty."""
-        if not self.rewards:
-            return task.rewards()
         donors = cache(partial(self._donors, model, task))
-        return made(self.rewards, needed, loading=self.loading, donors=donors)
+        return made(self.rewards or task.rewards, needed, loading=self.loading, donors=donors)
 
     def _with_budget(self, budget: Budget) -> list[Arm]:
         n = budget.rollouts or 8
         if self.strategies:
-            return [arm for name, chosen in self.strategies.items() for arm in self._arms_of(name, chosen, n)]
+            return [arm for name, choice in self.strategies.items() for arm in self._arms_of(name, choice, n)]
         if self.rewards:
             return list(default_arms(n, tuple(self.rewards)).values())
         return list(self.the_task().arms(n).values())
 
-    def _arms_of(self, name: str, chosen: StrategyChoice, n: int) -> list[Arm]:
-        kind = chosen.kind or name
+    def _arms_of(self, name: str, choice: StrategyChoice, n: int) -> list[Arm]:
+        kind = choice.kind or name
         strategy = known(STRATEGIES, kind, "strategy")(n)
-        rewards: tuple[str | None, ...] = (
-            (None,) if kind in _UNREWARDED and chosen.rewards is None else tuple(self._names(name, chosen)) or (None,)
-        )
+        rewards = self._rewards_of(name, choice) if choice.rewards is not None or kind not in _UNREWARDED else ()
         arms: list[Arm] = []
-        for values in product(*chosen.vary.values()):
-            varied = dict(zip(chosen.vary, values, strict=True))
+        for values in product(*choice.vary.values()):
+            varied = dict(zip(choice.vary, values, strict=True))
             suffix = f"[{','.join(f'{k}={_shown(v)}' for k, v in varied.items())}]" if varied else ""
-            for reward in rewards:
+            for reward in rewards or (None,):
                 plain = Arm(f"{name}{suffix}" + (f"/{reward}" if reward else ""), strategy, reward)
-                arms.append(replace(changed(plain, {**chosen.settings, **varied}), varied=varied))
+                arms.append(replace(changed(plain, {**choice.settings, **varied}), varied=varied))
         return arms
 
-    def _names(self, strategy: str, chosen: StrategyChoice) -> list[str]:
-        names = list(self.rewards or self.the_task().reward_names)
-        for reward in chosen.rewards or ():
-            if reward not in names:
-                nearest = get_close_matches(reward, names, 1)
-                meant = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(names)}."
-                raise ConfigurationError(f"Strategy {strategy!r} has the unknown reward {reward!r}{meant}")
-        return names if chosen.rewards is None else list(chosen.rewards)
+    def _rewards_of(self, strategy: str, choice: StrategyChoice) -> tuple[str, ...]:
+        table = self.rewards or self.the_task().rewards
+        for reward in choice.rewards or ():
+            known(table, reward, f"reward of strategy {strategy!r}:")
+        return tuple(table) if choice.rewards is None else choice.rewards
 
     def _donors(self, model: LanguageModel, task: Task) -> list[Rollout]:
         """The model's answers to questions that are not asked, or, in a file, to those that are."""
         engine = Engine(model=model, strategy=STRATEGIES["best-of-n"](1), budget=Budget(rollouts=1))
-        asked = [question.text for question in task.draw(_DONORS, max(self.seeds) + 1_000_003)]
-        results = engine.generate_batch(asked, sampling=Sampling(max_tokens=self.max_tokens), max_batch=self.batch)
+        questions = [question.text for question in task.draw(_DONORS, max(self.seeds) + 1_000_003)]
+        results = engine.generate_batch(questions, sampling=Sampling(max_tokens=self.max_tokens), max_batch=self.batch)
         return [
             Rollout(engine.prompt(question), r.token_ids, r.text, torch.tensor(r.log_probs))
-            for question, r in zip(asked, results, strict=True)
+            for question, r in zip(questions, results, strict=True)
         ]
 
 

@@ -4,21 +4,47 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any, Self
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
+from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.carriers import Carrier, WeightedCarrier
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.named import reward_of, terms_of
 from nabla_agents.rewards.base import Reward, RewardGradient, RewardSum, judged
 from nabla_agents.types import Rollout, Score
 
 
-class Shuffled(Reward):
+class Worse(Reward):
+    """Base of what is said otherwise than by another reward, `inner`."""
+
+    def __init__(self, inner: Reward) -> None:
+        self.inner = inner
+
+    @property
+    def learned(self) -> bool:
+        return self.inner.learned
+
+    def bind(self, model: LanguageModel) -> Self:
+        bound = copy.copy(self)
+        bound.inner = self.inner.bind(model)
+        return bound
+
+    def gradient(
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+    ) -> list[RewardGradient | None]:
+        return self.inner.gradient(rollouts, starts, likelihoods)
+
+
+class Shuffled(Worse):
     """What another reward says of an answer to another question: value, verdict, places and gradient.
 
     donors: answers of the language model to questions of the same kind. Which one stands for a completion follows from
@@ -31,34 +57,31 @@ class Shuffled(Reward):
     def __init__(self, inner: Reward, donors: Sequence[Rollout]) -> None:
         if len({donor.prompt.question for donor in donors}) < 2:
             raise ConfigurationError("Shuffled needs answers to at least two questions.")
-        self.inner, self._donors = inner, tuple(donors)
+        super().__init__(inner)
+        self._donors = tuple(donors)
         self._model: LanguageModel | None = None
 
     @property
     def name(self) -> str:
         return f"shuffled {self.inner.name}"
 
-    @property
-    def learned(self) -> bool:
-        return self.inner.learned
-
-    def bind(self, model: LanguageModel) -> Reward:
-        bound = copy.copy(self)
-        bound.inner, bound._model = self.inner.bind(model), model
+    def bind(self, model: LanguageModel) -> Self:
+        bound = super().bind(model)
+        bound._model = model
         return bound
-
-    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        return judged(self.inner, [self.donor(rollout) for rollout in rollouts])
 
     def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         return [None] * len(rollouts)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        return judged(self.inner, [self._donor(rollout) for rollout in rollouts])
 
     def gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
     ) -> list[RewardGradient | None]:
         if self._model is None or not self.learned:
             return [None] * len(rollouts)
-        donors = [self.donor(rollout) for rollout in rollouts]
+        donors = [self._donor(rollout) for rollout in rollouts]
         zeros = [0] * len(donors)
         states = self._model.likelihood_gradient(donors, zeros, [None] * len(donors))
         gradients = self.inner.gradient(donors, zeros, [state.carrier for state in states])
@@ -67,18 +90,14 @@ class Shuffled(Reward):
             for g, donor, state in zip(gradients, donors, states, strict=True)
         ]
 
-    def donor(self, rollout: Rollout) -> Rollout:
+    def _donor(self, rollout: Rollout) -> Rollout:
         """The answer that stands for a completion."""
-        question, count = rollout.prompt.question, len(self._donors)
-        first = int(_uniform("donor", rollout) * count)
-        return next(
-            donor
-            for donor in (self._donors[(first + i) % count] for i in range(count))
-            if donor.prompt.question != question
-        )
+        first = int(_uniform("donor", rollout) * len(self._donors))
+        others = (*self._donors[first:], *self._donors[:first])
+        return next(donor for donor in others if donor.prompt.question != rollout.prompt.question)
 
 
-class Flipped(Reward):
+class Flipped(Worse):
     """Another reward, lying about a share of the completions: a tool's verdict and those on its places are turned
     round, and the sign of a learned score and of its gradient.
 
@@ -93,25 +112,19 @@ class Flipped(Reward):
             raise ConfigurationError(f"Flipped rate is {rate!r}; expected a share from 0 to 1.")
         if isinstance(inner, RewardSum):
             raise ConfigurationError(f"Flipped got the sum {inner.name}; flip one of its terms, then add.")
-        self.inner, self.rate, self.seed = inner, rate, seed
+        super().__init__(inner)
+        self.rate, self.seed = rate, seed
 
     @property
     def name(self) -> str:
         return f"{self.inner.name} flipped {100 * self.rate:g} %"
 
-    @property
-    def learned(self) -> bool:
-        return self.inner.learned
-
-    def bind(self, model: LanguageModel) -> Reward:
-        return Flipped(self.inner.bind(model), self.rate, seed=self.seed)
+    def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
+        return [None] * len(rollouts)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         scores = judged(self.inner, rollouts)
-        return [flipped(s) if self._lies(r) else s for s, r in zip(scores, rollouts, strict=True)]
-
-    def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
-        return [None] * len(rollouts)
+        return [_opposite(s) if self._lies(r) else s for s, r in zip(scores, rollouts, strict=True)]
 
     def gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
@@ -126,30 +139,15 @@ class Flipped(Reward):
         return _uniform(f"flip {self.seed}", rollout) < self.rate
 
 
-class Unlocated(Reward):
+class Unlocated(Worse):
     """Another reward without the places of its verdicts: it says whether, and not where."""
-
-    def __init__(self, inner: Reward) -> None:
-        self.inner = inner
 
     @property
     def name(self) -> str:
         return f"{self.inner.name} without places"
 
-    @property
-    def learned(self) -> bool:
-        return self.inner.learned
-
-    def bind(self, model: LanguageModel) -> Reward:
-        return Unlocated(self.inner.bind(model))
-
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         return [replace(score, spans=()) for score in judged(self.inner, rollouts)]
-
-    def gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
-    ) -> list[RewardGradient | None]:
-        return self.inner.gradient(rollouts, starts, likelihoods)
 
 
 def blur(reward: Reward, spread: float, *, seed: int = 0) -> None:
@@ -168,8 +166,8 @@ def blur(reward: Reward, spread: float, *, seed: int = 0) -> None:
             weights.add_(spread * weights.std(correction=0) * noise)
 
 
-def flipped(score: Score) -> Score:
-    """The opposite judgement: of a tool's verdict in [0, 1] what is missing to 1, of a learned score the negative."""
+def _opposite(score: Score) -> Score:
+    """Of a tool's verdict in [0, 1] what is missing to 1, of a learned score the negative."""
     value, verdict = (-score.value, None) if score.verdict is None else (1 - score.value, 1 - score.verdict)
     return replace(
         score,
@@ -196,3 +194,84 @@ def _uniform(purpose: str, rollout: Rollout) -> float:
     """A number in [0, 1) that depends on nothing but its purpose, the question and the completion."""
     digest = hashlib.sha256(f"{purpose}\0{rollout.prompt.question}\0{rollout.text}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / (1 << 48)
+
+
+# ── the rewards of a comparison, by name ──────────────────────────────────────────────────────────────────────────
+
+
+class ControlledReward(Settings):
+    """A reward made worse on purpose; `of` is an expression.
+
+    flip: the share of verdicts that are turned round (`Flipped`), drawn by `seed`.
+    shuffle: it says what it said of answers to other questions (`Shuffled`).
+    blur: Gaussian noise on the weights of a learned reward, in standard deviations of each tensor, drawn by `seed`: a
+        reward that is wrong, and always in the same way, which a search can exploit.
+    places: false takes the places from a tool's verdicts (`Unlocated`).
+    """
+
+    of: str
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.0
+    shuffle: bool = False
+    blur: Annotated[float, Field(ge=0)] = 0.0
+    places: bool = True
+    seed: int = 0
+
+
+RewardChoice = str | ControlledReward
+
+
+def check(table: Mapping[str, RewardChoice]) -> None:
+    """Raises ConfigurationError for an expression with an unknown name; nothing is loaded."""
+    for name, choice in table.items():
+        terms_of(_expression(choice), {other: _unmade for other in table if other != name})
+
+
+def made(
+    table: Mapping[str, RewardChoice],
+    needed: set[str],
+    *,
+    loading: Mapping[str, Any],
+    donors: Callable[[], Sequence[Rollout]],
+) -> dict[str, Reward]:
+    """The needed rewards of a table. Arms share them, and so do sums; a blurred one has weights of its own.
+
+    `donors` are the answers that stand for others where a reward is shuffled.
+
+    Raises:
+        ConfigurationError: a reward that is made of itself, or of nothing.
+    """
+    shared: dict[str, Reward] = {}
+
+    def make(name: str, inside: tuple[str, ...], ready: dict[str, Reward]) -> Reward:
+        if name in inside:
+            raise ConfigurationError(f"Reward {name!r} is made of itself: {' -> '.join((*inside, name))}.")
+        if name in ready:
+            return ready[name]
+        choice, within = table[name], (*inside, name)
+        parts = {} if isinstance(choice, ControlledReward) and choice.blur else ready
+        others = {other: partial(make, other, within, parts) for other in table if other != name}
+        reward = reward_of(terms_of(_expression(choice), others), loading)
+        if reward is None:
+            raise ConfigurationError(f"Reward {name!r} is none; leave it out, and name no reward for the strategy.")
+        ready[name] = _controlled(reward, choice, donors) if isinstance(choice, ControlledReward) else reward
+        return ready[name]
+
+    return {name: make(name, (), shared) for name in table if name in needed}
+
+
+def _controlled(reward: Reward, choice: ControlledReward, donors: Callable[[], Sequence[Rollout]]) -> Reward:
+    if choice.blur:
+        blur(reward, choice.blur, seed=choice.seed)
+    if not choice.places:
+        reward = Unlocated(reward)
+    if choice.flip:
+        reward = Flipped(reward, choice.flip, seed=choice.seed)
+    return Shuffled(reward, donors()) if choice.shuffle else reward
+
+
+def _expression(choice: RewardChoice) -> str:
+    return choice if isinstance(choice, str) else choice.of
+
+
+def _unmade() -> Reward:
+    raise ConfigurationError("a reward was made before anything was loaded")

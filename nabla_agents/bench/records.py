@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nabla_agents.bench.curve import Point
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.types import Usage
+
+Point = tuple[bool, float | None, float | None]
+"""Whether the answer is right, its reward (None: not judged) and its log-likelihood in nats (None: not known)."""
 
 _GROWING = ("arms", "questions", "rewards")  # what may have more entries later
 
@@ -78,7 +80,7 @@ class Store:
         self._folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._check(json.loads(json.dumps(settings)))
+            self._go_on_with(json.loads(json.dumps(settings)))
             os.close(self._opened())
         except OSError as e:
             raise ConfigurationError(f"Cannot keep results in {folder} ({e}). Choose another --out.") from e
@@ -89,7 +91,7 @@ class Store:
         whole = raw[: raw.rfind(b"\n") + 1]
         if len(whole) < len(raw):
             os.truncate(self._lines, len(whole))
-        found: dict[tuple[str, int, int], Record] = {}
+        records: dict[tuple[str, int, int], Record] = {}
         for number, line in enumerate(whole.split(b"\n")[:-1], 1):  # str.splitlines would split texts too
             try:
                 record = Record.from_line(line.decode())
@@ -97,8 +99,8 @@ class Store:
                 raise ConfigurationError(
                     f"{self._lines}:{number} is no record ({e}). Remove the line or choose another --out."
                 ) from e
-            found.setdefault(record.key, record)
-        return list(found.values())
+            records.setdefault(record.key, record)
+        return list(records.values())
 
     def append(self, record: Record) -> None:
         """Writes one line in one piece, so that an interrupt or a second process never splits it."""
@@ -111,17 +113,14 @@ class Store:
     def _opened(self) -> int:
         return os.open(self._lines, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
-    def _check(self, settings: dict[str, Any]) -> None:
+    def _go_on_with(self, settings: dict[str, Any]) -> None:
         """Equal settings go on; arms and seeds that are new are added."""
-        old: dict[str, Any] = {}
-        if self._settings.exists():
-            old = self._read_settings()
-            differences = list(_differences(old, settings))
-            if differences:
-                raise ConfigurationError(
-                    f"{self._folder} holds results of other settings: {'; '.join(differences)}. Go on with the old "
-                    "settings, choose another --out, or remove the folder."
-                )
+        old = self._read_settings() if self._settings.exists() else {}
+        if differences := _differences(old, settings):
+            raise ConfigurationError(
+                f"{self._folder} holds results of other settings: {'; '.join(differences)}. Go on with the old "
+                "settings, choose another --out, or remove the folder."
+            )
         merged = {**old, **settings, **{name: {**old.get(name, {}), **settings.get(name, {})} for name in _GROWING}}
         partial = self._settings.with_suffix(".partial")
         partial.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
@@ -130,10 +129,10 @@ class Store:
     def _read_settings(self) -> dict[str, Any]:
         try:
             settings = json.loads(self._settings.read_text(encoding="utf-8"))
+            if not isinstance(settings, dict):
+                raise ValueError("no object")
         except ValueError as e:
             raise ConfigurationError(f"{self._settings} holds no settings ({e}). Choose another --out.") from e
-        if not isinstance(settings, dict):
-            raise ConfigurationError(f"{self._settings} holds no settings. Choose another --out.")
         return settings
 
 

@@ -3,26 +3,85 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, field_validator
 
 from nabla_agents.bench.arms import Arm
-from nabla_agents.bench.curve import known, points, reward_of, rollouts
-from nabla_agents.bench.records import Record
-from nabla_agents.bench.settings import BenchSettings
+from nabla_agents.bench.records import Point, Record
 from nabla_agents.bench.tasks import WORDS, Question, Task
-from nabla_agents.config import Sampling
+from nabla_agents.config import Sampling, Settings
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.named import known
 from nabla_agents.result import Result
 from nabla_agents.rewards.base import Reward, RewardSum
-from nabla_agents.types import FinishReason
+from nabla_agents.search import Strategy
+from nabla_agents.search.pool import Pool, Scored
+from nabla_agents.types import Budget, FinishReason, Rollout, Score, Step
 
 _FINGERPRINTED = 32  # problems; a longer list begins with the shorter one
+Seed = Annotated[int, Field(ge=0)]
+
+
+class BenchSettings(Settings):
+    """How much is measured, and within which budgets.
+
+    problems: questions for each seed, at most; a file may have fewer.
+    seeds: of the problems, where the task draws them, and of the sampling.
+    budgets: what one question may cost: a number of rollouts, or `{rollouts = 8, flops = 1e10}` with the names of
+        `Budget`. Every strategy is measured at each of them.
+    batch: questions that run together. workers: processes. Neither changes an answer, only the clock.
+    """
+
+    problems: Annotated[int, Field(ge=1)] = 300
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    budgets: Annotated[tuple[Budget, ...], Field(min_length=1)] = (Budget(),)
+    max_tokens: Annotated[int, Field(ge=1)] = 192
+    batch: Annotated[int, Field(ge=1)] = 64
+    workers: Annotated[int, Field(ge=1)] = 1
+
+    @property
+    def budget(self) -> Budget:
+        """Of an arm that has none of its own."""
+        return self.budgets[0]
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed occurs twice")
+        return value
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _budgets(cls, value: Any) -> Any:
+        many = value if isinstance(value, list | tuple) else (value,)
+        return tuple(_budget(limits) for limits in many)
+
+
+def budget_name(budget: Budget) -> str:
+    """As it stands in the name of an arm: `8`, or `rollouts=8,flops=1e+10`."""
+    limits = {f.name: getattr(budget, f.name) for f in fields(budget) if getattr(budget, f.name) is not None}
+    return f"{budget.rollouts}" if set(limits) == {"rollouts"} else ",".join(f"{k}={v:g}" for k, v in limits.items())
+
+
+def _budget(limits: Any) -> Any:
+    if isinstance(limits, Mapping):
+        for name in limits:
+            known({f.name: None for f in fields(Budget)}, name, "limit of a budget")
+        return Budget(**limits)
+    return Budget(rollouts=limits) if isinstance(limits, int) else limits
 
 
 @dataclass(frozen=True)
@@ -70,8 +129,8 @@ class Bench:
         """What is still to be measured, in order; `done` has the keys of the records that are there."""
         size, longest = self.settings.batch, max(map(len, self.questions.values()))
         for first in range(0, longest, size):
-            for seed, asked in self.questions.items():
-                chunk = range(first, min(first + size, len(asked)))
+            for seed, questions in self.questions.items():
+                chunk = range(first, min(first + size, len(questions)))
                 for arm in self.arms:
                     todo = tuple(i for i in chunk if (arm, seed, i) not in done)
                     if todo:
@@ -79,17 +138,17 @@ class Bench:
 
     def measure(self, job: Job) -> Measured:
         """The records of a job; an interrupt leaves those that are finished."""
-        asked = [self.questions[job.seed][i] for i in job.problems]
+        questions = [self.questions[job.seed][i] for i in job.problems]
         arm = self.arms[job.arm]
         results = self._engines[job.arm].generate_batch(
-            [question.text for question in asked],
+            [question.text for question in questions],
             seeds=[job.seed + i for i in job.problems],
             sampling=Sampling(max_tokens=self.settings.max_tokens),
             max_batch=self.settings.batch,
         )
         finished = [
             recorded(arm, job.seed, i, question, result)
-            for i, question, result in zip(job.problems, asked, results, strict=True)
+            for i, question, result in zip(job.problems, questions, results, strict=True)
             if result.finish_reason is not FinishReason.INTERRUPTED
         ]
         return Measured(tuple(finished), len(finished) < len(results))
@@ -125,7 +184,8 @@ class Bench:
 
 def recorded(arm: Arm, seed: int, index: int, question: Question, result: Result) -> Record:
     """A result as it is written down."""
-    right, *others = question.right([result.text, *(step.text for step in rollouts(result.trace))])
+    tried = [step for step in result.trace if step.kind != "commit"]
+    right, *others = question.right([result.text, *(step.text for step in tried)])
     refinements = [step for step in result.trace if step.kind == "refine"]
     return Record(
         arm=arm.name,
@@ -135,14 +195,38 @@ def recorded(arm: Arm, seed: int, index: int, question: Question, result: Result
         text=result.text,
         finish_reason=str(result.finish_reason),
         usage=result.usage,
-        reward=reward_of(result.score),
-        log_likelihood=known(result.log_likelihood),
+        reward=_value(result.score),
+        log_likelihood=_rounded(result.log_likelihood),
         proposed=len(refinements),
         accepted=sum(step.accepted for step in refinements),
         seed=seed,
         question=_hash(question.text.encode()),
-        curve=tuple(points(arm.strategy, result.trace, others, arm.likelihood_weight)),
+        curve=tuple(course(arm.strategy, tried, others, arm.likelihood_weight)),
     )
+
+
+def course(strategy: Strategy, tried: Sequence[Step], right: Sequence[bool], likelihood_weight: float) -> list[Point]:
+    """What would have been returned, had the search ended after each of its rollouts; `right` judges their texts."""
+    pool, indices, points = Pool(strategy.rule), dict[int, int](), list[Point]()
+    for i, step in enumerate(tried):
+        weighted = likelihood_weight * step.log_likelihood if likelihood_weight else 0.0
+        objective = weighted + (0.0 if step.score is None else step.score.value)
+        entry = Scored(Rollout.from_text("", step.text), step.score, objective)
+        pool.add(entry)
+        indices[id(entry)] = i
+        selected = strategy.select(pool)
+        at = i if selected is None else indices[id(selected)]
+        points.append((right[at], _value(tried[at].score), _rounded(tried[at].log_likelihood)))
+    return points
+
+
+def _value(score: Score | None) -> float | None:
+    return None if score is None else _rounded(score.value)
+
+
+def _rounded(value: float) -> float | None:
+    """To a millionth, which no comparison needs; None for what is no finite number."""
+    return round(float(value), 6) if math.isfinite(value) else None
 
 
 def _fingerprint(part: LanguageModel | Reward) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-from nabla_agents.bench.arms import Arm, code_arms, word_arms
-from nabla_agents.errors import SandboxError
-from nabla_agents.rewards import ArithmeticSteps, ImplicitReward, PythonTests, Reward, prompt_assertions
+from nabla_agents.bench.arms import Arm, default_arms, searches
+from nabla_agents.config import Settings
+from nabla_agents.errors import ConfigurationError, SandboxError
+from nabla_agents.named import STRATEGIES
+from nabla_agents.rewards import MathAnswer, PythonTests
 from nabla_agents.tiny import CodeTask, Problem, code_tasks, is_correct, problems
-from nabla_agents.types import Rollout
+from nabla_agents.types import Rollout, Score
 
 
 @dataclass(frozen=True)
@@ -24,66 +29,184 @@ class Question:
 class Task:
     """A family of questions: `draw(n, seed)`, whose longer lists begin with the shorter, and what answers them.
 
-    `arms` makes the table of named arms for a number of rollouts, `rewards` loads the rewards that they name, which are
-    `reward_names`, and `notes` tell a reader of the results which arm has which.
+    `arms` makes the table of named arms for a number of rollouts, `rewards` has the expressions of the rewards that
+    they name, and `notes` tell a reader of the results which arm has which.
     """
 
     name: str
     draw: Callable[[int, int], list[Question]]
     arms: Callable[[int], dict[str, Arm]]
-    rewards: Callable[[], Mapping[str, Reward]]
     notes: str
-    reward_names: tuple[str, ...] = ()
+    rewards: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+# ── the embedded problems ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _word_problems(n: int, seed: int) -> list[Question]:
-    def asked(problem: Problem) -> Question:
+    def question(problem: Problem) -> Question:
         return Question(problem.question, lambda texts: [is_correct(text, problem) for text in texts])
 
-    return [asked(problem) for problem in problems(n, seed=seed, split="test")]
+    return [question(problem) for problem in problems(n, seed=seed, split="test")]
 
 
-def _word_rewards() -> dict[str, Reward]:
-    process, arithmetic = ImplicitReward.from_pretrained("tiny"), ArithmeticSteps()
-    both, located = process + arithmetic, ArithmeticSteps(suggest=False)
-    return {"process": process, "arithmetic": arithmetic, "both": both, "located": located}
+def _word_arms(n: int = 8) -> dict[str, Arm]:
+    """Greedy decoding and the plain majority need no reward and pay for none."""
+    arms = default_arms(n, ("process", "arithmetic", "both"), bare="process")
+    more = (
+        Arm("nabla-paper", STRATEGIES["nabla-paper"](n), "process"),
+        Arm("nabla/located", arms["nabla"].strategy, "located"),
+    )
+    return {**arms, **{arm.name: arm for arm in more}}
 
 
 def _code_tasks(n: int, seed: int) -> list[Question]:
-    return [
-        Question(task.question, lambda texts, task=task: passes(texts, task))
-        for task in code_tasks(n, seed=seed, split="test")
-    ]
+    def question(task: CodeTask) -> Question:
+        tests = PythonTests([*task.tests, *task.hidden_tests], entry=task.entry)
+        return Question(task.question, lambda texts: _passed(tests, task.question, texts))
+
+    return [question(task) for task in code_tasks(n, seed=seed, split="test")]
 
 
-def _code_rewards() -> dict[str, Reward]:
-    return {"tests": 10.0 * PythonTests(prompt_assertions)}
+def _code_arms(n: int = 8) -> dict[str, Arm]:
+    """Every search has the unit tests that the question shows, and no learned reward."""
+    return {arm.name: arm for arm in (Arm("greedy", STRATEGIES["greedy"](n)), *searches(n, "tests", "/tests"))}
 
 
-def passes(texts: Sequence[str], task: CodeTask) -> list[bool]:
-    """Whether the function in each text gives what the task's tests expect, those included that no prompt shows.
+WORDS = Task(
+    "words",
+    _word_problems,
+    _word_arms,
+    """\
+Without a suffix an arm has the process reward (greedy and majority need none); `/arithmetic` is the calculator, `/both`
+the sum, `/located` the calculator when it says only where a result is wrong.""",
+    {"process": "tiny", "arithmetic": "arithmetic", "both": "process + arithmetic", "located": "located"},
+)
+CODE = Task(
+    "code",
+    _code_tasks,
+    _code_arms,
+    """\
+`/tests` arms are led by the unit tests that the question shows, and by no learned reward. An answer is right if its
+function passes these and the tests that no question shows.""",
+    {"tests": "10*tests"},
+)
+TASKS: Mapping[str, Task] = {task.name: task for task in (WORDS, CODE)}
+
+
+# ── questions from a file ─────────────────────────────────────────────────────────────────────────────────────────
+
+_QUESTION: Mapping[str, str] = {"jsonl": "question", "gsm8k": "question", "math-500": "problem"}
+
+
+class FileTask(Settings):
+    r"""A file of questions, one JSON object a line.
+
+    kind: only says how the question's field is named by default: `problem` in `math-500`, else `question`.
+    question, answer, tests, entry: the fields' names. An answer may be a whole solution that ends in `#### 42` or
+        `\boxed{42}`. Where `tests` is named, answers are functions: pairs `[arguments, expected]` for calls of
+        `entry`'s function, or assertions as one text or a list of texts.
+    prompt: what is asked, with `{question}` in it.
+    symbolic: also compare formulas (extra `math`).
+    """
+
+    path: Path
+    kind: Literal["jsonl", "gsm8k", "math-500"] = "jsonl"
+    question: str | None = None
+    answer: str = "answer"
+    tests: str | None = None
+    entry: str | None = None
+    prompt: str = "{question}"
+    symbolic: bool = True
+
+
+def file_task(settings: FileTask) -> Task:
+    """The task of a file; the questions are those of its first lines, whatever the seed.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or a line lacks a field; the message names the line.
+    """
+    if "{question}" not in settings.prompt:
+        raise ConfigurationError(f"prompt is {settings.prompt!r}; expected a text with {{question}} in it.")
+    questions = [_question(settings, number, row) for number, row in _rows(settings.path)]
+    return Task(
+        name=f"{settings.kind} {settings.path.name}",
+        draw=lambda n, seed: questions[:n],
+        arms=lambda n: default_arms(n, ()),
+        notes="Questions are those of the file's first lines, in order; other seeds sample other answers to them.",
+    )
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Each object with the number of its line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigurationError(f"The questions in {path} cannot be read ({e}).") from e
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            raise ConfigurationError(f"{path}:{number} is no JSON ({e}); expected one object a line.") from e
+        if not isinstance(row, dict):
+            raise ConfigurationError(f"{path}:{number} is no object; expected one a line.")
+        rows.append((number, row))
+    if not rows:
+        raise ConfigurationError(f"{path} has no questions; expected one JSON object a line.")
+    return rows
+
+
+def _question(settings: FileTask, number: int, row: Mapping[str, Any]) -> Question:
+    at = f"{settings.path}:{number}"
+
+    def get(name: str) -> Any:
+        if name not in row:
+            raise ConfigurationError(
+                f"{at} has no field {name!r}; it has {', '.join(map(repr, row))}. Name the fields in [task]: question, "
+                "and answer or tests."
+            )
+        return row[name]
+
+    text = get(settings.question or _QUESTION[settings.kind])
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigurationError(f"{at} asks {text!r}; expected some text.")
+    prompt = settings.prompt.replace("{question}", text)
+    reference = get(settings.answer if settings.tests is None else settings.tests)
+    entry = None if settings.tests is None or settings.entry is None else get(settings.entry)
+    try:
+        if settings.tests is None:
+            answer = MathAnswer(reference, symbolic=settings.symbolic)
+            return Question(prompt, lambda texts: [score.verified is True for score in _judged(answer, prompt, texts)])
+        tests = PythonTests(_tests(reference), entry=entry)
+        return Question(prompt, lambda texts: _passed(tests, prompt, texts))
+    except ConfigurationError as e:
+        raise ConfigurationError(f"{at}: {e}") from e
+
+
+def _tests(tests: Any) -> Any:
+    """Assertions as one text; pairs as they are."""
+    if not isinstance(tests, list) or not tests:
+        return tests
+    if all(isinstance(line, str) for line in tests):
+        return "\n".join(tests)
+    return [tuple(pair) if isinstance(pair, list) and len(pair) == 2 else pair for pair in tests]
+
+
+def _passed(tests: PythonTests, prompt: str, texts: Sequence[str]) -> list[bool]:
+    """Whether the function in each text passes all tests.
 
     Raises:
         SandboxError: the sandbox could not judge.
     """
-    tests = PythonTests(
-        [(arguments, expected) for arguments, expected in task.tests + task.hidden_tests], entry=task.entry
-    )
-    scores = tests.score([Rollout.from_text(task.question, text) for text in texts])
+    scores = _judged(tests, prompt, texts)
     for score in scores:
         if not score.judged:
             raise SandboxError(f"An answer could not be judged: {score.explanation}")
-    return [bool(score.verified) for score in scores]
+    return [score.value == 1.0 and score.verified is not False for score in scores]
 
 
-_WORD_NOTES = """\
-Without a suffix an arm has the process reward (greedy and majority need none); `/arithmetic` is the calculator, `/both`
-the sum, `/located` the calculator when it says only where a result is wrong."""
-_CODE_NOTES = """\
-`/tests` arms are led by the unit tests that the question shows, and by no learned reward. An answer is right if its
-function passes these and the tests that no question shows."""
-WORDS = Task(
-    "words", _word_problems, word_arms, _word_rewards, _WORD_NOTES, ("process", "arithmetic", "both", "located")
-)
-CODE = Task("code", _code_tasks, code_arms, _code_rewards, _CODE_NOTES, ("tests",))
-TASKS: Mapping[str, Task] = {task.name: task for task in (WORDS, CODE)}
+def _judged(reward: MathAnswer | PythonTests, prompt: str, texts: Sequence[str]) -> list[Score]:
+    return reward.score([Rollout.from_text(prompt, text) for text in texts])

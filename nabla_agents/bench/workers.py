@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,8 +38,7 @@ def run(bench: Bench, out: Path | None = None, *, recipe: Recipe | None = None) 
     store = None if out is None else Store(out, bench.described())
     done: set[tuple[str, int, int]] = set()
     for record in [] if store is None else store.read():
-        asked = bench.questions.get(record.seed, ())
-        if record.arm in bench.arms and record.problem < len(asked):
+        if record.arm in bench.arms and record.problem < len(bench.questions.get(record.seed, ())):
             done.add(record.key)
             yield record
     jobs = list(bench.jobs(done))
@@ -56,7 +57,7 @@ def run(bench: Bench, out: Path | None = None, *, recipe: Recipe | None = None) 
 
 def _in_processes(recipe: Recipe, jobs: Sequence[Job], workers: int) -> Iterator[Measured]:
     """As `map(bench.measure, jobs)`, in the order of the jobs. An interrupt ends what runs; what is finished comes."""
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool = ProcessPoolExecutor(workers, context, _prepare, (recipe, threads))
     waiting: deque[Future[Measured]] = deque(pool.submit(_measure, job) for job in jobs)
@@ -74,6 +75,15 @@ def _in_processes(recipe: Recipe, jobs: Sequence[Job], workers: int) -> Iterator
         yield Measured(tuple(record for each in rest for record in each.records), interrupted=True)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _context() -> Any:
+    """Where processes can be copied from one that has loaded all libraries, these are loaded once, not by each."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nabla_agents.bench"])
+    return context
 
 
 def _prepare(recipe: Recipe, threads: int) -> None:

@@ -59,7 +59,7 @@ def bench(
     it says. Ctrl-C keeps what is done; the same command goes on from there. OUT gets records.jsonl, results.json,
     table.md and, with the extra `plots`, pictures.
     """
-    given = {
+    options = {
         "task": task,
         "problems": problems,
         "seeds": seed,
@@ -68,12 +68,12 @@ def bench(
         "batch": batch,
         "workers": workers,
     }
-    given = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
     with spinner("Loading the arms"):
         from nabla_agents import bench as benches
-        from nabla_agents.bench.view import follow
+        from nabla_agents.bench.report import follow
 
-        settings = benches.BenchConfig(**given) if config is None else benches.BenchConfig.read(config).replace(**given)
+        settings = (benches.BenchConfig() if config is None else benches.BenchConfig.read(config)).replace(**options)
         chosen = benches.choose(arms, settings.arms())
     if list_arms:
         print("\n".join(arm.name for arm in chosen))

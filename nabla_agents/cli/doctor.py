@@ -21,10 +21,10 @@ def doctor(
 
     if build:
         sandbox.build_wasm(lambda step: print(f"building: {step}", flush=True))
-    found = sandbox.diagnosis()
-    for each in found:
+    backends = sandbox.diagnosis()
+    for each in backends:
         print(f"{each.backend:8}{'contains: ' + ', '.join(each.layers) if each.active else 'not used: ' + each.why}")
         for note in each.notes:
             print(f"{'':8}{note}")
-    if not any(each.active for each in found):
+    if not any(each.active for each in backends):
         raise typer.Exit(NO_SANDBOX)

@@ -8,7 +8,7 @@ import typer
 
 import nabla_agents as na
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.named import Term, reward_of, terms_of
+from nabla_agents.named import Term, own_reward, reward_of, terms_of
 
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the model's own.")]
 Dtype = Annotated[str | None, typer.Option(help="For example bfloat16.", show_default=False)]
@@ -21,14 +21,14 @@ Offer = Annotated[
 ]
 
 
-def loading_of(**given: Any) -> dict[str, Any]:
+def loading_of(**options: Any) -> dict[str, Any]:
     """What is said of loading; what is not said is left to the library."""
-    return {name: value for name, value in given.items() if value}
+    return {name: value for name, value in options.items() if value}
 
 
 def terms_for(model: str, reward: str | None) -> list[Term]:
     """The terms of the named reward; of the model's own, if it has one, where none is named."""
-    return terms_of(reward if reward is not None else "tiny" if model == "tiny" else "none")
+    return terms_of(own_reward(model) if reward is None else reward)
 
 
 def engine_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from nabla_agents.cli.app import INTERRUPTED, app, command, spinner, terminal
 from nabla_agents.cli.options import DeviceMap, Dtype, Revision, TrustRemoteCode, engine_of, loading_of, terms_for
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.named import LEARNED_REWARDS, REWARDS, STRATEGIES, known
+
+if TYPE_CHECKING:
+    from nabla_agents.report import View
 
 
 @app.command()
@@ -57,10 +60,10 @@ def solve(
     if (question is None) == (sample is None):
         raise ConfigurationError("Give either a question or --sample N, for example: nabla solve --sample 1")
     problem = None if sample is None else tiny.problems(sample, seed=0, split="test")[-1]
-    asked = problem.question if problem is not None else question or ""
+    question = problem.question if problem is not None else question or ""
     if formatted and system is not None:
         raise ConfigurationError("--formatted takes the question verbatim: write the system prompt into it.")
-    if not asked.strip():
+    if not question.strip():
         raise ConfigurationError("The question is empty; expected some text, for example: nabla solve 'What is 3 * 4?'")
     if report is not None and (report.is_dir() or not os.access(report.parent, os.W_OK)):
         raise ConfigurationError(f"--report {report} cannot be written; expected a file in a folder that can be.")
@@ -69,8 +72,6 @@ def solve(
     budget = na.Budget(rollouts=rollouts)
     loading = loading_of(trust_remote_code=trust_remote_code, dtype=dtype, device_map=device_map)
     with spinner(f"Loading {model}"):
-        from nabla_agents.live import JsonView, LiveView, PlainView, watch
-
         sampling = na.Sampling(max_tokens=max_tokens, temperature=temperature)
         engine = engine_of(
             model,
@@ -82,20 +83,36 @@ def solve(
             likelihood_weight=likelihood_weight,
         )
     messages = [na.Message("system", system)] if system is not None else []
-    prompt = asked if formatted else [*messages, na.Message("user", asked)]
+    prompt = question if formatted else [*messages, na.Message("user", question)]
     run = engine.steps(prompt, seed=seed, sampling=sampling, formatted=formatted)
-    console = terminal()
-    if as_json:
-        view = JsonView(asked, problem)
-    elif console.is_terminal and not console.is_dumb_terminal:
-        view = LiveView(console, asked, problem)
-    else:
-        view = PlainView(console, asked, problem)
-    result = watch(run, view)
+    result = watch(run, _view(question, problem, as_json=as_json))
     if report is not None:
         _write_report(result, report)
     if result.finish_reason is na.FinishReason.INTERRUPTED:
         raise typer.Exit(INTERRUPTED)
+
+
+def watch(run: na.Run, view: View) -> na.Result:
+    """The result of a run that a view has followed. Ctrl-C ends the run, and what was found is shown."""
+    with view:
+        try:
+            for step in run:
+                view.step(step)
+        except KeyboardInterrupt:
+            run.cancel()
+            run.drain()
+    view.end(run.result)
+    return run.result
+
+
+def _view(question: str, problem: tiny.Problem | None, *, as_json: bool) -> View:
+    from nabla_agents.report import JsonView, LiveView, PlainView
+
+    console = terminal()
+    if as_json:
+        return JsonView(question, problem)
+    for_eyes = console.is_terminal and not console.is_dumb_terminal
+    return (LiveView if for_eyes else PlainView)(console, question, problem)
 
 
 def _write_report(result: na.Result, file: Path) -> None:

@@ -17,9 +17,8 @@ from nabla_agents.backends.http import HttpClient
 from nabla_agents.errors import NablaError, RemoteError
 from nabla_agents.remote.model import RemoteTokenizer
 from nabla_agents.request import Request
-from nabla_agents.result import Result
+from nabla_agents.result import Result, Trace
 from nabla_agents.run import Run
-from nabla_agents.trace import Trace
 from nabla_agents.types import FinishReason, Step, Usage
 from nabla_agents.wire import STEPS, SentResult, SentStep
 

@@ -1,5 +1,6 @@
-"""A trace as one HTML page: no script, no network, and everything that a model wrote escaped."""
+"""What a search did, for people: one wording of steps and costs, as an HTML page, on a terminal, and in plain lines."""
 
-from nabla_agents.report.page import fragment, page
+from nabla_agents.report.html import fragment, page
+from nabla_agents.report.terminal import JsonView, LiveView, PlainView, View
 
-__all__ = ["fragment", "page"]
+__all__ = ["JsonView", "LiveView", "PlainView", "View", "fragment", "page"]

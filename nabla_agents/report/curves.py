@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Final
 
-from nabla_agents.report.markup import number
+from nabla_agents.report.words import number
 from nabla_agents.types import Step
 
 _WIDTH: Final = 360  # of a curve, in its own units

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from nabla_agents.bench import plots
 
 
@@ -31,35 +33,33 @@ RESULTS = {
 }
 
 
-def test_there_is_a_picture_for_every_view_and_every_sweep(tmp_path: Path) -> None:
+def test_there_is_a_picture_for_every_view_and_every_sweep_and_the_same_figures_give_the_same_files(
+    tmp_path: Path,
+) -> None:
     files = plots.draw(RESULTS, tmp_path)
     assert [f.name for f in files] == ["accuracy.svg", "cost.svg", "rollouts.svg", "vary-dto.kl_budget.svg"]
     text = files[0].read_text(encoding="utf-8")
     for name in ("best-of-8/process", "pass@8 (oracle)", "kl[dto.kl_budget=0.3]/process"):
         assert name in text
-    assert all(f.read_text(encoding="utf-8").count("<path") > 3 for f in files)
+    drawn = [f.read_bytes() for f in files]
+    assert all(svg.count(b"<path") > 3 for svg in drawn)
+    plots.draw(json.loads(json.dumps(RESULTS)), tmp_path)
+    assert [f.read_bytes() for f in files] == drawn
 
 
-def test_the_same_figures_give_the_same_files(tmp_path: Path) -> None:
-    first, second = tmp_path / "a", tmp_path / "b"
-    for folder in (first, second):
-        folder.mkdir()
-        plots.draw(json.loads(json.dumps(RESULTS)), folder)
-    assert [(f.name, f.read_bytes()) for f in sorted(first.iterdir())] == [
-        (f.name, f.read_bytes()) for f in sorted(second.iterdir())
-    ]
+def test_only_chosen_arms_have_their_course_drawn() -> None:
+    assert "rollouts" not in plots.figures(RESULTS, curves=("greedy",))
+    assert not [label for label in labels(plots.figures(RESULTS, curves=("kl*",))["rollouts"]) if "best-of-8" in label]
 
 
-def test_only_chosen_arms_have_their_course_drawn(tmp_path: Path) -> None:
-    assert "rollouts.svg" not in {f.name for f in plots.draw(RESULTS, tmp_path, curves=("greedy",))}
-    plots.draw(RESULTS, tmp_path, curves=("kl*",))
-    assert "best-of-8" not in (tmp_path / "rollouts.svg").read_text(encoding="utf-8")
-
-
-def test_strategies_with_several_rewards_are_shown_one_beside_the_other(tmp_path: Path) -> None:
+def test_strategies_with_several_rewards_are_shown_one_beside_the_other() -> None:
     several = [{**arm(f"{s}/{r}", 0.5), "reward": r} for s in ("nabla", "best-of-8") for r in ("process", "both")]
-    files = plots.draw({"arms": [*several, arm("once/process", 0.1)]}, tmp_path)
-    text = (tmp_path / "rewards.svg").read_text(encoding="utf-8")
-    assert tmp_path / "rewards.svg" in files
-    assert all(name in text for name in ("nabla", "best-of-8", "process", "both"))
-    assert "once" not in text
+    figure = plots.figures({"arms": [*several, arm("once/process", 0.1)]})["rewards"]
+    assert labels(figure) == ["nabla", "best-of-8"]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["process", "both"]
+
+
+def labels(figure: Figure) -> list[str]:
+    """Of all legends."""
+    legends = [axes.get_legend() for axes in figure.axes]
+    return [text.get_text() for legend in legends if legend is not None for text in legend.get_texts()]

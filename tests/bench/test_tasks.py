@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from nabla_agents import Rollout, SandboxError, prompt_assertions
-from nabla_agents.bench import CODE, TASKS, WORDS, Bench, BenchSettings, choose, run
-from nabla_agents.bench import tasks as module
+from nabla_agents import ConfigurationError, Reward, Rollout, SandboxError, prompt_assertions
+from nabla_agents.bench import CODE, TASKS, WORDS, Bench, BenchConfig, FileTask, Task, choose, file_task, run
 from nabla_agents.rewards import PythonTests
 from nabla_agents.testing import random_model
 from nabla_agents.tiny import code_tasks, problems
 from nabla_agents.types import Score, Usage
+
+
+def loaded(name: str, task: Task) -> Mapping[str, Reward]:
+    return BenchConfig(task=name).made_rewards(random_model(width=16, layers=1), task, set(task.rewards))
 
 
 def test_word_problems_are_those_of_the_test_split_and_judged_by_their_answer() -> None:
@@ -31,7 +39,7 @@ def test_code_is_right_if_it_passes_the_tests_that_no_question_shows() -> None:
 
 
 def test_the_reward_of_code_reads_the_tests_of_each_question() -> None:
-    reward = CODE.rewards()["tests"]
+    reward = loaded("code", CODE)["tests"]
     tasks = code_tasks(3, seed=4, split="test")
     scores = reward.score([Rollout.from_text(task.question, task.solution) for task in tasks])
     assert [score.value for score in scores] == [10.0, 10.0, 10.0]
@@ -49,22 +57,99 @@ def test_only_lines_that_begin_with_assert_are_tests() -> None:
 
 def test_an_answer_that_no_sandbox_can_judge_is_not_counted_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     [task] = code_tasks(1, seed=3)
+    [question] = CODE.draw(1, 0)
     monkeypatch.setattr(
         PythonTests, "score", lambda self, rollouts: [Score.not_judged("sandbox broken", Usage()) for _ in rollouts]
     )
     with pytest.raises(SandboxError, match="could not be judged: sandbox broken"):
-        module.passes([task.solution], task)
+        question.right([task.solution])
 
 
 def test_every_arm_has_its_reward_and_runs() -> None:
-    for name in ("code", "words"):
-        arms = TASKS[name].arms(2)
-        rewards = TASKS[name].rewards()
-        assert {arm.reward for arm in arms.values()} - {None} == set(rewards) == set(TASKS[name].reward_names)
+    for task in TASKS.values():
+        assert {arm.reward for arm in task.arms(2).values()} - {None} == set(task.rewards)
     model = random_model(width=16, layers=1)
-    settings = BenchSettings(problems=2, budgets=2, max_tokens=8, batch=2)
-    chosen = choose("greedy,best-of-2/tests,nabla/tests", CODE.arms(2))
-    records = list(run(Bench(chosen, model=model, rewards=CODE.rewards(), settings=settings, task=CODE)))
+    config = BenchConfig(task="code", problems=2, budgets=2, max_tokens=8, batch=2)
+    chosen = choose("greedy,best-of-2/tests,nabla/tests", config.arms())
+    records = list(run(Bench(chosen, model=model, rewards=loaded("code", CODE), settings=config, task=CODE)))
     assert [(r.arm, r.problem, r.correct) for r in records] == [
         (arm.name, problem, False) for arm in chosen for problem in range(2)
     ]
+
+
+# ── questions from a file: which fields are read, how answers are judged, and what is refused where ────────────────
+
+
+def lines(folder: Path, *rows: Any) -> Path:
+    path = folder / "questions.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
+    return path
+
+
+def test_gsm8k_answers_follow_four_hashes(tmp_path: Path) -> None:
+    path = lines(tmp_path, {"question": "How many?", "answer": "48 / 2 = 24 clips.\n#### 1,072"})
+    [question] = file_task(FileTask(path=path, kind="gsm8k")).draw(9, 0)
+    assert question.text == "How many?"
+    texts = ["So #### 1072", "The answer is 1,072.", "#### 24", "no number at all", "", "3 or 1072"]
+    assert question.right(texts) == [True, True, False, False, False, False]
+
+
+def test_math_500_answers_are_boxed(tmp_path: Path) -> None:
+    rows = ({"problem": "Halve 1.", "answer": r"\frac{1}{2}"}, {"problem": "Add.", "answer": r"so \boxed{7}"})
+    first, second = file_task(FileTask(path=lines(tmp_path, *rows), kind="math-500", symbolic=False)).draw(2, 5)
+    assert first.right([r"thus \boxed{\frac12}", r"\boxed{0.5}", r"\boxed{2}"]) == [True, True, False]
+    assert second.right([r"\boxed{7}", r"\boxed{8}"]) == [True, False]
+
+
+def test_fields_and_the_prompt_have_names_of_ones_own(tmp_path: Path) -> None:
+    path = lines(tmp_path, {"q": "2 + {x}?", "gold": 4})
+    task = FileTask(path=path, question="q", answer="gold", prompt="Think.\n{question}\nEnd with Answer:")
+    [question] = file_task(task).draw(1, 0)
+    assert question.text == "Think.\n2 + {x}?\nEnd with Answer:"
+    assert question.right(["Answer: 4", "Answer: 5"]) == [True, False]
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [[[[[1, 2]], 3], [[[]], 0]], "assert total([1, 2]) == 3\nassert total([]) == 0", ["assert total([1, 2]) == 3"]],
+)
+def test_functions_are_judged_by_tests(tmp_path: Path, tests: Any) -> None:
+    path = lines(tmp_path, {"question": "Sum.", "tests": tests, "name": "total"})
+    [question] = file_task(FileTask(path=path, tests="tests", entry="name")).draw(1, 0)
+    right, wrong = "def total(xs):\n    return sum(xs)", "def total(xs):\n    return max(xs)"
+    assert question.right([right, wrong, "no code"]) == [True, False, False]
+
+
+def test_the_first_lines_are_asked_whatever_the_seed(tmp_path: Path) -> None:
+    task = file_task(FileTask(path=lines(tmp_path, *({"question": str(i), "answer": i} for i in range(3)))))
+    assert [q.text for q in task.draw(2, 0)] == [q.text for q in task.draw(2, 7)] == ["0", "1"]
+    assert len(task.draw(9, 0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "says"),
+    [
+        ("", {}, "has no questions"),
+        ("{", {}, ":1 is no JSON"),
+        ("[]", {}, ":1 is no object"),
+        ('{"question": "a", "answer": 1}\n{"question": "b"}', {}, r":2 has no field 'answer'; it has 'question'"),
+        ('{"question": "", "answer": 1}', {}, "asks ''; expected some text"),
+        ('{"question": "a", "answer": null}', {}, ":1: MathAnswer expected either an answer"),
+        ('{"question": "a", "t": []}', {"tests": "t"}, ":1: PythonTests got"),
+        ('{"question": "a", "answer": 1}', {"prompt": "no place"}, "expected a text with {question} in it"),
+        ('{"question": "a", "answer": 1}', {"anwser": "x"}, "did you mean 'answer'"),
+        ('{"question": "a", "answer": 1}', {"kind": "gsm"}, "kind = 'gsm'"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_its_line(
+    tmp_path: Path, content: str, options: dict[str, Any], says: str
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=says):
+        file_task(FileTask(path=path, **options))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        file_task(FileTask(path=tmp_path / "none.jsonl"))

@@ -9,19 +9,8 @@ import pytest
 from rich.text import Text
 
 from nabla_agents import FinishReason, Result, Score, Span, Step, Trace, Usage
-from nabla_agents.live.wording import (
-    as_json,
-    changed,
-    computed,
-    described,
-    draft,
-    facts,
-    human,
-    indented,
-    judged,
-    printable,
-    spent,
-)
+from nabla_agents.report.terminal import as_json, changed, described, facts, indented
+from nabla_agents.report.words import computed, draft, human, judged, printable, spent
 from nabla_agents.tiny import Problem
 
 PROBLEM = Problem("How much is 3 * 4?", "3 * 4 = 12\nAnswer: 12", "12")
@@ -138,8 +127,8 @@ def test_costs_of_models_and_rewards_are_added() -> None:
 
 
 def test_a_known_answer_is_called_correct_or_wrong_and_so_is_the_draft() -> None:
-    said = {name: value.plain for name, value in facts(result(), PROBLEM)}
-    assert said["expected"] == "12 · answer correct · draft wrong"
+    rows = {name: value.plain for name, value in facts(result(), PROBLEM)}
+    assert rows["expected"] == "12 · answer correct · draft wrong"
     same = {name: value.plain for name, value in facts(result("Answer: 1"), PROBLEM)}
     assert same["expected"] == "12 · answer wrong"
     assert "expected" not in dict(facts(result(), None))
@@ -162,7 +151,7 @@ def test_why_a_search_ended(fields: dict[str, object], words: str) -> None:
 
 def test_a_search_without_any_rollout_has_no_score_and_no_draft() -> None:
     nothing = result("", trace=Trace(), finish_reason=FinishReason.INTERRUPTED, usage=Usage())
-    assert draft(nothing) == ""
+    assert draft(nothing.trace) == ""
     assert [name for name, _ in facts(nothing, None)] == ["ended", "spent", "computed"]
     assert changed("", "").plain == "(no answer yet)"
     assert indented("") == "  (no answer yet)"

@@ -102,9 +102,11 @@ def test_it_shows_draft_answer_change_and_verdict() -> None:
     assert "What is 7 + 6?" in read.of("pre")
     assert read.of("del")[:2] == ["12", "12"]
     assert read.of("ins")[:2] == ["13", "13"]
-    assert "verified" in read.of("b")
-    assert "2 equations are right" in read.text
-    assert "predicted gain 4 · gain 2.25" in read.text
+    assert "reward 1.00, verified – 2 equations are right" in read.text
+    assert (
+        "accepted predicted +4.00 · realised +2.25 · reward 1.00, verified · log-likelihood -2.50 · KL 0.75"
+        in read.text
+    )
     assert read.of("u") == ["12"]
     assert {"title": "7 + 6 is 13 (expected 13)"} in [attributes for tag, attributes in read.tags if tag == "u"]
 

@@ -14,7 +14,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from nabla_agents import Engine, FinishReason, Message, Result, Step, Trace
-from nabla_agents.live import JsonView, LiveView, PlainView, View, watch
+from nabla_agents.cli.solve import watch
+from nabla_agents.report import JsonView, LiveView, PlainView, View
 from nabla_agents.run import Run
 from nabla_agents.tiny import problems
 

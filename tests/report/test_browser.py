@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
     assert all(url.startswith("file:") and url.endswith("trace.html") for url in asked)
 
 
+@functools.cache
 def searched() -> Trace:
     engine = Engine.tiny(reward=ArithmeticSteps())
     return engine.generate(tiny.problems(28, seed=0, split="test")[-1].question).trace
