@@ -26,7 +26,7 @@ from nabla_agents.models.loading import Loading, load
 from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.models.threads import release_threads
 from nabla_agents.models.tokenizer import Tokenizer
-from nabla_agents.models.transformer import Transformer
+from nabla_agents.models.transformer import Continued, Transformer
 from nabla_agents.types import Message, Prompt, Rollout, Usage
 
 
@@ -211,9 +211,8 @@ class LanguageModel:
         *,
         embedding_terms: bool,
     ) -> list[LikelihoodGradient]:
-        tails, hidden, embeddings, read, fed = tail_states(
-            self.transformer, rollouts, starts, caches, needs_grad=embedding_terms
-        )
+        tails, states = tail_states(self.transformer, rollouts, starts, caches, needs_grad=embedding_terms)
+        hidden = states.hidden
         gradients: list[Tensor | None] = [None] * len(rollouts)
         if embedding_terms:
             cotangent = torch.zeros_like(hidden)
@@ -221,9 +220,9 @@ class LanguageModel:
             by_head = self._head_gradient(torch.cat(rows), [token for tail in tails for token in tail])
             for i, row in enumerate(by_head.split([len(tail) for tail in tails])):
                 cotangent[i, : len(row)] = row
-            (gradient,) = torch.autograd.grad(hidden, embeddings, cotangent)
+            (gradient,) = torch.autograd.grad(hidden, states.embeddings, cotangent)
             gradients = [token_gradient(gradient[i], len(tail)) for i, tail in enumerate(tails)]
-        usage = self.usage(prefill=read, forward=fed, backward=fed if embedding_terms else 0)
+        usage = self.usage(prefill=states.read, forward=states.fed, backward=states.fed if embedding_terms else 0)
         return [
             LikelihoodGradient(
                 LikelihoodCarrier(self, start, hidden[i, : len(tail)].detach(), gradients[i]),
@@ -243,11 +242,9 @@ class LanguageModel:
     def _token_log_probs(
         self, rollouts: Sequence[Rollout], caches: Sequence[PrefixCache | None]
     ) -> list[tuple[Float[Tensor, "time"], Usage]]:
-        tails, hidden, _, read, fed = tail_states(
-            self.transformer, rollouts, [0] * len(rollouts), caches, needs_grad=False
-        )
-        usage, lengths = self.usage(prefill=read, forward=fed), [len(tail) for tail in tails]
-        rows = torch.cat([hidden[i, :length] for i, length in enumerate(lengths)])
+        tails, states = tail_states(self.transformer, rollouts, [0] * len(rollouts), caches, needs_grad=False)
+        usage, lengths = self.usage(prefill=states.read, forward=states.fed), [len(tail) for tail in tails]
+        rows = torch.cat([states.hidden[i, :length] for i, length in enumerate(lengths)])
         log_probs = self.log_probs(rows, [token for tail in tails for token in tail]).double().cpu()
         return [(row, usage) for row in log_probs.split(lengths)]
 
@@ -311,26 +308,15 @@ def tail_states(
     caches: Sequence[PrefixCache | None],
     *,
     needs_grad: bool,
-) -> tuple[list[tuple[int, ...]], Tensor, Tensor, int, int]:
-    """Reads each rollout up to `start` without gradient and its tail with gradient with respect to embeddings.
+) -> tuple[list[tuple[int, ...]], Continued]:
+    """The tail of each rollout, from its start on, and its states: those at index i predict completion token start + i.
 
-    The states at index i of the tail predict completion token start + i. Returns the tails, the hidden states
-    [batch, time, hidden] (right-padded), the embeddings they came from, and per row the tokens read without and with
-    gradient.
+    What comes before is read without gradient; the first token fed is the last of that, and the last one is not fed.
     """
     known = [(*r.prompt.ids, *r.completion_ids[:start])[:-1] for r, start in zip(rollouts, starts, strict=True)]
     tails = [r.completion_ids[start:] for r, start in zip(rollouts, starts, strict=True)]
     fed = [(*r.prompt.ids, *r.completion_ids)[len(k) : -1] for r, k in zip(rollouts, known, strict=True)]
-    width = max(map(len, fed))
-    total = max(len(k) for k in known) + width
-    context, read = transformer.read(known, caches, total_tokens=total)
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in fed], device=transformer.device)
-    ragged = any(len(row) < width for row in fed)
-    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in fed], device=transformer.device)
-    embeddings = transformer.embed(ids).detach().requires_grad_(needs_grad)
-    with torch.set_grad_enabled(needs_grad):
-        hidden = transformer.extend(context, embeddings=embeddings, mask=mask if ragged else None)
-    return tails, hidden, embeddings, read.shape[1], width
+    return tails, transformer.continued(known, fed, caches, needs_grad=needs_grad)
 
 
 def token_gradient(gradient: Float[Tensor, "fed hidden"], tail_length: int) -> Float[Tensor, "time hidden"]:

@@ -53,6 +53,29 @@ class Context:
         self.padded = self.padded or min(kept) < max(kept)
 
 
+@dataclass(frozen=True, eq=False)
+class Continued:
+    """Hidden states of a batch whose rows were read in two parts.
+
+    `before` [batch, read, hidden] are those of what was known, without gradient and right-aligned; `hidden`
+    [batch, fed, hidden] those of what followed, right-padded, as functions of `embeddings` [batch, fed, hidden].
+    """
+
+    before: Tensor
+    hidden: Tensor
+    embeddings: Tensor
+
+    @property
+    def read(self) -> int:
+        """Tokens that each row computed without gradient, padding included."""
+        return self.before.shape[1]
+
+    @property
+    def fed(self) -> int:
+        """Tokens that each row computed after those, padding included."""
+        return self.hidden.shape[1]
+
+
 class Transformer:
     """The body of a causal model with its weights frozen. Threads may share it: what it keeps belongs to one prompt.
 
@@ -163,6 +186,27 @@ class Transformer:
         ragged = any(len(r) < width for r in rest)
         mask = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rest], device=self.device)
         return context, self.extend(context, ids=ids, mask=mask if ragged else None)
+
+    def continued(
+        self,
+        known: Sequence[Sequence[int]],
+        rest: Sequence[Sequence[int]],
+        caches: Sequence[PrefixCache | None],
+        *,
+        needs_grad: bool,
+    ) -> Continued:
+        """Reads what is known of each row without gradient, as `read`, and then the rest, whose embeddings carry
+        gradient if one is needed.
+        """
+        width = max(map(len, rest))
+        context, before = self.read(known, caches, total_tokens=max(map(len, known)) + width)
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rest], device=self.device)
+        ragged = any(len(row) < width for row in rest)
+        mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rest], device=self.device)
+        embeddings = self.embed(ids).detach().requires_grad_(needs_grad)
+        with torch.set_grad_enabled(needs_grad):
+            hidden = self.extend(context, embeddings=embeddings, mask=mask if ragged else None)
+        return Continued(before, hidden, embeddings)
 
     def extend(
         self,

@@ -96,9 +96,9 @@ class StepTokens:
     wrong: int | None = None
 
     @property
-    def marked(self) -> int | None:
-        """The token at which, or where which, each step's score is read; None where it is any last token of a step."""
-        return self.separator if self.separator is not None else self.right
+    def classes(self) -> tuple[int, int] | None:
+        """The tokens whose logits are the classes of a step, wrong and right; None where a head of its own has them."""
+        return None if self.wrong is None or self.right is None else (self.wrong, self.right)
 
 
 def step_tokens(format: StepFormat, tokenizer: Tokenizer) -> StepTokens:

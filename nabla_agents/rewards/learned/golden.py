@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class GoldenCase:
     ids: tuple[int, ...] = ()
 
 
-class SelfTested:
+class SelfTested(ABC):
     """A reward that can be held against stored scores: from its model card, its own code, or an earlier version."""
 
     label: str

@@ -63,8 +63,8 @@ class ImplicitReward(SelfTested, DifferentiableReward):
 
     def reading(self, rollout: Rollout) -> Reading:
         """The ids that both models read."""
-        known = self._in_ids(rollout)
-        return Reading((*known.prompt.ids, *known.completion_ids), len(known.prompt.ids))
+        rollout = self._in_ids(rollout)
+        return Reading((*rollout.prompt.ids, *rollout.completion_ids), len(rollout.prompt.ids))
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         rollouts = [self._in_ids(r) for r in rollouts]
@@ -87,15 +87,19 @@ class ImplicitReward(SelfTested, DifferentiableReward):
     def gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
     ) -> list[RewardGradient | None]:
-        fitting = [i for i, r in enumerate(rollouts) if _length(r) <= self._context_length]
-        if len(fitting) < len(rollouts):  # what cannot be scored does not steer
-            some: Sequence[RewardGradient | None] = []
-            if fitting:
-                some = self.gradient(
-                    [rollouts[i] for i in fitting], [starts[i] for i in fitting], [likelihoods[i] for i in fitting]
-                )
-            found = dict(zip(fitting, some, strict=True))
-            return [found.get(i) for i in range(len(rollouts))]
+        limit = self._context_length
+        fitting = [i for i, r in enumerate(rollouts) if _length(r) <= limit]  # what cannot be scored does not steer
+        if not fitting:
+            return [None] * len(rollouts)
+        computed = self._gradient(
+            [rollouts[i] for i in fitting], [starts[i] for i in fitting], [likelihoods[i] for i in fitting]
+        )
+        gradients = dict(zip(fitting, computed, strict=True))
+        return [gradients.get(i) for i in range(len(rollouts))]
+
+    def _gradient(
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+    ) -> list[RewardGradient]:
         terms = any(getattr(c, "embedding_gradient", True) is not None for c in likelihoods)
         caches, paid = self.model.prompt_caches(rollouts)
         tuned = self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=terms)

@@ -265,7 +265,7 @@ def test_a_disjoint_pair_accepts_but_does_not_steer_and_says_so(make: Any) -> No
     assert score.value == pytest.approx(reward.score([Rollout.from_text("bb", "aaab")])[0].value, abs=1e-6)
     assert score.coverage[0].vocabulary == pytest.approx(5 / 14)
     assert bound.gradient([rollout], [0], []) == [None]
-    assert bound.vocab_size is None
+    assert not bound.steers
 
 
 def test_a_completion_with_too_few_shared_tokens_is_not_steered_and_a_warning_says_so(policy: LanguageModel) -> None:
@@ -331,5 +331,5 @@ def test_loaded_families_keep_their_coverage_setting(policy: LanguageModel, tmp_
         loaded = kind.from_pretrained(tmp_path / kind.__name__, min_coverage=0.9)  # type: ignore[attr-defined]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert loaded.min_coverage == 0.9
-            assert loaded.bind(policy).vocab_size == policy.vocab_size
+            assert loaded.model.min_coverage == 0.9
+            assert loaded.bind(policy).steers

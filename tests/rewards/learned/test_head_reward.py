@@ -21,7 +21,7 @@ from nabla_agents import (
     ProcessReward,
     Rollout,
 )
-from nabla_agents.rewards.learned.head_reward import HeadReward
+from nabla_agents.rewards.learned.golden import SelfTested
 from nabla_agents.testing import (
     byte_tokenizer,
     random_model,
@@ -58,7 +58,7 @@ def completed(
     )
 
 
-def plain_logits(reward: HeadReward, ids: Sequence[int]) -> torch.Tensor:
+def plain_logits(reward: SelfTested, ids: Sequence[int]) -> torch.Tensor:
     """What the transformers model itself says about these ids, one sequence without cache or padding."""
     with torch.no_grad():
         return reward.transformer.module(input_ids=torch.tensor([list(ids)])).logits[0].double()
@@ -69,7 +69,7 @@ def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 @contextmanager
-def tokens_read(reward: HeadReward) -> Iterator[list[int]]:
+def tokens_read(reward: SelfTested) -> Iterator[list[int]]:
     """Every token that the model embeds, in order, for one rollout at a time."""
     read: list[int] = []
     embedding = reward.transformer.module.get_input_embeddings()
@@ -314,8 +314,9 @@ def test_the_same_words_with_other_ids_are_read_by_their_text(policy: LanguageMo
 
 def test_binding_leaves_the_reward_free_for_another_engine(policy: LanguageModel) -> None:
     reward = random_outcome_reward(TOKENIZER, width=16, layers=1)
-    assert reward.bind(policy) is not reward
-    assert reward.vocab_size is None
+    rollout = completed(policy, [A])
+    assert reward.bind(policy).gradient([rollout], [0], []) != [None]
+    assert reward.gradient([rollout], [0], []) == [None]
 
 
 def test_a_text_known_without_tokens_is_scored_alike(policy: LanguageModel) -> None:
@@ -357,7 +358,7 @@ def test_a_model_without_a_score_head_is_refused(policy: LanguageModel) -> None:
 
 
 @pytest.mark.untyped
-@pytest.mark.parametrize("bad", [{"separator": ""}, {"aggregation": "median"}], ids=repr)
+@pytest.mark.parametrize("bad", [{"separator": ""}, *({"aggregation": a} for a in ("median", "softmin", 3))], ids=repr)
 def test_settings_of_a_process_reward_that_cannot_work_are_refused(bad: dict[str, Any]) -> None:
     module = random_process_reward(TOKENIZER, width=16, layers=1).transformer.module
     with pytest.raises(ConfigurationError, match="non-empty separator and one of min, mean, product, last"):
