@@ -26,7 +26,7 @@ from nabla_agents.models.loading import Loading, load
 from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.models.threads import release_threads
 from nabla_agents.models.tokenizer import Tokenizer
-from nabla_agents.models.transformer import Continued, Transformer
+from nabla_agents.models.transformer import Transformer
 from nabla_agents.types import Message, Prompt, Rollout, Usage
 
 
@@ -211,8 +211,9 @@ class LanguageModel:
         *,
         embedding_terms: bool,
     ) -> list[LikelihoodGradient]:
-        tails, states = tail_states(self.transformer, rollouts, starts, caches, needs_grad=embedding_terms)
-        hidden = states.hidden
+        tails, read, hidden, embeddings = tail_states(
+            self.transformer, rollouts, starts, caches, needs_grad=embedding_terms
+        )
         gradients: list[Tensor | None] = [None] * len(rollouts)
         if embedding_terms:
             cotangent = torch.zeros_like(hidden)
@@ -220,9 +221,10 @@ class LanguageModel:
             by_head = self._head_gradient(torch.cat(rows), [token for tail in tails for token in tail])
             for i, row in enumerate(by_head.split([len(tail) for tail in tails])):
                 cotangent[i, : len(row)] = row
-            (gradient,) = torch.autograd.grad(hidden, states.embeddings, cotangent)
+            (gradient,) = torch.autograd.grad(hidden, embeddings, cotangent)
             gradients = [token_gradient(gradient[i], len(tail)) for i, tail in enumerate(tails)]
-        usage = self.usage(prefill=states.read, forward=states.fed, backward=states.fed if embedding_terms else 0)
+        fed = hidden.shape[1]
+        usage = self.usage(prefill=read, forward=fed, backward=fed if embedding_terms else 0)
         return [
             LikelihoodGradient(
                 LikelihoodCarrier(self, start, hidden[i, : len(tail)].detach(), gradients[i]),
@@ -242,9 +244,10 @@ class LanguageModel:
     def _token_log_probs(
         self, rollouts: Sequence[Rollout], caches: Sequence[PrefixCache | None]
     ) -> list[tuple[Float[Tensor, "time"], Usage]]:
-        tails, states = tail_states(self.transformer, rollouts, [0] * len(rollouts), caches, needs_grad=False)
-        usage, lengths = self.usage(prefill=states.read, forward=states.fed), [len(tail) for tail in tails]
-        rows = torch.cat([states.hidden[i, :length] for i, length in enumerate(lengths)])
+        starts = [0] * len(rollouts)
+        tails, read, hidden, _ = tail_states(self.transformer, rollouts, starts, caches, needs_grad=False)
+        usage, lengths = self.usage(prefill=read, forward=hidden.shape[1]), [len(tail) for tail in tails]
+        rows = torch.cat([hidden[i, :length] for i, length in enumerate(lengths)])
         log_probs = self.log_probs(rows, [token for tail in tails for token in tail]).double().cpu()
         return [(row, usage) for row in log_probs.split(lengths)]
 
@@ -308,15 +311,17 @@ def tail_states(
     caches: Sequence[PrefixCache | None],
     *,
     needs_grad: bool,
-) -> tuple[list[tuple[int, ...]], Continued]:
-    """The tail of each rollout, from its start on, and its states: those at index i predict completion token start + i.
+) -> tuple[list[tuple[int, ...]], int, Tensor, Tensor]:
+    """Reads each rollout up to `start` without gradient and its tail with gradient with respect to embeddings.
 
-    What comes before is read without gradient; the first token fed is the last of that, and the last one is not fed.
+    The states at index i of the tail predict completion token start + i. Returns the tails, the tokens that each row
+    read without gradient, the hidden states [batch, time, hidden] (right-padded) and the embeddings they came from.
     """
     known = [(*r.prompt.ids, *r.completion_ids[:start])[:-1] for r, start in zip(rollouts, starts, strict=True)]
     tails = [r.completion_ids[start:] for r, start in zip(rollouts, starts, strict=True)]
     fed = [(*r.prompt.ids, *r.completion_ids)[len(k) : -1] for r, k in zip(rollouts, known, strict=True)]
-    return tails, transformer.continued(known, fed, caches, needs_grad=needs_grad)
+    before, hidden, embeddings = transformer.continued(known, fed, caches, needs_grad=needs_grad)
+    return tails, before.shape[1], hidden, embeddings
 
 
 def token_gradient(gradient: Float[Tensor, "fed hidden"], tail_length: int) -> Float[Tensor, "time hidden"]:

@@ -53,29 +53,6 @@ class Context:
         self.padded = self.padded or min(kept) < max(kept)
 
 
-@dataclass(frozen=True, eq=False)
-class Continued:
-    """Hidden states of a batch whose rows were read in two parts.
-
-    `before` [batch, read, hidden] are those of what was known, without gradient and right-aligned; `hidden`
-    [batch, fed, hidden] those of what followed, right-padded, as functions of `embeddings` [batch, fed, hidden].
-    """
-
-    before: Tensor
-    hidden: Tensor
-    embeddings: Tensor
-
-    @property
-    def read(self) -> int:
-        """Tokens that each row computed without gradient, padding included."""
-        return self.before.shape[1]
-
-    @property
-    def fed(self) -> int:
-        """Tokens that each row computed after those, padding included."""
-        return self.hidden.shape[1]
-
-
 class Transformer:
     """The body of a causal model with its weights frozen. Threads may share it: what it keeps belongs to one prompt.
 
@@ -194,9 +171,13 @@ class Transformer:
         caches: Sequence[PrefixCache | None],
         *,
         needs_grad: bool,
-    ) -> Continued:
-        """Reads what is known of each row without gradient, as `read`, and then the rest, whose embeddings carry
-        gradient if one is needed.
+    ) -> tuple[
+        Float[Tensor, "batch read hidden"], Float[Tensor, "batch fed hidden"], Float[Tensor, "batch fed hidden"]
+    ]:
+        """Reads what is known of each row without gradient, as `read`, and then the rest.
+
+        Returns the hidden states of what was known, right-aligned, those of the rest, right-padded, and the embeddings
+        that these came from, which carry gradient if one is needed.
         """
         width = max(map(len, rest))
         context, before = self.read(known, caches, total_tokens=max(map(len, known)) + width)
@@ -206,7 +187,7 @@ class Transformer:
         embeddings = self.embed(ids).detach().requires_grad_(needs_grad)
         with torch.set_grad_enabled(needs_grad):
             hidden = self.extend(context, embeddings=embeddings, mask=mask if ragged else None)
-        return Continued(before, hidden, embeddings)
+        return before, hidden, embeddings
 
     def extend(
         self,

@@ -9,12 +9,20 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from nabla_agents.errors import ModelLoadError
 from nabla_agents.functional import wide
 from nabla_agents.models.transformer import Transformer
+from nabla_agents.rewards.learned.formats import OutcomeFormat, StepFormat
 
 HEAD_NAMES = ("score", "classifier", "v_head")
 
@@ -102,6 +110,17 @@ class HeadedModel:
 
         WithHead.__name__ = WithHead.__qualname__ = f"{body.__name__}With{layout.title().replace('-', '')}Head"
         return WithHead
+
+
+def loader(format: OutcomeFormat | StepFormat) -> Any:
+    """What loads a format's models: one of transformers' auto classes, or one that is used like them."""
+    return {
+        "linear": AutoModelForSequenceClassification,
+        "classes": AutoModelForTokenClassification,
+        "two-layer": HeadedModel("two-layer", 1 if isinstance(format, OutcomeFormat) else 2),
+        "value": HeadedModel("value"),
+        "tokens": AutoModelForCausalLM,
+    }[format.head]
 
 
 def found_head(module: PreTrainedModel) -> nn.Module:

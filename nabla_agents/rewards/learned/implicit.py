@@ -101,19 +101,17 @@ class ImplicitReward(SelfTested, DifferentiableReward):
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
     ) -> list[RewardGradient]:
         terms = any(getattr(c, "embedding_gradient", True) is not None for c in likelihoods)
-        caches, paid = self.model.prompt_caches(rollouts)
-        tuned = self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=terms)
-        reference: Sequence[Carrier] = likelihoods
-        if self.reference is not self._policy and self.reference is not None:
-            caches, more = self.reference.prompt_caches(rollouts)
-            passes = self.reference.likelihood_gradient(rollouts, starts, caches, embedding_terms=terms)
-            reference = [p.carrier for p in passes]
-            paid = [a + b + p.usage for a, b, p in zip(paid, more, passes, strict=True)]
+
+        def of(model: LanguageModel) -> list[tuple[Carrier, Usage]]:
+            caches, paid = model.prompt_caches(rollouts)
+            passes = model.likelihood_gradient(rollouts, starts, caches, embedding_terms=terms)
+            return [(p.carrier, p.usage + before) for p, before in zip(passes, paid, strict=True)]
+
+        own = self.reference if self.reference is not self._policy else None
+        reference = of(own) if own is not None else [(c, Usage()) for c in likelihoods]
         return [
-            RewardGradient(
-                WeightedCarrier(((self.beta, t.carrier), (-self.beta, r))), _as_reward_usage(t.usage + usage)
-            )
-            for t, r, usage in zip(tuned, reference, paid, strict=True)
+            RewardGradient(WeightedCarrier(((self.beta, tuned), (-self.beta, carrier))), _as_reward_usage(usage + more))
+            for (tuned, usage), (carrier, more) in zip(of(self.model), reference, strict=True)
         ]
 
     @property

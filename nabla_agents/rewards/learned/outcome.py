@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.carriers import Carrier
@@ -21,7 +21,7 @@ from nabla_agents.rewards.learned.bound import BoundReward
 from nabla_agents.rewards.learned.formats import SEQUENCE_CLASSIFICATION, OutcomeFormat
 from nabla_agents.rewards.learned.framing import framed
 from nabla_agents.rewards.learned.golden import SelfTested
-from nabla_agents.rewards.learned.heads import HeadedModel, check_head, found_head, width_of
+from nabla_agents.rewards.learned.heads import check_head, found_head, loader, width_of
 from nabla_agents.rewards.learned.passes import HeadPass, OwnPass, Pass
 from nabla_agents.rewards.learned.reading import Part, Range, Reading, Script, read
 from nabla_agents.rewards.learned.reward_model import RewardModel, load_reward_model
@@ -81,8 +81,7 @@ class OutcomeReward(SelfTested, DifferentiableReward):
             if (format.head, format.output, declared == 1) == ("linear", "logits", False):
                 raise ConfigurationError(_width_error(str(name), declared))
 
-        auto_class = HeadedModel("two-layer", 1) if format.head == "two-layer" else AutoModelForSequenceClassification
-        module, tokenizer = load_reward_model(cls.__name__, name, auto_class, {**loading}, check)
+        module, tokenizer = load_reward_model(cls.__name__, name, loader(format), {**loading}, check)
         return cls(module, tokenizer, format=format, min_coverage=min_coverage, name=str(name))
 
     def reading(self, rollout: Rollout) -> Reading:

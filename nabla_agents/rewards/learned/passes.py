@@ -56,15 +56,16 @@ class HeadPass:
         ends = [len(c.ids) if c else 0 for c in caches] if starts is None else starts
         known = [r.ids[:end] for r, end in zip(readings, ends, strict=True)]
         rest = [r.ids[end:] for r, end in zip(readings, ends, strict=True)]
-        states = self.transformer.continued(known, rest, caches, needs_grad=starts is not None)
+        before, after, embeddings = self.transformer.continued(known, rest, caches, needs_grad=starts is not None)
+        read, fed = before.shape[1], after.shape[1]
         with torch.set_grad_enabled(starts is not None):
             scores = [
                 # Seen from the end of what is known, states of known tokens are right-aligned.
-                applied(self.head, torch.stack([(after if p >= end else before)[p - end] for p in reading.read_at]))
-                for reading, end, before, after in zip(readings, ends, states.before, states.hidden, strict=True)
+                applied(self.head, torch.stack([(after if p >= end else before)[i, p - end] for p in reading.read_at]))
+                for i, (reading, end) in enumerate(zip(readings, ends, strict=True))
             ]
-        forward = [states.read + states.fed + extra for extra in prefilled]
-        return Outputs(scores, [states.embeddings], forward, [0 if starts is None else states.fed] * len(readings))
+        forward = [read + fed + extra for extra in prefilled]
+        return Outputs(scores, [embeddings], forward, [0 if starts is None else fed] * len(readings))
 
 
 class OwnPass:

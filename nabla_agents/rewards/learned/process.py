@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.carriers import Carrier
@@ -25,7 +20,7 @@ from nabla_agents.rewards.learned.aggregation import aggregation as aggregation_
 from nabla_agents.rewards.learned.bound import BoundReward
 from nabla_agents.rewards.learned.formats import TRL_PRM, StepFormat, StepTokens, step_tokens
 from nabla_agents.rewards.learned.golden import SelfTested
-from nabla_agents.rewards.learned.heads import HeadedModel, VocabularyHead, check_head, found_head, width_of
+from nabla_agents.rewards.learned.heads import VocabularyHead, check_head, found_head, loader, width_of
 from nabla_agents.rewards.learned.passes import HeadPass
 from nabla_agents.rewards.learned.reading import Reading
 from nabla_agents.rewards.learned.reward_model import RewardModel, load_reward_model
@@ -116,16 +111,6 @@ class ProcessReward(SelfTested, DifferentiableReward):
 
     def bind(self, model: LanguageModel) -> Reward:
         return BoundReward(self.model, model)
-
-
-def loader(format: StepFormat) -> Any:
-    """What loads a format's models: one of transformers' auto classes, or one that is used like them."""
-    return {
-        "classes": AutoModelForTokenClassification,
-        "two-layer": HeadedModel("two-layer", 2),
-        "value": HeadedModel("value"),
-        "tokens": AutoModelForCausalLM,
-    }[format.head]
 
 
 def _head(module: PreTrainedModel, format: StepFormat, tokens: StepTokens, label: str) -> nn.Module:
