@@ -31,7 +31,7 @@ def framed(tokenizer: Tokenizer, prompt: Prompt, *, system: bool | str, as_writt
         PromptError: the template refuses the conversation, or does not show the answer once.
     """
     if not prompt.messages or not tokenizer.hf.chat_template:
-        return with_one_bos(tokenizer, prompt.text or asked(prompt)), tokenizer.eos
+        return with_one_bos(tokenizer, prompt.text or plain_text(prompt)), tokenizer.eos
     messages = with_system(prompt.messages, system)
     opened = tokenizer.render(messages)
     [head, closing] = rendered_around(tokenizer, [*messages, Message("assistant", slot(0))], 1)
@@ -76,12 +76,12 @@ def with_one_bos(tokenizer: Tokenizer, text: str) -> str:
     return tokenizer.bos + bare if bare != text or tokenizer.adds_bos else text
 
 
-def asked(prompt: Prompt) -> str:
+def plain_text(prompt: Prompt) -> str:
     """All turns of a conversation as plain text, for formats that know no turns; the system prompt is left out."""
     return "\n\n".join(m.content for m in prompt.messages if m.role != "system") or prompt.text
 
 
 def filled(template: str, tokenizer: Tokenizer, prompt: Prompt) -> str:
     """A format's own prompt with the question in it."""
-    text = template.replace("{bos}", tokenizer.bos).replace("{question}", asked(prompt))
+    text = template.replace("{bos}", tokenizer.bos).replace("{question}", plain_text(prompt))
     return with_one_bos(tokenizer, text)

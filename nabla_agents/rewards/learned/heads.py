@@ -123,7 +123,7 @@ def loader(format: OutcomeFormat | StepFormat) -> Any:
     }[format.head]
 
 
-def found_head(module: PreTrainedModel) -> nn.Module:
+def score_head(module: PreTrainedModel) -> nn.Module:
     """The score head of a model, in fp32 or better: a linear layer, or several.
 
     Raises:
@@ -155,10 +155,10 @@ def check_head(transformer: Transformer, head: nn.Module, columns: tuple[int, ..
     module = transformer.module
     ids = torch.arange(min(4, int(transformer.embedding.weight.shape[0])), device=transformer.device)[None]
     expected = module(input_ids=ids, use_cache=False).logits
-    got = applied(head, transformer.body(input_ids=ids, use_cache=False).last_hidden_state)
+    logits = applied(head, transformer.body(input_ids=ids, use_cache=False).last_hidden_state)
     expected = expected[..., list(columns)] if columns else expected
-    got = got[:, -1] if expected.dim() == 2 else got
-    if got.shape != expected.shape or not torch.allclose(got, expected.to(got), rtol=2e-2, atol=2e-2):
+    logits = logits[:, -1] if expected.dim() == 2 else logits
+    if logits.shape != expected.shape or not torch.allclose(logits, expected.to(logits), rtol=2e-2, atol=2e-2):
         raise ModelLoadError(
             f"The logits of {type(module).__name__} are not its head applied to its last hidden states, so its scores "
             "and gradient would be wrong. Choose another class or format."

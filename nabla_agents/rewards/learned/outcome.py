@@ -21,7 +21,7 @@ from nabla_agents.rewards.learned.bound import BoundReward
 from nabla_agents.rewards.learned.formats import SEQUENCE_CLASSIFICATION, OutcomeFormat
 from nabla_agents.rewards.learned.framing import framed
 from nabla_agents.rewards.learned.golden import SelfTested
-from nabla_agents.rewards.learned.heads import check_head, found_head, loader, width_of
+from nabla_agents.rewards.learned.heads import check_head, loader, score_head, width_of
 from nabla_agents.rewards.learned.passes import HeadPass, OwnPass, Pass
 from nabla_agents.rewards.learned.reading import Part, Range, Reading, Script, read
 from nabla_agents.rewards.learned.reward_model import RewardModel, load_reward_model
@@ -127,7 +127,7 @@ def _runs(module: PreTrainedModel, scoring: OutcomeScoring, label: str) -> tuple
         transformer, prompt = Transformer(module), Prompt((Message("user", "1 + 1 = ?"),), "", ())
         sample = read(scoring.tokenizer, scoring.script(prompt, "2", ended=True, same_template=False)).ids
         return transformer, OwnPass(transformer, output=scoring.format.output, name=label, sample=sample)
-    head = found_head(module)
+    head = score_head(module)
     if width_of(head) != 1:
         raise ConfigurationError(_width_error(label, width_of(head)))
     transformer = Transformer(module)

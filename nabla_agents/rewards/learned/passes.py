@@ -98,16 +98,16 @@ class OwnPass:
         return Outputs(scores, leaves, lengths, lengths)
 
     def _score(self, **inputs: Tensor) -> Float[Tensor, "one one"]:
-        [given] = inputs.values()
-        mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+        [tensor] = inputs.values()
+        mask = torch.ones(tensor.shape[:2], dtype=torch.long, device=tensor.device)
         output: Any = self.transformer.module(**inputs, attention_mask=mask)
         score = getattr(output, self.output, None)
         if not isinstance(score, Tensor) or score.numel() != 1:
             shape = tuple(score.shape) if isinstance(score, Tensor) else score
-            known = ", ".join(k for k, v in vars(output).items() if v is not None)
+            attributes = ", ".join(k for k, v in vars(output).items() if v is not None)
             raise ModelLoadError(
                 f"The output of {self.name} has {shape!r} as `{self.output}`; expected one number for one "
-                f"text. It has: {known}. Name the attribute of the score in OutcomeFormat(output=...)."
+                f"text. It has: {attributes}. Name the attribute of the score in OutcomeFormat(output=...)."
             )
         return wide(score).reshape(1, 1)
 

@@ -20,7 +20,7 @@ from nabla_agents.rewards.learned.aggregation import aggregation as aggregation_
 from nabla_agents.rewards.learned.bound import BoundReward
 from nabla_agents.rewards.learned.formats import TRL_PRM, StepFormat, StepTokens, step_tokens
 from nabla_agents.rewards.learned.golden import SelfTested
-from nabla_agents.rewards.learned.heads import VocabularyHead, check_head, found_head, loader, width_of
+from nabla_agents.rewards.learned.heads import VocabularyHead, check_head, loader, score_head, width_of
 from nabla_agents.rewards.learned.passes import HeadPass
 from nabla_agents.rewards.learned.reading import Reading
 from nabla_agents.rewards.learned.reward_model import RewardModel, load_reward_model
@@ -116,7 +116,7 @@ class ProcessReward(SelfTested, DifferentiableReward):
 def _head(module: PreTrainedModel, format: StepFormat, tokens: StepTokens, label: str) -> nn.Module:
     if tokens.classes is not None:
         return VocabularyHead(module, tokens.classes)
-    head = found_head(module)
+    head = score_head(module)
     if width_of(head) not in (1, 2):
         raise ConfigurationError(_width_error(label, width_of(head)))
     return head
