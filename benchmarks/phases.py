@@ -21,16 +21,16 @@ from rich.table import Table
 from nabla_agents import Budget, Engine, LanguageModel, Nabla, Sampling
 from nabla_agents.models.decoding import Decoding
 from nabla_agents.objective import Objective
-from nabla_agents.search.proposals import Proposing
+from nabla_agents.search import proposals
 from nabla_agents.tiny import problems
 
 LIMIT = Sampling(max_tokens=192)
 WATCHED = (
     (Objective, ("score", "gradient")),
-    (Proposing, ("_within",)),
+    (proposals, ("best_changes",)),
     (Decoding, ("add", "step")),
 )
-NAMES = {"add": "rollouts: prefill", "step": "rollouts: decode", "_within": "proposals"}
+NAMES = {"add": "rollouts: prefill", "step": "rollouts: decode", "best_changes": "proposals"}
 
 
 def main() -> None:
@@ -61,14 +61,12 @@ def phases(run: Callable[[], None]) -> dict[str, tuple[float, int, int]]:
     """Seconds, calls and rows of each operation in a run, and of all of it."""
     seconds, calls, rows = defaultdict[str, float](float), defaultdict[str, int](int), defaultdict[str, int](int)
 
-    def watch(owner: type, name: str) -> Callable[[], None]:
+    def watch(owner: Any, name: str) -> Callable[[], None]:
         as_it_was: Any = getattr(owner, name)
 
         def timed(self: Any, *columns: Any) -> Any:
             began = time.perf_counter()
-            rows[name] += (
-                len(columns[0]) if columns and isinstance(columns[0], Sequence) else len(self) if name == "step" else 1
-            )
+            rows[name] += next((len(c) for c in columns if isinstance(c, Sequence)), len(self) if name == "step" else 1)
             try:
                 return as_it_was(self, *columns)
             finally:

@@ -31,8 +31,8 @@ def extract_answer(text: str) -> str | None:
     if boxed is not None and (answer := _normal(boxed)):
         return answer
     for pattern in (*_MARKED, _NUMBER):
-        if found := [answer for answer in map(_normal, pattern.findall(text)[-1:]) if answer]:
-            return found[0]
+        if answers := [answer for answer in map(_normal, pattern.findall(text)[-1:]) if answer]:
+            return answers[0]
     return None
 
 
@@ -43,11 +43,11 @@ def stated_answer(text: str) -> str | None:
     """
     boxed = _boxed(text)
     marked = (pattern.findall(text)[-1:] for pattern in _MARKED)
-    found = boxed if boxed is not None else next((answers[0] for answers in marked if answers), None)
-    if found is None and len(text) <= 200 and "\n" not in text.strip() and not _WORDS.search(text):
-        found = text
-    if found is not None:
-        answer = _SENTENCE_END.split(found.strip("*_` \t\r\n"), maxsplit=1)[0].strip("*_` \t\r\n")
+    passage = boxed if boxed is not None else next((answers[0] for answers in marked if answers), None)
+    if passage is None and len(text) <= 200 and "\n" not in text.strip() and not _WORDS.search(text):
+        passage = text
+    if passage is not None:
+        answer = _SENTENCE_END.split(passage.strip("*_` \t\r\n"), maxsplit=1)[0].strip("*_` \t\r\n")
         if answer.startswith("$") and (end := _DOLLAR.search(answer, 1)):
             answer = answer[: end.end()]
         return answer if answer and not _HEDGE.search(answer) else None
@@ -64,7 +64,7 @@ def stated_answer(text: str) -> str | None:
 def _boxed(text: str) -> str | None:
     r"""What is in the last `\boxed{}` that is closed, however many braces are inside."""
     open_: list[int | None] = []  # where the content of each open brace starts, if it is a box
-    found: tuple[int, int] | None = None
+    span: tuple[int, int] | None = None
     for brace in _BRACE.finditer(text):
         if brace[1]:
             open_.append(brace.end())
@@ -72,8 +72,8 @@ def _boxed(text: str) -> str | None:
             open_.append(None)
         elif brace[0] == "}" and open_:
             start = open_.pop()
-            found = found if start is None else (start, brace.start())
-    return None if found is None else text[slice(*found)]
+            span = span if start is None else (start, brace.start())
+    return None if span is None else text[slice(*span)]
 
 
 def _normal(answer: str) -> str:

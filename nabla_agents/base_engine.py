@@ -79,7 +79,8 @@ class BaseEngine(ABC):
     ) -> Result:
         """The best completion found within the budget; options as in `request`.
 
-        Ctrl-C returns the best so far, which says that it was interrupted; where the search had just ended, it is raised.
+        Ctrl-C returns the best so far, which says that it was interrupted; where the search had just ended, it is
+        raised.
         """
         request = self.request(
             prompt,

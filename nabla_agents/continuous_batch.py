@@ -55,8 +55,8 @@ class ContinuousBatch(Generic[OwnerT]):
         """Whether some rollout has begun and not ended."""
         return bool(self._decoding)
 
-    def add(self, owner: OwnerT, asked: Writing) -> None:
-        self._owners[owner] = asked, [_Sequence(owner, job) for job in asked.jobs]
+    def add(self, owner: OwnerT, writing: Writing) -> None:
+        self._owners[owner] = writing, [_Sequence(owner, job) for job in writing.jobs]
 
     def usage(self, owner: OwnerT) -> Usage:
         """What an owner's rollouts have cost so far."""
@@ -82,16 +82,16 @@ class ContinuousBatch(Generic[OwnerT]):
         joining = waiting[:room] if (enough and self._decoding.joinable) or not self._decoding else []
         self._joined = self._joined + len(joining) if joining else 0
         failed = self._step(self._decoding, joining)
-        for asked, [first, *_] in [own for own in self._owners.values() if own[0].watch is not None and own[1]]:
-            if asked.watch is not None and first.row is not None:
-                asked.watch(first.row.ids)
-        found: dict[OwnerT, Written | Exception] = {}
+        for writing, [first, *_] in [own for own in self._owners.values() if own[0].watch is not None and own[1]]:
+            if writing.watch is not None and first.row is not None:
+                writing.watch(first.row.ids)
+        written: dict[OwnerT, Written | Exception] = {}
         for owner, (_, sequences) in list(self._owners.items()):
             ended = [s.rollout for s in sequences if s.rollout is not None]
             if owner in failed or len(ended) == len(sequences):
-                found[owner] = failed.get(owner) or Written(ended, [])
+                written[owner] = failed.get(owner) or Written(ended, [])
                 del self._owners[owner]
-        return found
+        return written
 
     def _step(self, decoding: Decoding, joining: Sequence[_Sequence[OwnerT]]) -> dict[OwnerT, Exception]:
         written = [s for _, own in self._owners.values() for s in own if s.row is not None]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from nabla_agents.base_engine import BaseEngine
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, PromptError
 from nabla_agents.models.decoding import Checked, RolloutBackend
 from nabla_agents.models.language_model import LanguageModel
-from nabla_agents.models.loading import Loading
+from nabla_agents.models.loading import Loading, LoadingOptions
 from nabla_agents.models.threads import release_threads
 from nabla_agents.objective import Objective, check_parts
 from nabla_agents.request import PromptLike, Request, check_budget, check_strategy, read_messages
@@ -52,7 +52,7 @@ class Engine(BaseEngine):
         likelihood_weight: float = 1.0,
         embedding_terms: bool = True,
         rollouts: RolloutBackend | None = None,
-        **loading: Any,
+        **loading: Unpack[LoadingOptions],
     ) -> None:
         _check_parts(
             model=model,
@@ -84,7 +84,7 @@ class Engine(BaseEngine):
         likelihood_weight: float = 1.0,
         embedding_terms: bool = True,
         rollouts: RolloutBackend | None = None,
-        **loading: Any,
+        **loading: Unpack[LoadingOptions],
     ) -> Engine:
         """The embedded language model with its embedded process reward and `Nabla`; every keyword replaces a part."""
         parts: dict[str, Any] = {

@@ -86,12 +86,12 @@ def read_messages(conversation: object) -> list[Message]:
     return [m if isinstance(m, Message) else _message(m) for m in conversation]
 
 
-def _message(given: Any) -> Message:
-    if not isinstance(given, Mapping) or "role" not in given:
-        raise PromptError(f"A message is {given!r}; expected Message(role, content) or a mapping with both.")
-    extra = {k: v for k, v in given.items() if k not in ("role", "content")}
-    content = given.get("content")
-    return Message(given["role"], "" if content is None else content, extra)  # tool calls have no content
+def _message(message: Any) -> Message:
+    if not isinstance(message, Mapping) or "role" not in message:
+        raise PromptError(f"A message is {message!r}; expected Message(role, content) or a mapping with both.")
+    extra = {k: v for k, v in message.items() if k not in ("role", "content")}
+    content = message.get("content")
+    return Message(message["role"], "" if content is None else content, extra)  # tool calls have no content
 
 
 def _whole(value: object) -> bool:

@@ -78,19 +78,19 @@ class Task:
         assert self._moving is not None
         try:
             if isinstance(outcome, BaseException):
-                found = self._context.run(self._moving.throw, outcome)
+                awaited = self._context.run(self._moving.throw, outcome)
             else:
-                found = self._context.run(self._moving.send, outcome)
+                awaited = self._context.run(self._moving.send, outcome)
         except StopIteration as e:
             self._moving = None
             return e.value
         except StopAsyncIteration:
             return None
-        if isinstance(found, Operation | Writing):
-            self.waits_for, self.ready = found, False
-            return found
+        if isinstance(awaited, Operation | Writing):
+            self.waits_for, self.ready = awaited, False
+            return awaited
         self._outcome = ConfigurationError(
-            f"A strategy awaits {found!r}; expected operations of its search alone, such as search.roll(...)."
+            f"A strategy awaits {awaited!r}; expected operations of its search alone, such as search.roll(...)."
         )
         return self.advance()
 
@@ -217,20 +217,20 @@ class Scheduler:
         """Lets a search go on until it waits, has made all the steps that are wanted, or ends."""
         while True:
             try:
-                found = task.advance()
+                reached = task.advance()
             except BaseException as e:
                 task.searching.failed(e)
                 self._end(task, e)
                 return
-            if isinstance(found, Writing):
-                batch = self._batches.setdefault(found.model, ContinuousBatch(found.model, max_batch=MAX_BATCH))
-                batch.add(task, found)
-            if isinstance(found, Operation | Writing):
+            if isinstance(reached, Writing):
+                batch = self._batches.setdefault(reached.model, ContinuousBatch(reached.model, max_batch=MAX_BATCH))
+                batch.add(task, reached)
+            if isinstance(reached, Operation | Writing):
                 return
-            if found is None or found.done:
-                self._end(task, found)
+            if reached is None or reached.done:
+                self._end(task, reached)
                 return
-            task.put(found)
+            task.put(reached)
             if (run := task.run) is not None and not run.wanted:
                 task.parked = True
                 return
@@ -252,9 +252,9 @@ class Scheduler:
 
     def _chosen(self) -> list[Task]:
         """Those whose operations are one kind, and next; none where rollouts go on."""
-        asked = [(t, t.waits_for) for t in self._tasks if isinstance(t.waits_for, Operation)]
-        busy = [o.function for t, o in asked if t.begun and o.alone]
-        waiting = [(t, o) for t, o in asked if not t.begun and o.function not in busy]
+        wanted = [(t, t.waits_for) for t in self._tasks if isinstance(t.waits_for, Operation)]
+        busy = [o.function for t, o in wanted if t.begun and o.alone]
+        waiting = [(t, o) for t, o in wanted if not t.begun and o.function not in busy]
         writers = sum(len(batch) for batch in self._batches.values())
         patient = all(task.waited < _PATIENCE for task, _ in waiting)
         writing = any(batch.writing for batch in self._batches.values())

@@ -54,8 +54,8 @@ class Brief:
 
     def __repr__(self) -> str:
         shown = [f for f in fields(self) if f.repr]  # type: ignore[arg-type]
-        said = ((f.name, repr(getattr(self, f.name)), repr(f.default)) for f in shown)
-        return f"{type(self).__name__}({', '.join(f'{name}={it}' for name, it, default in said if it != default)})"
+        written = ((f.name, repr(getattr(self, f.name)), repr(f.default)) for f in shown)
+        return f"{type(self).__name__}({', '.join(f'{name}={it}' for name, it, default in written if it != default)})"
 
 
 @dataclass(frozen=True, repr=False)

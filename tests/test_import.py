@@ -1,9 +1,15 @@
 """`import nabla_agents` is cheap, and names are loaded when they are first used."""
 
+import ast
 import subprocess
 import sys
+from collections.abc import Collection
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
+
+import nabla_agents
 
 HEAVY = {"torch", "transformers", "langchain_core", "llama_index", "pydantic", "rich", "typer"}
 
@@ -31,6 +37,36 @@ def test_an_engine_needs_neither_the_sandbox_nor_any_reward_of_ours() -> None:
     modules = loaded_by("import nabla_agents.engine")
     assert not [m for m in modules if m.startswith(("nabla_agents.sandbox", "nabla_agents.rewards.tools"))]
     assert not [m for m in modules if m.startswith("nabla_agents.rewards.learned")]
+
+
+class Imports(ast.NodeVisitor):
+    """The modules that a module imports as it is loaded, and those that only its types need."""
+
+    def __init__(self, modules: Collection[str]) -> None:
+        self.modules, self.found = modules, set[str]()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        """What a function imports is imported later."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        for alias in node.names:
+            submodule = f"{node.module}.{alias.name}"
+            self.found |= {submodule if submodule in self.modules else str(node.module)} & set(self.modules)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    root = Path(nabla_agents.__file__).parent
+    paths = {
+        ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in root.rglob("*.py")
+    }
+    del paths["nabla_agents"]  # it exports lazily
+    graph: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        imports = Imports(paths)
+        imports.visit(ast.parse(path.read_text(encoding="utf-8")))
+        graph[name] = imports.found - {name}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(paths) > 100
 
 
 def test_every_exported_name_resolves_and_is_listed() -> None:

@@ -79,20 +79,20 @@ def chosen_tool(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         ConfigurationError: a choice among no tools, of an unknown tool, or in a form that is none of the known.
     """
-    given = choice
+    original = choice
     if isinstance(choice, Mapping):
         mapping = cast(Mapping[str, Any], choice)
         inner = mapping.get("function", mapping)
         choice = (inner.get("name") if isinstance(inner, Mapping) else None) or mapping.get("type")
-    known = {None: "auto", True: "any", False: "none", "required": "any"}
-    choice = known.get(choice, choice) if isinstance(choice, str | bool | None) else choice
+    aliases = {None: "auto", True: "any", False: "none", "required": "any"}
+    choice = aliases.get(choice, choice) if isinstance(choice, str | bool | None) else choice
     names = [function(tool).get("name") for tool in tools]
     if choice in ("auto", "none") or (choice == "any" and tools) or choice in names:
         return str(choice)
     if not names:
-        raise ConfigurationError(f"tool_choice is {given!r}, but there are no tools; expected tools, 'auto' or 'none'.")
+        raise ConfigurationError(f"tool_choice is {original!r}, but there are no tools; expected tools, 'auto' or 'none'.")
     raise ConfigurationError(
-        f"tool_choice is {given!r}; expected 'auto', 'none', 'required' or the name of a tool: {names}."
+        f"tool_choice is {original!r}; expected 'auto', 'none', 'required' or the name of a tool: {names}."
     )
 
 
@@ -101,12 +101,12 @@ def _schema(response_format: Any) -> tuple[Mapping[str, Any] | None, Mapping[str
     if response_format is None:
         return None, None
     if isinstance(response_format, Mapping):
-        given = cast(Mapping[str, Any], response_format)
-        kind, inner = given.get("type"), given.get("json_schema")
+        form = cast(Mapping[str, Any], response_format)
+        kind, inner = form.get("type"), form.get("json_schema")
         if kind == "text":
             return None, None
         if kind == "json_object":
-            return given.get("schema") or _ANY_OBJECT, None
+            return form.get("schema") or _ANY_OBJECT, None
         if kind == "json_schema" and isinstance(inner, Mapping) and isinstance(inner.get("schema"), Mapping):
             return inner["schema"], inner["schema"]
     raise ConfigurationError(

@@ -57,15 +57,15 @@ class Reply:
                 return Reply("", reasoning, (ToolCall.read(rest),))  # its own form, cut or broken
         if not dialect.begin:
             return Reply(_steady(rest) if partial else rest, reasoning)
-        said, *written = rest.split(dialect.begin)
+        content, *written = rest.split(dialect.begin)
         calls_read: list[ToolCall] = []
         for piece in written:
             raw, closed, after = piece.partition(dialect.end) if dialect.end else (piece, "", "")
             if closed or not partial:
                 calls_read += _listed(raw) if dialect.several == "listed" else [ToolCall.read(raw)]
-            said += after
-        said = _steady(said, dialect.begin) if partial else said.rstrip() if written else said
-        return Reply(said, reasoning, tuple(calls_read))
+            content += after
+        content = _steady(content, dialect.begin) if partial else content.rstrip() if written else content
+        return Reply(content, reasoning, tuple(calls_read))
 
     @staticmethod
     def opens_thinking(prompt_text: str, dialect: Dialect = HERMES) -> bool:
@@ -76,12 +76,12 @@ class Reply:
 def _listed(raw: str) -> list[ToolCall]:
     """The calls of a JSON list; what is none is one call that says why."""
     try:
-        found: object = json.loads(raw)
+        calls: object = json.loads(raw)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, list):
+        calls = None
+    if not isinstance(calls, list):
         return [ToolCall.read(raw)]
-    return [ToolCall.read(json.dumps(one, ensure_ascii=False)) for one in found]
+    return [ToolCall.read(json.dumps(one, ensure_ascii=False)) for one in calls]
 
 
 def _thought(text: str, thinking: bool, partial: bool, markers: tuple[str, str]) -> tuple[str, str]:

@@ -58,9 +58,9 @@ def in_dialect(messages: Sequence[Message], dialect: Dialect) -> list[Message]:
 def _named(message: Message, length: int) -> Message:
     """With the names of calls hashed to a length, but for those that have it."""
 
-    def name(given: Any) -> Any:
-        fits = not isinstance(given, str) or (len(given) == length and given.isalnum())
-        return given if fits else hashlib.sha256(given.encode()).hexdigest()[:length]
+    def name(call_id: Any) -> Any:
+        fits = not isinstance(call_id, str) or (len(call_id) == length and call_id.isalnum())
+        return call_id if fits else hashlib.sha256(call_id.encode()).hexdigest()[:length]
 
     extra = dict(message.extra)
     if "tool_call_id" in extra:

@@ -64,12 +64,11 @@ def bare_calls(text: str, names: Collection[str]) -> tuple[ToolCall, ...]:
     if not may_become_calls(text, names):
         return ()
     try:
-        found: Any = json.loads(fenced[1] if fenced else text)
+        read: Any = json.loads(fenced[1] if fenced else text)
     except (ValueError, RecursionError):
         return ()
-    calls = [
-        ToolCall.read(json.dumps(one, ensure_ascii=False)) for one in (found if isinstance(found, list) else [found])
-    ]
+    objects = read if isinstance(read, list) else [read]
+    calls = [ToolCall.read(json.dumps(each, ensure_ascii=False)) for each in objects]
     return tuple(calls) if calls and all(call.error is None and call.name in names for call in calls) else ()
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.functional import wide
-
-if TYPE_CHECKING:
-    from nabla_agents.models.language_model import LanguageModel
-    from nabla_agents.models.transformer import Transformer
+from nabla_agents.models.causal_model import CausalModel
+from nabla_agents.models.transformer import Transformer
 
 
 class Carrier(Protocol):
@@ -33,7 +31,7 @@ class LikelihoodCarrier:
     [time, hidden] is a, or None where only the direct term is wanted.
     """
 
-    model: LanguageModel
+    model: CausalModel
     start: int
     hidden: Tensor
     embedding_gradient: Tensor | None

@@ -62,11 +62,11 @@ class _Checkpointed:
         """
         if cache is None or self._index is None or self._index >= len(cache.layers):
             return lambda: None
-        held = vars(cache.layers[self._index])
-        now = dict(held)
+        state = vars(cache.layers[self._index])
+        now = dict(state)
 
         def restore() -> None:
-            held.clear()
-            held.update(now)
+            state.clear()
+            state.update(now)
 
         return restore

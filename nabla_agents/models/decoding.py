@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -12,13 +12,11 @@ from torch import Tensor
 
 from nabla_agents.errors import GrammarError, RolloutError
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, token_log_probs
+from nabla_agents.models.causal_model import CausalModel
 from nabla_agents.models.constraint import Constraint, Mask, masked
 from nabla_agents.models.rows import MOST_MISSES, RolloutJob, Row
 from nabla_agents.models.transformer import Context
 from nabla_agents.types import FinishReason, Rollout
-
-if TYPE_CHECKING:
-    from nabla_agents.models.language_model import LanguageModel
 
 
 class RolloutBackend(Protocol):
@@ -34,13 +32,13 @@ class Checked:
     backend: RolloutBackend
 
     def rollout(self, jobs: Sequence[RolloutJob]) -> list[Rollout]:
-        found: object = self.backend.rollout(jobs)
+        rollouts: object = self.backend.rollout(jobs)
         name = type(self.backend).__name__
-        if not isinstance(found, Sequence) or not all(isinstance(r, Rollout) for r in found):
-            raise RolloutError(f"{name} returned {found!r}; expected a list of Rollout.")
-        if len(found) != len(jobs):
-            raise RolloutError(f"{name} returned {len(found)} rollouts for {len(jobs)} jobs; expected one each.")
-        return list(found)
+        if not isinstance(rollouts, Sequence) or not all(isinstance(r, Rollout) for r in rollouts):
+            raise RolloutError(f"{name} returned {rollouts!r}; expected a list of Rollout.")
+        if len(rollouts) != len(jobs):
+            raise RolloutError(f"{name} returned {len(rollouts)} rollouts for {len(jobs)} jobs; expected one each.")
+        return list(rollouts)
 
 
 class Decoding:
@@ -50,7 +48,7 @@ class Decoding:
     number selects there. So neither a draft nor what shares the batch changes a completion, only its cost.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: CausalModel) -> None:
         self._model = model
         self._rows: list[Row] = []  # those being written; the context has read all of each but its newest token
         self._context: Context | None = None
@@ -122,7 +120,7 @@ class Decoding:
             self._context = None
 
 
-def rollout(model: LanguageModel, jobs: Sequence[RolloutJob]) -> list[Rollout]:
+def rollout(model: CausalModel, jobs: Sequence[RolloutJob]) -> list[Rollout]:
     """Samples all jobs together; finished rows leave the batch. Costs one prefill, and one forward per token that no
     draft has guessed.
     """
@@ -136,7 +134,7 @@ def rollout(model: LanguageModel, jobs: Sequence[RolloutJob]) -> list[Rollout]:
 
 
 def _read_on(
-    model: LanguageModel, context: Context, rows: Sequence[Row], guesses: Sequence[tuple[int, ...]]
+    model: CausalModel, context: Context, rows: Sequence[Row], guesses: Sequence[tuple[int, ...]]
 ) -> Float[Tensor, "batch time hidden"]:
     """The states after each row's newest token and after each of its guesses."""
     fed = [(row.ids[-1], *guess) for row, guess in zip(rows, guesses, strict=True)]
@@ -159,7 +157,7 @@ def _evened(guesses: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def _take(
-    model: LanguageModel,
+    model: CausalModel,
     rows: Sequence[Row],
     hidden: Float[Tensor, "batch time hidden"],
     guesses: Sequence[tuple[int, ...]],
@@ -187,17 +185,17 @@ def _take(
 
 
 def _prefix_log_probs(
-    model: LanguageModel, hidden: Float[Tensor, "batch time hidden"], jobs: Sequence[RolloutJob]
+    model: CausalModel, hidden: Float[Tensor, "batch time hidden"], jobs: Sequence[RolloutJob]
 ) -> list[list[float]]:
     """log π of each job's given tokens; the state before a prefix is the one that predicts its first token."""
     last, lengths = hidden.shape[1] - 1, [len(job.prefix_ids) for job in jobs]
     predicting = torch.cat([hidden[i, last - length : last] for i, length in enumerate(lengths)])
-    found = model.log_probs(predicting, [token for job in jobs for token in job.prefix_ids])
-    return [row.tolist() for row in found.cpu().split(lengths)]
+    log_probs = model.log_probs(predicting, [token for job in jobs for token in job.prefix_ids])
+    return [row.tolist() for row in log_probs.cpu().split(lengths)]
 
 
 def _chosen(
-    model: LanguageModel,
+    model: CausalModel,
     rows: Sequence[Row],
     hidden: Float[Tensor, "batch time hidden"],
     places: Sequence[tuple[int, int]],
@@ -221,7 +219,7 @@ def _chosen(
     return [(int(token), log_prob) for token, log_prob in torch.cat(pairs).tolist()]
 
 
-def _constraint(model: LanguageModel, job: RolloutJob) -> Constraint | None:
+def _constraint(model: CausalModel, job: RolloutJob) -> Constraint | None:
     """The job's grammar, where it has one, after the job's prefix."""
     if job.sampling.grammar is None:
         return None

@@ -27,7 +27,7 @@ def by_length(
         groups[-1].append(i)
     if len(groups) == 1:
         return operation(*columns)
-    found: dict[int, ResultT] = {}
+    results: dict[int, ResultT] = {}
     for group in groups:
-        found.update(zip(group, operation(*([column[i] for i in group] for column in columns)), strict=True))
-    return [found[i] for i in range(len(lengths))]
+        results.update(zip(group, operation(*([column[i] for i in group] for column in columns)), strict=True))
+    return [results[i] for i in range(len(lengths))]

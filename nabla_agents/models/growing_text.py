@@ -22,10 +22,10 @@ class GrowingText:
     def read(self, ids: Sequence[int]) -> bool:
         """Takes the completion's tokens so far; whether the text has grown."""
         count = len(ids) - (bool(ids) and ids[-1] in self._eos_ids)
-        known = self._tokenizer.decode(ids[self._lead : self._read])
-        found = self._tokenizer.decode(ids[self._lead : count])
-        if not found.endswith("\ufffd") and found.startswith(known):
-            self._written += found[len(known) :]
+        before = self._tokenizer.decode(ids[self._lead : self._read])
+        now = self._tokenizer.decode(ids[self._lead : count])
+        if not now.endswith("\ufffd") and now.startswith(before):
+            self._written += now[len(before) :]
             self._lead, self._read = self._read, count
         before, self.text = self.text, self._certain()
         return self.text != before

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.constraint import Compiler, Constraint
 from nabla_agents.models.decoding import Decoding, RolloutJob, rollout
 from nabla_agents.models.grouping import by_length
-from nabla_agents.models.loading import Loading, load
+from nabla_agents.models.loading import Loading, LoadingOptions, load
 from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.models.threads import release_threads
 from nabla_agents.models.tokenizer import Tokenizer
@@ -51,6 +51,7 @@ class LanguageModel:
         self.tokenizer = Tokenizer(tokenizer, name=self.name)
         self._lm_head: Any = module.get_output_embeddings()
         self.context_length = self.transformer.context_length
+        self.vocab_size = int(self.transformer.embedding.weight.shape[0])
         self.eos_ids = frozenset(
             _ids(getattr(module.generation_config, "eos_token_id", None)) | _ids(tokenizer.eos_token_id)
         )
@@ -59,14 +60,10 @@ class LanguageModel:
         release_threads()
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **loading: Any) -> LanguageModel:
+    def from_pretrained(cls, name: str | Path, **loading: Unpack[LoadingOptions]) -> LanguageModel:
         """Loads a hub id, a folder, or `tiny` (the embedded model); options are those of `Loading`."""
         module, tokenizer = load(name, AutoModelForCausalLM, Loading(**loading), tiny_path=tiny.LM_PATH)
         return cls(module, tokenizer, name=str(name))
-
-    @cached_property
-    def vocab_size(self) -> int:
-        return int(self.transformer.embedding.weight.shape[0])
 
     # ── text ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from pydantic import field_validator
@@ -18,6 +18,18 @@ from nabla_agents.models.compiled import compile_passes
 LoadedT = TypeVar("LoadedT")
 
 TINY = "tiny"
+
+
+class LoadingOptions(TypedDict, total=False):
+    """The settings of `Loading`, as keywords of whatever loads a model."""
+
+    dtype: str | torch.dtype | None
+    device_map: str | dict[str, Any] | None
+    revision: str | None
+    quantization_config: Any
+    trust_remote_code: bool
+    activation_checkpointing: bool
+    compile: bool
 
 
 class Loading(Settings):

@@ -36,10 +36,10 @@ def after_failure(operation: Callable[..., list[ResultT]], *columns: Sequence[An
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     half = max(1, len(columns[0]) // 2)
-    found = in_halves(operation, *(column[:half] for column in columns))
+    results = in_halves(operation, *(column[:half] for column in columns))
     if half < len(columns[0]):
-        found += in_halves(operation, *(column[half:] for column in columns))
-    return [_counted(found[0]), *found[1:]]
+        results += in_halves(operation, *(column[half:] for column in columns))
+    return [_counted(results[0]), *results[1:]]
 
 
 def _counted(result: Any) -> Any:

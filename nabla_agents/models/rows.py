@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.config import Sampling
+from nabla_agents.models.causal_model import CausalModel
 from nabla_agents.models.constraint import Constraint
 from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.types import FinishReason, Prompt, Rollout, Usage
-
-if TYPE_CHECKING:
-    from nabla_agents.models.language_model import LanguageModel
 
 FIRST_WINDOW, LARGEST_WINDOW = 4, 64  # guesses read at a time; doubled as long as all of them are right
 MOST_MISSES = 3  # rounds in a row without a right guess, after which a draft is given up
@@ -76,7 +73,7 @@ class Row:
         self.misses = 0 if accepted else self.misses + 1
         self.window = min(2 * self.window, LARGEST_WINDOW) if accepted == len(guess) else FIRST_WINDOW
 
-    def close_if_finished(self, model: LanguageModel) -> None:
+    def close_if_finished(self, model: CausalModel) -> None:
         """A terminal token, a stop string, the end of its grammar or the length ends a row, in this order."""
         if self.ids[-1] in model.eos_ids:
             self.finish = FinishReason.STOP
@@ -87,11 +84,11 @@ class Row:
         elif len(self.ids) >= self.job.max_tokens:
             self.finish = FinishReason.LENGTH
 
-    def usage(self, model: LanguageModel) -> Usage:
+    def usage(self, model: CausalModel) -> Usage:
         """What it has cost so far, as the model computed it."""
         return model.usage(prefill=self.prefilled_tokens, forward=self.computed_tokens - self.prefilled_tokens)
 
-    def rollout(self, model: LanguageModel) -> Rollout:
+    def rollout(self, model: CausalModel) -> Rollout:
         """The finished completion."""
         ids = tuple(self.ids)
         visible = ids[:-1] if ids and ids[-1] in model.eos_ids else ids
@@ -111,7 +108,7 @@ class Row:
         )
 
 
-def before_stop(model: LanguageModel, stop: Sequence[str], ids: Sequence[int]) -> str | None:
+def before_stop(model: CausalModel, stop: Sequence[str], ids: Sequence[int]) -> str | None:
     """The text before the first stop string, or None if the newest tokens complete none: only they are decoded."""
     window = max(len(s.encode()) for s in stop) + 8  # a token is at least one byte; margin for merged characters
     recent = model.tokenizer.decode(ids[-window:])

@@ -11,12 +11,20 @@ from nabla_agents.search.base import rollout_step
 from nabla_agents.search.dto import AdamDTO
 from nabla_agents.search.pool import Scored
 from nabla_agents.search.positions import Refinable
-from nabla_agents.search.proposals import Proposing, objected
+from nabla_agents.search.proposals import (
+    ProposalSettings,
+    objected,
+    opened,
+    proposals,
+    refine_step,
+    reopened,
+    verified,
+)
 from nabla_agents.search.search import Search
 from nabla_agents.types import Step
 
 
-class Nabla(Proposing):
+class Nabla(ProposalSettings):
     """Refines one rollout from left to right: where the refined row prefers another token, the answer is completed
     anew from there, and kept only if it is better. One gradient pass per accepted change.
 
@@ -43,35 +51,35 @@ class Nabla(Proposing):
 
     async def steps(self, search: Search) -> AsyncIterator[Step]:
         tried: set[tuple[int, ...]] = set()
-        opened, committed = await self._opened(search), False
-        while opened and (incumbent := search.pool.best()) is not None:
-            for entry in opened:
+        openings, committed = await opened(search, self), False
+        while openings and (incumbent := search.pool.best()) is not None:
+            for entry in openings:
                 yield rollout_step(search, entry, accepted=entry is incumbent)
             async for step in self._refinements(search, incumbent, tried):
                 committed = committed or step.committed_text != ""
                 yield step
-            opened = [] if committed else await self._reopened(search, 1)
+            openings = [] if committed else await reopened(search, self, 1)
 
     async def _refinements(self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]) -> AsyncIterator[Step]:
         """Once from left to right, until a tool vouches or nothing promising is left."""
         committed, committed_text, improved = 0, "", True
-        while improved and not self._verified(search, incumbent):
+        while improved and not verified(search, self, incumbent):
             improved = False
             ids = incumbent.rollout.completion_ids
-            async for proposal in self._proposals(search, incumbent, committed):
+            async for proposal in proposals(search, self, incumbent, committed):
                 prefix = proposal.prefix(ids)
                 if prefix in tried:
                     continue
                 tried.add(prefix)
-                found = await search.roll([prefix], temperature=self.temperature, drafts=[proposal.draft(ids)])
-                if not found:
+                rolled = await search.roll([prefix], temperature=self.temperature, drafts=[proposal.draft(ids)])
+                if not rolled:
                     return
-                [candidate] = found
+                [candidate] = rolled
                 improved = search.pool.better(candidate, incumbent)
                 committed, kept = proposal.position + 1, candidate if improved else incumbent
                 if not objected(kept):
                     committed_text = search.committed_text(kept.rollout, committed)
-                step = self._step(search, incumbent, candidate, proposal, accepted=improved)
+                step = refine_step(search, incumbent, candidate, proposal, accepted=improved)
                 yield replace(step, committed_text=committed_text)
                 if improved:
                     incumbent = candidate

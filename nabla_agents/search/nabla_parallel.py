@@ -10,12 +10,12 @@ from pydantic import Field
 from nabla_agents.search.base import rollout_step
 from nabla_agents.search.pool import Scored
 from nabla_agents.search.positions import Proposal
-from nabla_agents.search.proposals import Proposing
+from nabla_agents.search.proposals import ProposalSettings, opened, proposals, refine_step, reopened, verified
 from nabla_agents.search.search import Search
 from nabla_agents.types import Step
 
 
-class NablaParallel(Proposing):
+class NablaParallel(ProposalSettings):
     """Ranks changes over the whole rollout, rolls out the best `width` of them in one batch and scores them in one
     batch; the best improvement becomes the incumbent, and so on. One gradient pass per accepted change.
 
@@ -26,25 +26,25 @@ class NablaParallel(Proposing):
 
     async def steps(self, search: Search) -> AsyncIterator[Step]:
         tried: set[tuple[int, ...]] = set()
-        opened = await self._opened(search)
-        while opened and (incumbent := search.pool.best()) is not None:
-            for entry in opened:
+        openings = await opened(search, self)
+        while openings and (incumbent := search.pool.best()) is not None:
+            for entry in openings:
                 yield rollout_step(search, entry, accepted=entry is incumbent)
             async for step in self._refinements(search, incumbent, tried):
                 yield step
-            opened = await self._reopened(search, self.width)
+            openings = await reopened(search, self, self.width)
 
     async def _refinements(self, search: Search, incumbent: Scored, tried: set[tuple[int, ...]]) -> AsyncIterator[Step]:
         """Batch after batch, until a tool vouches or nothing promising is left. Any token may still change."""
         improved: Scored | None = incumbent
-        while improved is not None and not self._verified(search, incumbent):
+        while improved is not None and not verified(search, self, incumbent):
             improved = None
             async for batch in self._batches(search, incumbent, tried):
                 candidates = await self._rolled(search, incumbent, batch)
                 best = max((c for c, _ in candidates), key=lambda c: c.rank(self.rule), default=None)
                 improved = best if best is not None and search.pool.better(best, incumbent) else None
                 for candidate, proposal in candidates:
-                    yield self._step(search, incumbent, candidate, proposal, accepted=candidate is improved)
+                    yield refine_step(search, incumbent, candidate, proposal, accepted=candidate is improved)
                 if improved is not None:
                     incumbent = improved
                     break
@@ -56,8 +56,8 @@ class NablaParallel(Proposing):
     ) -> AsyncIterator[list[Proposal]]:
         """The changes not tried yet, most promising first, `width` at a time."""
         ids = incumbent.rollout.completion_ids
-        proposals = [p async for p in self._proposals(search, incumbent, 0)]
-        ranked = sorted(proposals, key=lambda p: p.promise, reverse=True)
+        changes = [p async for p in proposals(search, self, incumbent, 0)]
+        ranked = sorted(changes, key=lambda p: p.promise, reverse=True)
         fresh = [p for p in ranked if p.prefix(ids) not in tried]
         for first in range(0, len(fresh), self.width):
             batch = fresh[first : first + self.width]
@@ -69,7 +69,7 @@ class NablaParallel(Proposing):
     ) -> list[tuple[Scored, Proposal]]:
         """Each change completed and scored; fewer than asked where the budget ends."""
         ids = incumbent.rollout.completion_ids
-        found = await search.roll(
+        rolled = await search.roll(
             [p.prefix(ids) for p in batch], temperature=self.temperature, drafts=[p.draft(ids) for p in batch]
         )
-        return list(zip(found, batch, strict=False))
+        return list(zip(rolled, batch, strict=False))

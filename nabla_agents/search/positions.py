@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,8 +11,12 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from nabla_agents.chat.grammar import Grammar
 from nabla_agents.config import Settings
 from nabla_agents.functional import entropy, wide
+from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.tokenizer import Tokenizer
+from nabla_agents.types import Rollout
 
 
 class Refinable(Settings):
@@ -61,6 +65,30 @@ class Proposal:
         return ids[self.position + 1 :]
 
 
+def free_positions(rollout: Rollout, grammar: Grammar | None, tokenizer: Tokenizer) -> Container[int]:
+    """The places of a completion that a grammar leaves to the search; all of them without one."""
+    ids = rollout.completion_ids
+    if grammar is None or grammar.refine:
+        return range(len(ids))
+    spans, offsets = grammar.free(rollout.text), tokenizer.token_offsets(ids)
+    return {i for i, (a, b) in enumerate(offsets) if any(start <= a < b <= end for start, end in spans)}
+
+
+def permitted_tokens(
+    rollout: Rollout, grammar: Grammar | None, model: LanguageModel, positions: Sequence[int]
+) -> Bool[Tensor, "n vocab"] | None:
+    """What a grammar has at ascending places of a completion; None without a grammar."""
+    if grammar is None:
+        return None
+    constraint, at = model.constraint(grammar), 0
+    masks: list[Tensor] = []
+    for position in positions:
+        constraint.take(rollout.completion_ids[at:position])
+        masks.append(torch.from_numpy(constraint.mask()))
+        at = position
+    return torch.stack(masks)
+
+
 def plausible(
     logits: Float[Tensor, "n vocab"], tokens: Int[Tensor, "n"], floor: float | None
 ) -> Bool[Tensor, "n vocab"]:
@@ -86,6 +114,5 @@ def best_alternatives(
     gain, odds = (
         (rows.gather(-1, new[:, None]) - rows.gather(-1, tokens[:, None]))[:, 0] for rows in (gradient, wide(logits))
     )
-    found = (tokens, new, promise, gain, odds)
-    columns = zip(positions, *(column.tolist() for column in found), strict=True)
-    return [Proposal(*row) for row in columns if row[3] > -torch.inf]
+    columns = (column.tolist() for column in (tokens, new, promise, gain, odds))
+    return [Proposal(*row) for row in zip(positions, *columns, strict=True) if row[3] > -torch.inf]

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Container, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Annotated
 
 import torch
-from jaxtyping import Bool, Float
 from pydantic import Field, field_serializer
-from torch import Tensor
 
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, kl_divergence
 from nabla_agents.search.directions import Directed, Direction, GradientDirection
 from nabla_agents.search.dto import AdamDTO, MirrorDTO
 from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
-from nabla_agents.search.positions import Proposal, Refinable, best_alternatives, plausible
+from nabla_agents.search.positions import (
+    Proposal,
+    Refinable,
+    best_alternatives,
+    free_positions,
+    permitted_tokens,
+    plausible,
+)
 from nabla_agents.search.search import Search
-from nabla_agents.types import FinishReason, Step
+from nabla_agents.types import FinishReason, Rollout, Step
 
 
-class Proposing(Settings):
-    """Settings of a search that proposes other tokens for a rollout's own.
+class ProposalSettings(Settings):
+    """What searches have in common that propose other tokens for a rollout's own.
 
     direction: where rows are moved: `GradientDirection()`; the controls are `RandomDirection()` and `NoDirection()`.
     min_promise: nats by which the refined row must prefer the new token to pay a rollout for it; below 0, tokens that
@@ -69,121 +74,113 @@ class Proposing(Settings):
     def select(self, pool: Pool) -> Scored | None:
         return pool.best()
 
-    def _verified(self, search: Search, incumbent: Scored) -> bool:
-        if not (self.stop_when_verified and incumbent.verified):
-            return False
-        explanation = incumbent.score.explanation if incumbent.score else ""
-        search.ended = (FinishReason.VERIFIED, explanation)
-        return True
 
-    async def _opened(self, search: Search) -> list[Scored]:
-        """The first completions, the one at `temperature` first; none where the budget allows none."""
-        opened = await search.roll([()], temperature=self.temperature)
-        if opened and self.openings > 1:
-            opened += await search.roll([()] * (self.openings - 1), temperature=self.opening_temperature)
-        return opened
+async def opened(search: Search, settings: ProposalSettings) -> list[Scored]:
+    """The first completions, the one at `temperature` first; none where the budget allows none."""
+    entries = await search.roll([()], temperature=settings.temperature)
+    if entries and settings.openings > 1:
+        entries += await search.roll([()] * (settings.openings - 1), temperature=settings.opening_temperature)
+    return entries
 
-    async def _reopened(self, search: Search, count: int) -> list[Scored]:
-        """Further openings in one batch; none where they are of no use, or the budget allows none."""
-        asked, best = search.sampling.temperature, search.pool.best()
-        temperature = self.opening_temperature if asked is None else asked
-        if not self.reopen or temperature == 0 or best is None or not objected(best):  # at 0, the same would come again
-            return []
-        return await search.roll([()] * count, temperature=self.opening_temperature)
 
-    async def _proposals(self, search: Search, incumbent: Scored, start: int) -> AsyncIterator[Proposal]:
-        """The tokens worth a rollout, from left to right; the gradient is taken once."""
-        ids = incumbent.rollout.completion_ids
-        free = search.free(incumbent.rollout)
-        if not any(p in free for p in range(start, len(ids))) or search.exhausted():
-            return
-        directed = await self.direction.of(search, incumbent, start, outcome_weight=self.outcome_weight)
-        if directed is None:
-            return
-        for first in range(start, len(ids), HEAD_CHUNK):
-            chunk = range(first, min(first + HEAD_CHUNK, len(ids)))
-            found = self._within(chunk, search, incumbent, free, directed)
-            if directed.explains and found:
-                search.note(incumbent, found)
-            worth = [p for p in found if self.resample is not None or p.promise > self.min_promise]
-            for proposal in await self._confirmed(search, incumbent, worth):
-                yield proposal
+async def reopened(search: Search, settings: ProposalSettings, count: int) -> list[Scored]:
+    """Further openings in one batch; none where they are of no use, or the budget allows none."""
+    requested, best = search.sampling.temperature, search.pool.best()
+    temperature = settings.opening_temperature if requested is None else requested
+    if not settings.reopen or temperature == 0 or best is None or not objected(best):  # at 0, the same would come again
+        return []
+    return await search.roll([()] * count, temperature=settings.opening_temperature)
 
-    def _within(
-        self,
-        chunk: range,
-        search: Search,
-        incumbent: Scored,
-        free: Container[int],
-        directed: Directed,
-    ) -> list[Proposal]:
-        """The best change of each refinable token in a range of positions."""
-        ids, logits = incumbent.rollout.completion_ids, directed.likelihood.logits(chunk)
-        passed = self.refinable.select(logits).tolist()
-        chosen = [i for i, p in enumerate(chunk) if p in free and (passed[i] or p in directed.credit)]
-        if not chosen:
-            return []
-        positions = [chunk[i] for i in chosen]
-        permitted = search.permitted(incumbent.rollout, positions)
-        written = [ids[p] for p in positions]
-        return self._refined(search, logits[chosen], directed, positions, written, permitted)
 
-    async def _confirmed(self, search: Search, incumbent: Scored, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
-        """The proposals whose prefixes are better, as far as the reward can judge unfinished text."""
-        if self.confirm is None or not proposals:
-            return proposals
-        gains = await search.prefix_gains(incumbent, proposals)
-        return [p for p, gain in zip(proposals, gains, strict=True) if gain is None or gain > self.confirm]
+def verified(search: Search, settings: ProposalSettings, incumbent: Scored) -> bool:
+    """Whether the search is at its end because a tool vouches for the best completion."""
+    if not (settings.stop_when_verified and incumbent.verified):
+        return False
+    search.ended = (FinishReason.VERIFIED, incumbent.score.explanation if incumbent.score else "")
+    return True
 
-    def _refined(
-        self,
-        search: Search,
-        logits: Float[Tensor, "n vocab"],
-        directed: Directed,
-        positions: Sequence[int],
-        ids: Sequence[int],
-        permitted: Bool[Tensor, "n vocab"] | None,
-    ) -> list[Proposal]:
-        tokens = torch.tensor(ids, device=logits.device)
-        allowed = plausible(logits, tokens, self.plausibility_floor)
-        for i, position in enumerate(positions):
-            credit = directed.credit.get(position, {})
-            allowed[i, [v for v, nats in credit.items() if nats > 0 and v != ids[i]]] = True
-        if permitted is not None:
-            allowed &= permitted.to(allowed.device)
-        g = directed.rows(positions, allowed.scatter(-1, tokens[:, None], True)).to(logits.device)
-        refined = self.dto.refine(logits, g)
-        if self.resample is not None:
-            drawn = choose_tokens(refined, self.resample, search.uniforms(len(positions)))
-            rows = torch.arange(len(positions), device=drawn.device)
-            only = torch.zeros_like(allowed)
-            only[rows, drawn] = allowed[rows, drawn]
-            allowed = only
-        kl = dict(zip(positions, kl_divergence(refined, logits).tolist(), strict=True))
-        found = best_alternatives(positions, tokens, logits, refined, g, allowed)
-        return [replace(p, kl=kl[p.position]) for p in found]
 
-    def _step(
-        self, search: Search, incumbent: Scored, candidate: Scored, proposal: Proposal, *, accepted: bool
-    ) -> Step:
-        """What a change led to; nothing is committed."""
-        tokenizer = search.model.tokenizer
-        return Step(
-            kind="refine",
-            committed_text="",
-            accepted=accepted,
-            position=proposal.position,
-            old_token=tokenizer.token_text(proposal.old),
-            new_token=tokenizer.token_text(proposal.new),
-            predicted_gain=proposal.predicted_gain,
-            gain=candidate.objective - incumbent.objective,
-            kl=proposal.kl,
-            log_likelihood=candidate.rollout.log_likelihood,
-            score=candidate.score,
-            text=candidate.rollout.text,
-            usage=search.usage,
-            gains=search.noted(),
-        )
+async def proposals(
+    search: Search, settings: ProposalSettings, incumbent: Scored, start: int
+) -> AsyncIterator[Proposal]:
+    """The changes worth a rollout, from left to right; the direction is taken once."""
+    rollout = incumbent.rollout
+    free = free_positions(rollout, search.sampling.grammar, search.model.tokenizer)
+    if not any(p in free for p in range(start, len(rollout.completion_ids))) or search.exhausted():
+        return
+    directed = await settings.direction.of(search, incumbent, start, outcome_weight=settings.outcome_weight)
+    if directed is None:
+        return
+    for first in range(start, len(rollout.completion_ids), HEAD_CHUNK):
+        chunk = range(first, min(first + HEAD_CHUNK, len(rollout.completion_ids)))
+        changes = best_changes(search, settings, rollout, [p for p in chunk if p in free], directed)
+        if directed.explains and changes:
+            search.note(incumbent, changes)
+        worth = [p for p in changes if settings.resample is not None or p.promise > settings.min_promise]
+        for proposal in await _confirmed(search, settings, incumbent, worth):
+            yield proposal
+
+
+def best_changes(
+    search: Search, settings: ProposalSettings, rollout: Rollout, positions: Sequence[int], directed: Directed
+) -> list[Proposal]:
+    """The best change of each token among these positions that is refinable, or that a tool locates."""
+    if not positions:
+        return []
+    logits = directed.likelihood.logits(positions)
+    passed = settings.refinable.select(logits).tolist()
+    chosen = [i for i, p in enumerate(positions) if passed[i] or p in directed.credit]
+    if not chosen:
+        return []
+    logits, positions = logits[chosen], [positions[i] for i in chosen]
+    written = torch.tensor([rollout.completion_ids[p] for p in positions], device=logits.device)
+    allowed = plausible(logits, written, settings.plausibility_floor)
+    for row, position in enumerate(positions):
+        credit = directed.credit.get(position, {})
+        allowed[row, [v for v, nats in credit.items() if nats > 0]] = True
+    allowed.scatter_(-1, written[:, None], False)
+    permitted = permitted_tokens(rollout, search.sampling.grammar, search.model, positions)
+    if permitted is not None:
+        allowed &= permitted.to(allowed.device)
+    g = directed.rows(positions, allowed.scatter(-1, written[:, None], True)).to(logits.device)
+    refined = settings.dto.refine(logits, g)
+    if settings.resample is not None:
+        drawn = choose_tokens(refined, settings.resample, search.uniforms(len(positions)))
+        allowed &= torch.zeros_like(allowed).scatter(-1, drawn[:, None], True)
+    kl = dict(zip(positions, kl_divergence(refined, logits).tolist(), strict=True))
+    best = best_alternatives(positions, written, logits, refined, g, allowed)
+    return [replace(p, kl=kl[p.position]) for p in best]
+
+
+async def _confirmed(
+    search: Search, settings: ProposalSettings, incumbent: Scored, changes: Sequence[Proposal]
+) -> Sequence[Proposal]:
+    """The changes whose prefixes are better, as far as the reward can judge unfinished text."""
+    if settings.confirm is None or not changes:
+        return changes
+    gains = await search.prefix_gains(incumbent, changes)
+    return [p for p, gain in zip(changes, gains, strict=True) if gain is None or gain > settings.confirm]
+
+
+def refine_step(search: Search, incumbent: Scored, candidate: Scored, proposal: Proposal, *, accepted: bool) -> Step:
+    """What a change led to; nothing is committed."""
+    tokenizer = search.model.tokenizer
+    return Step(
+        kind="refine",
+        committed_text="",
+        accepted=accepted,
+        position=proposal.position,
+        old_token=tokenizer.token_text(proposal.old),
+        new_token=tokenizer.token_text(proposal.new),
+        predicted_gain=proposal.predicted_gain,
+        gain=candidate.objective - incumbent.objective,
+        kl=proposal.kl,
+        log_likelihood=candidate.rollout.log_likelihood,
+        score=candidate.score,
+        text=candidate.rollout.text,
+        usage=search.usage,
+        gains=search.noted(),
+    )
 
 
 def objected(entry: Scored) -> bool:

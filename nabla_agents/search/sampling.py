@@ -68,7 +68,7 @@ async def _sampled(strategy: BestOfN | SelfConsistency, search: Search) -> Async
     if search.request.until is not None:  # whether a whole batch is needed, one rollout tells
         for entry in await search.roll([()], temperature=0.0):
             yield rollout_step(search, entry, accepted=True)
-    found = await search.roll([()] * strategy.n, temperature=strategy.temperature)
+    entries = await search.roll([()] * strategy.n, temperature=strategy.temperature)
     chosen = strategy.select(search.pool)
-    for entry in found:
+    for entry in entries:
         yield rollout_step(search, entry, accepted=entry is chosen)

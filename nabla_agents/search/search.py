@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.config import Sampling
@@ -138,19 +138,19 @@ class Search:
         self._usage = sum((r.usage for r in written.ended), self._usage)
         self._usage = sum((replace(r.usage, rollouts=0) for r in written.given_up), self._usage)
         scores = await self._scores(written.ended)
-        found = [Scored(r, s, self.objective.value(r, s)) for r, s in zip(written.ended, scores, strict=True)]
-        if not found and not self.pool and written.given_up:
-            found = [self._cut(max(written.given_up, key=lambda r: len(r.completion_ids)))]
-        for entry in found:
+        entries = [Scored(r, s, self.objective.value(r, s)) for r, s in zip(written.ended, scores, strict=True)]
+        if not entries and not self.pool and written.given_up:
+            entries = [self._cut(max(written.given_up, key=lambda r: len(r.completion_ids)))]
+        for entry in entries:
             self.pool.add(entry)
-        cut = any(self._cut_short(entry.rollout) for entry in found)
-        short = cut or len(found) < wanted or bool(written.given_up)
+        cut = any(self._cut_short(entry.rollout) for entry in entries)
+        short = cut or len(entries) < wanted or bool(written.given_up)
         if short and self.cancelled:
             self.ended = STOPPED
         elif short and not self.exhausted():
             name = "generated_tokens" if cut or self.budget.reward_calls is None else "reward_calls"
             self.ended = (FinishReason.BUDGET, self._too_few(name))
-        return found
+        return entries
 
     async def gradient(self, entry: Scored, start: int, *, outcome_weight: float = 0.0) -> ObjectiveGradient:
         """The objective's gradient at every position from `start` on: one gradient pass, none for the entry of the
@@ -159,9 +159,9 @@ class Search:
         `outcome_weight` nats for each unit of what the pool's tool verdicts say of the tokens tried (`outcome_credit`).
         """
         self._check_cancelled()
-        known = self._gradient
-        if known is not None and known[0] is entry and known[1] <= start:
-            gradient = known[2]
+        last = self._gradient
+        if last is not None and last[0] is entry and last[1] <= start:
+            gradient = last[2]
         else:
             columns = [entry.rollout], [entry.score], [start], [await self._prompt_cache()]
             [gradient] = await Operation(self.objective.gradient, columns, operation.GRADIENT)
@@ -196,27 +196,6 @@ class Search:
         """At each place of a completion the `top` likeliest tokens with log π in nats: one forward."""
         carrier = await self.states(entry, 0)
         return _likeliest(carrier.logits(range(len(entry.rollout.completion_ids))), top)
-
-    def free(self, rollout: Rollout) -> Container[int]:
-        """The places of a completion that the request's grammar leaves to the search; all of them without one."""
-        grammar, ids = self.sampling.grammar, rollout.completion_ids
-        if grammar is None or grammar.refine:
-            return range(len(ids))
-        spans = grammar.free(rollout.text)
-        located = self.model.tokenizer.token_offsets(ids)
-        return {i for i, (a, b) in enumerate(located) if any(start <= a < b <= end for start, end in spans)}
-
-    def permitted(self, rollout: Rollout, positions: Sequence[int]) -> Bool[Tensor, "n vocab"] | None:
-        """What the request's grammar has at ascending places of a completion; None without a grammar."""
-        if self.sampling.grammar is None:
-            return None
-        constraint, at = self.model.constraint(self.sampling.grammar), 0
-        masks: list[Tensor] = []
-        for position in positions:
-            constraint.take(rollout.completion_ids[at:position])
-            masks.append(torch.from_numpy(constraint.mask()))
-            at = position
-        return torch.stack(masks)
 
     async def prefix_gains(self, entry: Scored, proposals: Sequence[Proposal]) -> list[float | None]:
         """By how much each change makes the objective of the text up to it better, in nats; None where the reward
@@ -270,8 +249,8 @@ class Search:
     async def _written(self, jobs: Sequence[RolloutJob]) -> Written:
         """The jobs' rollouts: by the local model token by token, by another backend whole."""
         if not isinstance(self._backend, LanguageModel):
-            asked = Operation(self._backend.rollout, (jobs,), operation.ROLLOUTS, apart=True, alone=True)
-            return Written(await asked, [])
+            rollouts = Operation(self._backend.rollout, (jobs,), operation.ROLLOUTS, apart=True, alone=True)
+            return Written(await rollouts, [])
         return await Writing(self._backend, jobs, self._watcher() if self.final else None)
 
     async def _scores(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
@@ -368,4 +347,4 @@ def _likeliest(logits: Float[Tensor, "n vocab"], top: int) -> tuple[tuple[tuple[
     rows = logits.float().log_softmax(-1)
     values, tokens = rows.topk(min(top, rows.shape[-1]))
     pairs = zip(tokens.tolist(), values.tolist(), strict=True)
-    return tuple(tuple(zip(ids, found, strict=True)) for ids, found in pairs)
+    return tuple(tuple(zip(ids, log_probs, strict=True)) for ids, log_probs in pairs)

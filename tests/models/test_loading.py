@@ -3,12 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel, BitsAndBytesConfig, MambaConfig, MambaForCausalLM
 
 from nabla_agents import ConfigurationError, LanguageModel, ModelLoadError
+from nabla_agents.models.loading import Loading, LoadingOptions
 from nabla_agents.testing import byte_tokenizer, random_model
 
 
@@ -227,3 +229,9 @@ def test_code_of_a_checkpoint_runs_with_consent(stranger, saved, job) -> None:
     assert type(loaded.transformer.module).__name__ == "StrangerForCausalLM"
     [a], [b] = (m.rollout([job(m, "ab", max_tokens=6)]) for m in (loaded, plain))
     assert a.completion_ids == b.completion_ids
+
+
+def test_the_keywords_that_an_editor_shows_are_the_settings() -> None:
+    assert {name: str(hint) for name, hint in get_type_hints(LoadingOptions).items()} == {
+        name: str(hint) for name, hint in get_type_hints(Loading).items() if name in Loading.model_fields
+    }

@@ -33,6 +33,7 @@ from nabla_agents import (
     Sampling,
     Step,
 )
+from nabla_agents.search.positions import free_positions
 from nabla_agents.testing import FixedReward
 
 from .conftest import call
@@ -273,7 +274,8 @@ class Free:
 
     async def steps(self, search: Any) -> AsyncIterator[Step]:
         for entry in await search.roll([()], temperature=0.0):
-            self.counts.append(len(search.free(entry.rollout)))
+            free = free_positions(entry.rollout, search.sampling.grammar, search.model.tokenizer)
+            self.counts.append(len(free))
             yield Step(kind="rollout", committed_text="")
 
     def select(self, pool: Any) -> Any:
