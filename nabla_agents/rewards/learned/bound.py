@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nabla_agents.models.carriers import Carrier, EmbeddingCarrier
 from nabla_agents.models.language_model import LanguageModel
-from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
+from nabla_agents.rewards.base import DifferentiableReward, RewardGradient
 from nabla_agents.rewards.learned.alignment import Alignment
 from nabla_agents.rewards.learned.golden import SelfTested
 from nabla_agents.rewards.learned.reading import Reading
@@ -62,7 +62,7 @@ class BoundReward(SelfTested, DifferentiableReward):
     def name(self) -> str:
         return self.model.kind
 
-    def bind(self, model: LanguageModel) -> Reward:
+    def bind(self, model: LanguageModel) -> BoundReward:
         return BoundReward(self.model, model)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────

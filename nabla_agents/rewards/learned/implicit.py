@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from transformers import AutoModelForCausalLM
 
@@ -14,7 +14,7 @@ from nabla_agents import tiny
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, VocabularyMismatchError
 from nabla_agents.models.carriers import Carrier, WeightedCarrier
 from nabla_agents.models.language_model import LanguageModel
-from nabla_agents.models.loading import Loading, load
+from nabla_agents.models.loading import Loading, LoadingOptions, load
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
 from nabla_agents.rewards.learned.golden import SelfTested
 from nabla_agents.rewards.learned.reading import Reading
@@ -43,7 +43,12 @@ class ImplicitReward(SelfTested, DifferentiableReward):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, reference: str | Path | None = None, *, beta: float = 1.0, **loading: Any
+        cls,
+        name: str | Path,
+        reference: str | Path | None = None,
+        *,
+        beta: float = 1.0,
+        **loading: Unpack[LoadingOptions],
     ) -> ImplicitReward:
         """Loads φ (and a reference); `tiny` is the embedded process reward. Options as in `Loading`."""
         options = Loading(**loading)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.carriers import Carrier
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.loading import LoadingOptions
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.models.transformer import Transformer
-from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
+from nabla_agents.rewards.base import DifferentiableReward, RewardGradient
 from nabla_agents.rewards.learned.bound import BoundReward
 from nabla_agents.rewards.learned.formats import SEQUENCE_CLASSIFICATION, OutcomeFormat
 from nabla_agents.rewards.learned.framing import framed
@@ -67,7 +68,7 @@ class OutcomeReward(SelfTested, DifferentiableReward):
         *,
         format: OutcomeFormat = SEQUENCE_CLASSIFICATION,
         min_coverage: float = 0.5,
-        **loading: Any,
+        **loading: Unpack[LoadingOptions],
     ) -> OutcomeReward:
         """Loads a sequence classification model with one label, or what `format` declares; options as in `Loading`.
 
@@ -81,7 +82,7 @@ class OutcomeReward(SelfTested, DifferentiableReward):
             if (format.head, format.output, declared == 1) == ("linear", "logits", False):
                 raise ConfigurationError(_width_error(str(name), declared))
 
-        module, tokenizer = load_reward_model(cls.__name__, name, loader(format), {**loading}, check)
+        module, tokenizer = load_reward_model(cls.__name__, name, loader(format), loading, check)
         return cls(module, tokenizer, format=format, min_coverage=min_coverage, name=str(name))
 
     def reading(self, rollout: Rollout) -> Reading:
@@ -96,7 +97,7 @@ class OutcomeReward(SelfTested, DifferentiableReward):
     ) -> list[RewardGradient | None]:
         return [None] * len(rollouts)
 
-    def bind(self, model: LanguageModel) -> Reward:
+    def bind(self, model: LanguageModel) -> BoundReward:
         return BoundReward(self.model, model)
 
 

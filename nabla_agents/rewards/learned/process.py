@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.carriers import Carrier
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.loading import LoadingOptions
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.models.transformer import Transformer
-from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
+from nabla_agents.rewards.base import DifferentiableReward, RewardGradient
 from nabla_agents.rewards.learned.aggregation import AGGREGATIONS, Aggregation
 from nabla_agents.rewards.learned.aggregation import aggregation as aggregation_of
 from nabla_agents.rewards.learned.bound import BoundReward
@@ -77,7 +78,7 @@ class ProcessReward(SelfTested, DifferentiableReward):
         separator: str | None = None,
         aggregation: Aggregation | None = None,
         min_coverage: float = 0.5,
-        **loading: Any,
+        **loading: Unpack[LoadingOptions],
     ) -> ProcessReward:
         """Loads a model by its format: token classification with one or two labels unless another is given.
 
@@ -94,7 +95,7 @@ class ProcessReward(SelfTested, DifferentiableReward):
             if format.head == "classes" and config.num_labels not in (1, 2):
                 raise ConfigurationError(_width_error(str(name), config.num_labels))
 
-        module, tokenizer = load_reward_model(cls.__name__, name, loader(format), {**loading}, check)
+        module, tokenizer = load_reward_model(cls.__name__, name, loader(format), loading, check)
         return cls(module, tokenizer, format=format, aggregation=aggregation, min_coverage=min_coverage, name=str(name))
 
     def reading(self, rollout: Rollout) -> Reading:
@@ -109,7 +110,7 @@ class ProcessReward(SelfTested, DifferentiableReward):
     ) -> list[RewardGradient | None]:
         return [None] * len(rollouts)
 
-    def bind(self, model: LanguageModel) -> Reward:
+    def bind(self, model: LanguageModel) -> BoundReward:
         return BoundReward(self.model, model)
 
 

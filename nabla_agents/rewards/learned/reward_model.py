@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nabla_agents.errors import ConfigurationError, ContextOverflowError
-from nabla_agents.models.loading import TINY, Loading, load
+from nabla_agents.models.loading import TINY, Loading, LoadingOptions, load
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.models.transformer import Transformer
 from nabla_agents.rewards.learned.passes import Pass
@@ -122,7 +122,7 @@ class RewardModel:
 
 
 def load_reward_model(
-    kind: str, name: str | Path, auto_class: Any, loading: dict[str, Any], check: Any
+    kind: str, name: str | Path, auto_class: Any, loading: LoadingOptions, check: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """See `load`; there is no embedded one."""
     if str(name) == TINY:
