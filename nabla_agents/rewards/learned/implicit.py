@@ -106,17 +106,13 @@ class ImplicitReward(SelfTested, DifferentiableReward):
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
     ) -> list[RewardGradient]:
         terms = any(getattr(c, "embedding_gradient", True) is not None for c in likelihoods)
-
-        def of(model: LanguageModel) -> list[tuple[Carrier, Usage]]:
-            caches, paid = model.prompt_caches(rollouts)
-            passes = model.likelihood_gradient(rollouts, starts, caches, embedding_terms=terms)
-            return [(p.carrier, p.usage + before) for p, before in zip(passes, paid, strict=True)]
-
-        own = self.reference if self.reference is not self._policy else None
-        reference = of(own) if own is not None else [(c, Usage()) for c in likelihoods]
+        tuned = _likelihood_gradients(self.model, rollouts, starts, terms)
+        reference = [(carrier, Usage()) for carrier in likelihoods]
+        if self.reference is not None and self.reference is not self._policy:
+            reference = _likelihood_gradients(self.reference, rollouts, starts, terms)
         return [
-            RewardGradient(WeightedCarrier(((self.beta, tuned), (-self.beta, carrier))), _as_reward_usage(usage + more))
-            for (tuned, usage), (carrier, more) in zip(of(self.model), reference, strict=True)
+            RewardGradient(WeightedCarrier(((self.beta, t), (-self.beta, r))), _as_reward_usage(usage + more))
+            for (t, usage), (r, more) in zip(tuned, reference, strict=True)
         ]
 
     @property
@@ -151,6 +147,15 @@ def _check_vocabulary(tuned: LanguageModel, other: LanguageModel) -> None:
             f"({len(tuned.tokenizer.hf)} and {len(other.tokenizer.hf)} tokens). Use a reward model tuned from the "
             "language model's family, or an OutcomeReward, which reads text."
         )
+
+
+def _likelihood_gradients(
+    model: LanguageModel, rollouts: Sequence[Rollout], starts: Sequence[int], embedding_terms: bool
+) -> list[tuple[Carrier, Usage]]:
+    """Each rollout's carrier and what it cost, the reading of its prompt included."""
+    caches, paid = model.prompt_caches(rollouts)
+    passes = model.likelihood_gradient(rollouts, starts, caches, embedding_terms=embedding_terms)
+    return [(p.carrier, p.usage + before) for p, before in zip(passes, paid, strict=True)]
 
 
 def _length(rollout: Rollout) -> int:
