@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -157,6 +158,9 @@ class Engine(BaseEngine):
         release_threads()  # of this thread: the scheduler's computes from here on
         self._scheduler.add(run, searching)
         return run
+
+    def _at_once(self) -> AbstractContextManager[Any]:
+        return self._scheduler.held()
 
     def _fitting(self, prompt: Prompt) -> Prompt:
         """A prompt that was rendered before, if it leaves room for a completion."""

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
@@ -135,6 +136,10 @@ class Scheduler:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="nabla-scheduler", daemon=True)
                 self._thread.start()
+
+    def held(self) -> AbstractContextManager[Any]:
+        """Within it, searches that are added wait, so that they begin as one batch; what runs goes on for a step."""
+        return self._changed
 
     def wake(self) -> None:
         """Something is to be looked at: a search was stopped, or more of its steps are wanted."""

@@ -74,7 +74,9 @@ class Decoding:
         rows = [Row(job, list(job.prefix_ids), constraint=_constraint(model, job)) for job in jobs]
         longest = max(len(job.prompt.ids) + job.max_tokens for job in jobs)
         texts = [(*job.prompt.ids, *job.prefix_ids) for job in jobs]
-        context, hidden = model.transformer.read(texts, [job.cache for job in jobs], total_tokens=longest)
+        context, hidden = model.transformer.read(
+            texts, [model.prefix(job.prompt) for job in jobs], total_tokens=longest
+        )
         for row, log_probs in zip(rows, _prefix_log_probs(model, hidden, jobs), strict=True):
             row.prefilled_tokens = row.computed_tokens = hidden.shape[1]
             row.log_probs = log_probs

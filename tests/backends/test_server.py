@@ -34,9 +34,9 @@ def job(
     model: LanguageModel, prefix: str = "", *, prompt: str = "ab", n: int = 8, seed: int = 0, **sampling: Any
 ) -> RolloutJob:
     rendered = model.prompt(prompt)
-    [(cache, _)] = model.prefill([rendered])
+    model.read_prompts([rendered])
     ids = tuple(model.tokenizer.encode(prefix))
-    return RolloutJob(rendered, ids, Sampling(**sampling), n, torch.rand(n, generator=seeded(seed)), cache)
+    return RolloutJob(rendered, ids, Sampling(**sampling), n, torch.rand(n, generator=seeded(seed)))
 
 
 RAGGED = (("ab", "", 10), ("abcdefgh", "cdab", 14), ("i", "efg", 4), ("hhii", "", 1), ("cd", "aaab", 12))
