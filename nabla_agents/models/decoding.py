@@ -45,7 +45,8 @@ class Decoding:
     """Completions that are written together: jobs join at any time, and leave as they finish.
 
     A guess of a draft is read together with the token before it and kept if it is the token that the job's own random
-    number selects there. So neither a draft nor what shares the batch changes a completion, only its cost.
+    number selects there. So neither a draft nor what shares the batch changes a completion, only its cost; in float32,
+    that is: in half precision a rounding that depends on the batch may tip a token.
     """
 
     def __init__(self, model: CausalModel) -> None:

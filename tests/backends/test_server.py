@@ -281,7 +281,7 @@ def test_a_budget_holds_on_a_server(connect: Connect, model: LanguageModel) -> N
 
 
 def test_a_batch_of_searches_on_a_server_is_the_searches_one_by_one(connect: Connect, model: LanguageModel) -> None:
-    engine = Engine(model=model, rollouts=connect(), budget=Budget(rollouts=3))
+    engine = Engine(model=model, strategy=Nabla(), rollouts=connect(), budget=Budget(rollouts=3))
     sampling = Sampling(temperature=0.0, max_tokens=10)
     prompts = ["ab", "cd", "ab"]
     together = engine.generate_batch(prompts, sampling=sampling)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from nabla_agents import tiny
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, VocabularyMismatchError
-from nabla_agents.models.carriers import Carrier, WeightedCarrier
+from nabla_agents.models.carriers import Carrier, WeightedCarrier, embedding_terms
 from nabla_agents.models.language_model import LanguageModel, longest
 from nabla_agents.models.loading import Loading, LoadingOptions, load
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
@@ -105,7 +105,7 @@ class ImplicitReward(SelfTested, DifferentiableReward):
     def _gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
     ) -> list[RewardGradient]:
-        terms = any(getattr(c, "embedding_gradient", True) is not None for c in likelihoods)
+        terms = embedding_terms(likelihoods)
         tuned = _likelihood_gradients(self.model, rollouts, starts, terms)
         reference = [(carrier, Usage()) for carrier in likelihoods]
         if self.reference is not None and self.reference is not self._policy:
