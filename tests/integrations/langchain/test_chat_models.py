@@ -204,12 +204,6 @@ async def test_an_answer_is_an_object_of_the_schema(scripted: Any, method: Any, 
     assert list(llm.stream("x"))[-1] == expected
 
 
-@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
-def test_a_model_that_knows_no_json_answers_in_it_all_the_same(engine: Engine, method: Any) -> None:
-    pet = ChatNabla(engine=engine, max_tokens=90).with_structured_output(Pet, method=method).invoke("Which pet?")
-    assert isinstance(pet, Pet)
-
-
 def test_the_raw_message_comes_along_and_an_error_is_told(scripted: Any) -> None:
     llm = ChatNabla(engine=scripted(lambda prompt: PET))
     got = llm.with_structured_output(Pet, include_raw=True).invoke("x")
