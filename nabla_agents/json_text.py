@@ -25,14 +25,15 @@ def read_json(text: str | bytes, *, nan: bool = False) -> Any:
         value = json.loads(text) if nan else json.loads(text, parse_constant=_refused)
     except RecursionError:
         raise ValueError(f"nested more than {MOST_DEPTH} levels deep") from None
-    if text.count("[") + text.count("{") > MOST_DEPTH and _is_deeper(value):
+    if text.count("[") + text.count("{") > MOST_DEPTH and too_deep(value):
         raise ValueError(f"nested more than {MOST_DEPTH} levels deep")
     if _HALF_PAIR.search(text):
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
-def _is_deeper(value: Any) -> bool:
+def too_deep(value: Any) -> bool:
+    """Whether objects and lists are nested more than `MOST_DEPTH` levels."""
     level: list[Any] = [value]
     for _ in range(MOST_DEPTH + 1):
         inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
