@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nabla_agents.chat.dialects import HERMES, Dialect
 from nabla_agents.chat.tool_calls import ToolCall, bare_calls, may_become_calls
+from nabla_agents.json_text import read_json
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Reply:
 def _listed(raw: str) -> list[ToolCall]:
     """The calls of a JSON list; what is none is one call that says why."""
     try:
-        calls: object = json.loads(raw)
-    except (ValueError, RecursionError):
+        calls: object = read_json(raw)
+    except ValueError:
         calls = None
     if not isinstance(calls, list):
         return [ToolCall.read(raw)]
