@@ -11,6 +11,7 @@ from nabla_agents.rewards.tools import executors
 from nabla_agents.rewards.tools.answer import same
 from nabla_agents.rewards.tools.code import line_span, python_code
 from nabla_agents.rewards.tools.fences import Fenced
+from nabla_agents.rewards.tools.hedges import hedge
 from nabla_agents.rewards.tools.math_answer import Gold, golds, verdict
 from nabla_agents.rewards.tools.text import not_text
 from nabla_agents.sandbox import Execution, Executor, Limits, Program
@@ -82,7 +83,7 @@ class PythonAnswer(Reward):
             return _failed("the program printed nothing")
         printed = lines[-1].strip()
         equal = same(gold, printed)
-        if equal is None and (stated := stated_answer(printed)) is not None:
+        if equal is None and (stated := stated_answer(printed)) is not None and not hedge(gold, stated):
             equal = same(gold, stated)
         return verdict(equal, f"printed {printed[:80]!r}", "compared as text and number")
 

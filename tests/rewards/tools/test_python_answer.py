@@ -28,6 +28,10 @@ def judge(tool: PythonAnswer, text: str, question: str = "?") -> Score:
         ("print('forty-two')", True),
         ("print('forty-two apples')", None),
         ("print('42 or 43')", None),
+        ("print('42; 43')", None),
+        ("print('4 2')", None),
+        ("print('41 = 42')", None),
+        ("print('42\\u202e14')", None),
         ("import asyncio\nprint(42)", None),
     ],
 )
