@@ -37,7 +37,7 @@ def script(source: str, entry: str | None) -> Script:
     """
     try:
         body = ast.parse(source).body
-        names = _Names(body)
+        names = _Names(body, entry)
         checks, outside = _checks([*body, *_calls_of_tests(body, entry)], names)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
         raise ConfigurationError(f"PythonTests got tests that are no Python: {e}.") from e
@@ -46,7 +46,8 @@ def script(source: str, entry: str | None) -> Script:
             "PythonTests got source that tests nothing; expected assertions, functions test_…(), or check(candidate) "
             "together with entry."
         )
-    return Script(tuple(checks), outside, entry or names.first_asked(body))
+    subject = entry or names.first_asked(body)
+    return Script(tuple(checks), outside, subject, names.subjects(body) | ({subject} if subject else set()))
 
 
 def _checks(body: Sequence[ast.stmt], names: _Names) -> tuple[list[Check], bool]:
@@ -129,7 +130,7 @@ def _single(value: Any) -> bool:
 class _Names:
     """Who is who in the tests: what they bind themselves, and what must come from the program."""
 
-    def __init__(self, body: Sequence[ast.stmt]) -> None:
+    def __init__(self, body: Sequence[ast.stmt], entry: str | None) -> None:
         self.functions: set[str] = set()
         self.tests: set[str] = set()  # those of the functions that can object
         self.bound: set[str] = set(dir(builtins))
@@ -138,6 +139,8 @@ class _Names:
                 self._bind(node)
         self.imported = {name for s in body for name in _imported(s)}
         self.bound |= self.functions | self.imported
+        if entry not in self.functions | self.imported:
+            self.bound.discard(entry or "")
 
     def _bind(self, node: ast.AST) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -165,6 +168,13 @@ class _Names:
             for n in ast.walk(node)
         )
 
+    def subjects(self, body: Sequence[ast.stmt]) -> frozenset[str]:
+        """Builtins that an assertion asks with data alone, and so may be the program's own: `assert sum(1, 2) == 3`."""
+        asserted = (node.test for s in body for node in ast.walk(s) if isinstance(node, ast.Assert))
+        calls = (n for test in asserted for n in (test, *ast.iter_child_nodes(test)) if isinstance(n, ast.Call))
+        roots = {_root(n) for n in calls if isinstance(n.func, ast.Name) and all(map(_is_data, n.args))}
+        return frozenset(name for name in roots if name in dir(builtins))
+
     def first_asked(self, body: Sequence[ast.stmt]) -> str | None:
         """The first name that is called and that only the program can define."""
         calls = (n for s in body for n in ast.walk(s) if isinstance(n, ast.Call))
@@ -176,6 +186,10 @@ def _root(node: ast.AST) -> str | None:
     while isinstance(node, ast.Call | ast.Attribute | ast.Subscript):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else None
+
+
+def _is_data(node: ast.expr) -> bool:
+    return _literal(node) is not _NONE
 
 
 def _imported(statement: ast.stmt) -> Iterator[str]:
