@@ -38,10 +38,14 @@ class PythonTests(Reward):
     Source runs behind the program, statement by statement, but what an assertion compares with stays here: of `assert
     EXPR == LITERAL` only EXPR is evaluated there, and its value comes back as data, tuples, sets and keys included. So
     it is with `in`, `<` and their like, `is None`, `assert f(1)` and `assert not f(1)`, where the other side is a call
-    of the program's own. An object that is no data is equal to no literal, whatever its `__eq__` says. All other
-    assertions run beside the program, with Python's own builtins: comparisons of two calls, `isclose`, functions that
-    assert. It could see and cheat them all the same; so when all tests pass and one of these is among them, the pass is
-    only claimed (value 1, `verified` None), and not verified (True). One that fails is wrong (False).
+    of the program's own, and with conditions over such calls: `f(1) == f(2)`, `abs(f(1) - 2) < 1e-9`,
+    `math.isclose(f(1), 2.0)`, `1 < f(1) < 3`. An object that is no data is equal to no literal, whatever its `__eq__`
+    says.
+
+    All other assertions run beside the program, with Python's own builtins: what `and`, `or` and `if` decide,
+    `isinstance`, loops, functions that assert, objects of the program's own. It could see and cheat them all the same;
+    so when all tests pass and one of these is among them, the pass is only claimed (value 1, `verified` None), and not
+    verified (True). One that fails is wrong (False).
 
     One run for all tests, and one more for each from the first on that leaves or raises past them, or does not fit into
     `value_bytes` or `output_bytes` together with those before it. After a run that meets the limit of time, and after a

@@ -10,6 +10,7 @@ from typing import Any
 from nabla_agents.rewards.tools.values import DATA, Unreadable, read
 
 ENTRY = "_nabla_test"
+CONDITION = "that"  # the symbol of a check that is more than one comparison
 # Runs the program, and behind it the tests in their order, with the builtins as they were before it: what the program
 # defines of that name counts for itself alone, unless it is what the tests ask for. What tests bind, the program sees,
 # too. Whatever comes back is a claim all the same: they share an interpreter.
@@ -149,7 +150,7 @@ def judged_check(check: Check, claim: Any, *, beside: bool) -> Said:
         return Said(False, why=f"{check.expression[:80]}: no valid report")
     try:
         passed = bool(check.holds(value, check.expected))
-    except TypeError:  # of another kind than what it is compared with
+    except Exception:  # of another kind than what it is compared with, or too large
         passed = False
     expected = f"{check.symbol} {check.expected!r}".strip()[:80]
     return Said(passed, True, "" if passed else f"{check.expression[:80]} gave {value!r:.80}, expected {expected}")
@@ -160,7 +161,7 @@ def _of_an_object(check: Check, kind: str) -> Said:
     equal to one, or less.
     """
     why = f"{check.expression[:80]} gave an object of type {kind}"
-    if check.symbol in ("true", "false"):
+    if check.symbol in ("true", "false", CONDITION):
         return Said(False, again=True, why=why)
     if check.symbol in ("!=", "is not", "not in"):
         return Said(True, outside=check.symbol == "is not")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 import re
 from decimal import Decimal
@@ -17,10 +18,12 @@ def data(x, room=28):
     if isinstance(x, int) or (kind.__module__ == "numpy" and hasattr(x, "item") and not getattr(x, "shape", 1)):
         x = int(x) if isinstance(x, int) and kind is not bool else x.item()
         if isinstance(x, int):
-            return x if x.bit_length() < 10000 else ["opaque", "int"]
+            return x if x.bit_length() < 10000 else ["int", hex(x)] if x.bit_length() < 50000 else ["opaque", "int"]
     if isinstance(x, float):
         x = float(x)
         return x if x - x == 0 else ["float", repr(x)]
+    if isinstance(x, complex):
+        return ["complex", data(complex(x).real), data(complex(x).imag)]
     if isinstance(x, str):
         return str.__str__(x)
     if isinstance(x, bytes):
@@ -70,6 +73,10 @@ def _read(claim: Any) -> Any:
             return bytes.fromhex(digits)
         case ["float", str(name)]:
             return _FLOATS[name]
+        case ["complex", real, imaginary]:
+            return complex(_read(real), _read(imaginary))
+        case ["int", str(digits)]:
+            return int(digits, 16)
         case ["fraction", str(written)] if _FRACTION.fullmatch(written):
             return Fraction(written)
         case ["decimal", str(written)] if _DECIMAL.fullmatch(written):
@@ -87,6 +94,10 @@ def alike(expected: Any, value: Any) -> bool:
         return same_kind and len(expected) == len(value) and all(map(alike, expected, value))
     if isinstance(expected, dict) and isinstance(value, dict):
         return expected.keys() == value.keys() and all(alike(expected[k], value[k]) for k in expected)
+    if isinstance(expected, complex) or isinstance(value, complex):
+        if not (isinstance(expected, int | float | complex) and isinstance(value, int | float | complex)):
+            return False
+        return cmath.isclose(expected, value, rel_tol=1e-9, abs_tol=1e-9)
     if isinstance(expected, float) or isinstance(value, float):
         if not (isinstance(expected, int | float) and isinstance(value, int | float)):
             return bool(expected == value)

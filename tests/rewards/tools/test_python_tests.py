@@ -188,6 +188,10 @@ def compared(source: str) -> list[Any]:
         ("assert f(1) in (1, 2)", (1, 2)),
         ("assert f(1) < 2", 2),
         ("assert f(1) != 'x'", "x"),
+        ("assert f(1) == float('inf')", float("inf")),
+        ("assert set(f(1)) == set([1, 2])", {1, 2}),
+        ("assert f(1) == chr(8)", "\x08"),
+        ("assert f(1) == (1.5, -2 + 1j)", (1.5, -2 + 1j)),
     ],
 )
 def test_what_an_assertion_compares_with_stays_in_the_host(assertion: str, expected: Any) -> None:
@@ -200,20 +204,58 @@ def test_what_an_assertion_compares_with_stays_in_the_host(assertion: str, expec
 @pytest.mark.parametrize(
     "assertion",
     [
-        "assert f(1) == f(2)",
         "assert isinstance(f(1), int) is True",  # who answers is not the program
         "assert all(f(i) for i in range(3))",
-        "assert (f(1) == 2) == True",
         "assert (f(1) == 2 and 'yes') == 'yes'",
-        "assert abs(f(1) - 2) < 1e-9",
         "assert f(1) is 300",
         "assert f(1) == g",
-        "assert 1 < f(1) < 3",
-        "assert f(1) == float('inf')",
+        "assert f(1) == 2 or f(2) == 3",
+        "assert f(x) == len",
+        "from math import isclose\nassert isclose(f(1), 2)",
+        "assert [f(1)][0].real == 2 * [1]",
+        "def abs(x): return 0\nassert abs(f(1) - 2) < 1",
     ],
 )
 def test_an_assertion_that_decides_beside_the_program_stays_whole(assertion: str) -> None:
     assert compared(assertion) == [None]
+
+
+@pytest.mark.parametrize(
+    ("condition", "good", "bad"),
+    [
+        ("math.isclose(f(1), 2.0, rel_tol=0.001)", "2.001", "2.1"),
+        ("abs(f(1) - 2) < 1e-09", "2.0", "2.1"),
+        ("1 < f(1) < 3", "2", "3"),
+        ("f(1) == f(2)", "{1: (2,)}", "x"),
+        ("not f(1) == f(2)", "x", "0"),
+        ("sorted(f(1)) == sorted(f(2), reverse=False)", "[2, 1]", "[x]"),
+        ("len(f(1)) >= len([1, 2])", "'ab'", "'a'"),
+        ("round(f(1), 2) == round(f(2), 2)", "1 / 3", "x / 7"),
+        ("(f(1) == 2) == True", "2", "3"),
+        ("f(1) * 2 + 1 in (5, 7)", "2", "4"),
+        ("math.isclose(f(1), f(2))", "2", "'a'"),
+    ],
+)
+def test_a_condition_is_evaluated_in_the_host(programs: Executor, condition: str, good: str, bad: str) -> None:
+    """The program's interpreter sends what its own calls give, and nothing else: nothing of it can forge the rest."""
+    source = f"import math\nassert {condition}"
+    [check] = unit_tests(source, None).checks  # type: ignore[union-attr]
+    assert check.expression in ("f(1)", "(f(1), f(2))")
+    for value, verified in ((good, True), (bad, False)):
+        score = judge(PythonTests(source), f"def f(x): return {value}")
+        assert score.verified is verified, (value, score.explanation)
+    assert condition in score.explanation
+    forger = "class All:\n    __eq__ = __lt__ = __gt__ = lambda *_: True\ndef f(x): return All()"
+    assert judge(PythonTests(source), forger).verified is not True
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["f(1) * 10**8 == 1", "len(f(1)) == 9", "str(f(1)) == '1'", "max(f(1)) == 3", "f(1) % 0 == 1", "chr(f(1)) == 'a'"],
+)
+def test_what_cannot_be_evaluated_is_a_failed_test(programs: Executor, condition: str) -> None:
+    for value in ("10**70000", "'a' * 10**6", "None", "float('nan')", "-1"):
+        assert judge(PythonTests(f"assert {condition}"), f"def f(x): return {value}").value == 0.0
 
 
 def test_a_helper_that_decides_is_no_evidence(programs: Executor) -> None:
@@ -335,7 +377,7 @@ def test_no_forger_is_verified(programs: Executor, forger: str) -> None:
     assert score.verified is not True, score.explanation
     mixed = "import math\n" + source + "\nassert math.isclose(add(1, 1), 2)\nassert add(1, 2) == add(2, 1)"
     assert judge(PythonTests(mixed), forger).verified is not True
-    assert judge(PythonTests(mixed), GOOD).verified is None
+    assert judge(PythonTests(mixed), GOOD).verified is True
 
 
 def test_arguments_that_are_no_json_reach_the_function_as_they_are(programs: Executor) -> None:
@@ -364,8 +406,9 @@ def test_assertions_run_beside_the_program(programs: Executor) -> None:
 def test_nobody_vouches_for_assertions_that_ran_beside_the_program(programs: Executor) -> None:
     """Such an answer ends no search: the program could have made them pass, as the forger does. A failed one counts."""
     forger = "class All:\n    __eq__ = __ne__ = __lt__ = __gt__ = lambda *_: True\ndef add(a, b): return All()"
-    for source in ("assert add(1, 2) == add(2, 1)", "assert add(2, 2) != 5 or True"):
-        for text in (GOOD, forger):
+    for source, seen in (("assert add(1, 2) == add(2, 1)", True), ("assert add(2, 2) != 5 or True", None)):
+        assert judge(PythonTests(source), GOOD).verified is seen
+        for text in (forger, GOOD)[: 1 if seen else 2]:
             score = judge(PythonTests(source), text)
             assert (score.value, score.verified) == (1.0, None)
             assert "beside the program" in score.explanation
