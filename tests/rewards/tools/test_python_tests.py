@@ -284,6 +284,7 @@ def test_a_helper_that_decides_is_no_evidence(programs: Executor) -> None:
         ("assert f(1) == 1", "def f(x): return True", "def f(x): return '1'"),
         ("assert f(1) < 2", "def f(x): return x", "def f(x): return 'a'"),
         ("assert f(1) is None", "def f(x): pass", "def f(x): return 0"),
+        ("assert f(2) == 1" + 4000 * "0", "def f(x): return 10 ** 4000", "def f(x): return 10 ** 4000 + 1"),
         ("assert f(2) == 1" + 40 * "0", "def f(x): return 10 ** 40", "def f(x): return 10 ** 40 + 1"),
     ],
 )  # fmt: skip
