@@ -34,8 +34,11 @@ class ArithmeticSteps(TextReward):
     sum have two decimals or more and the sum could be that number before they were rounded: `18 * 3.33 = 60`, but not
     `3 * 1.99 = 6`.
 
-    What is not surely arithmetic is left out: variables, mixed or converted units, mixed numbers, remainders, other
-    bases, moduli, `6/2(1+2)`, `-2^2`, `25 / 1/3`, numbers of more than 30 digits.
+    A sum of capital letters is read where the text itself has set each of them to one number: `A = 3 * 4 = 12`, `B =
+    5`, `A - B = 12 - 5`.
+
+    What is not surely arithmetic is left out: other variables, mixed or converted units, mixed numbers, remainders,
+    other bases, moduli, `6/2(1+2)`, `-2^2`, `25 / 1/3`, numbers of more than 30 digits.
 
     Nor does it vouch where the text states a final answer (boxed, after `####` or `Answer:`) that is surely the result
     of none of its equations: then `verified` is None. The value stays, and the answer has no span: a right solution may

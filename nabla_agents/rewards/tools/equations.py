@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from nabla_agents.rewards.tools import exact
 from nabla_agents.rewards.tools.exact import CONVERSIONS, MINUS
 from nabla_agents.rewards.tools.expression import Unsure, amount, beginning, ending
+from nabla_agents.rewards.tools.letters import sums_of_letters
 from nabla_agents.rewards.tools.side import Side, agree, has_money_once
 from nabla_agents.rewards.tools.tokens import SIDE, SPACE, SYMBOLS, Term, Token, tokens
 
@@ -69,33 +71,43 @@ def equations(text: str) -> list[Equation]:
     sure = _OTHER_ARITHMETIC.search(text) is None
     results = {note.end(): result[1] for note in notes if (result := _RESULT.search(note[1]))}
     found = [*_Region(outside, results).equations(0, len(text))]
+    within = _Region(text, {})
     for note in notes:
-        found += _Region(text, {}).equations(note.start(1), note.end(1))
+        found += within.equations(note.start(1), note.end(1))
     return sorted((e for e in found if sure or e.right), key=lambda e: e.start)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What `SIDE` matched at start:end of the text; `tokens` None: it is too long to be judged."""
+    """A side at start:end of the text."""
 
     start: int
     end: int
-    tokens: list[Token] | None
+    written: str
+    letters: str = ""  # what stands there, if `written` has numbers for letters
+
+    @cached_property
+    def tokens(self) -> list[Token] | None:
+        """None: it is too long to be judged."""
+        return tokens(self.written)
 
 
 class _Region:
     """A text in which the equations of a part are found. `notes`: a calculator's results, by where their note ends."""
 
     def __init__(self, text: str, notes: Mapping[int, str]) -> None:
-        self._text, self._notes = text, notes
+        self._text, self._notes, self._sums = text, notes, sums_of_letters(text)
         self._judged_to = 0
 
     def equations(self, start: int, end: int) -> Iterator[Equation]:
         left: _Run | None = None
         self._judged_to, chained = start, False
         for match in SIDE.finditer(self._text, start, end):
-            right = _Run(match.start(), match.end(), tokens(match.group()))
+            right = _Run(match.start(), match.end(), match.group())
             linked = left is not None and _EQUALS.fullmatch(self._text, left.end, right.start) is not None
+            if right.start in self._sums:
+                at, sum_, numbers = self._sums[right.start]
+                left, linked = _Run(at, right.start, numbers, sum_), True
             if left is not None and linked:
                 with contextlib.suppress(Unsure):
                     yield self._equation(left, right, chained)
@@ -118,7 +130,8 @@ class _Region:
         if not is_right and self._doubtful(left, right, one, other):
             raise Unsure
         start, end = _written_at(other)
-        left_text, written = (_in_one_line(self._text[i:j]) for i, j in ((one.start, one.end), (start, end)))
+        left_text = left.letters or _in_one_line(self._text[one.start : one.end])
+        written = _in_one_line(self._text[start:end])
         if is_right:
             return Equation(start, end, left_text, written, True)
         expected = _expected(one, other, self._text[start:end])

@@ -146,6 +146,8 @@ RIGHT = [
     "10 / 3 = 3.33 = 3",
     "10/3 * 6 = 3.33 * 6 = 20",
     "(((-7 * -4) * (-4 * -3)) = ((28) * (12)) = 336",  # a bracket too many
+    "A = 3 * 4 = 12. B = 5. Then A - B = 12 - 5 = 7",
+    "A = (1 - 9) = (-8) and B = 2 + 2 = 4, so (A * B) - (B + A) = (-8 * 4) - (4 + -8) = -28",
 ]
 WRONG = [  # text, the wrong result, the right one
     ("3 + 4 = 8", "8", "7"),
@@ -206,6 +208,7 @@ WRONG = [  # text, the wrong result, the right one
     ("2.5 * 4.2 = 11", "11", "10.5"),
     ("4.2 + 9.45 + 1.35 = 14.99", "14.99", "15"),
     ("620 / 9 = 70", "70", None),
+    ("A = 12, B = 8, and then (A - B) = 5", "5", "4"),
     (".5 + .5 = 2", "2", "1"),
 ]
 NOT_JUDGED = [
@@ -318,6 +321,14 @@ NOT_JUDGED = [
     "(3 km + 4) * 2 = 14",
     "279/99999 = 0.\\overline{00279}",
     "18 / 100% = 0.18",
+    "A = 12 and B = 5. A = 7. A - B = 3",
+    "A - B = 3, where A = 12 and B = 8",
+    "A = 12, so A - B = 3",
+    "A = 12 x, B = 8, A - B = 3",
+    "A = 12 km, B = 8, A - B = 3",
+    "A = 12, B = 8, 2 * A - B = 3",
+    "A = 12, B = 8, n - A - B = 3",
+    "Plan A = 12 dollars. A = $12. B = 8. A - B = 3",
 ]
 
 
@@ -366,6 +377,12 @@ def test_each_neighbouring_pair_of_a_chain_is_compared() -> None:
     assert [span.value for span in score.spans] == [1, -1, 1, -1]
     assert "(72 - 4) = 68, not" not in score.explanation
     assert "68 = 68, not 70" in score.explanation.replace("(68)", "68")
+
+
+def test_what_letters_stand_for_is_compared() -> None:
+    score = ArithmeticSteps().judge("A = (1 - 13) = -12. B = -8. So A - B = -12 - 8 = -20")
+    assert [span.value for span in score.spans] == [1, -1, 1]
+    assert score.explanation == "A - B = -4, not -12 - 8 = -20"
 
 
 def test_the_value_falls_with_each_wrong_equation() -> None:
@@ -555,6 +572,11 @@ HOSTILE = {
     "nested fractions": "\\frac{1}{" * 10_000,
     "chains": "(1+1)=" * 3_000 + "(" * 80_000,
     "signs and brackets": "-(" * 50_000,
+    "plus letters": "A+" * 50_000,
+    "sums of letters": "A=1 B=2 " + "A-B=1 " * 3_000 + "A" * 80_000,
+    "letters in brackets": "A=1 B=2 " + "(" * 50_000 + "A-(" * 16_000,
+    "letters that are set": "A=1 " * 2_000 + "A= " * 30_000,
+    "a chain for every letter": "A=" + "1=" * 50_000,
     "huge factors": (("9" * 30 + "*") * 39 + "1=1 ") * 80,
     "huge divisors": (("9" * 30 + "/") * 39 + "1=1;") * 80,
     "huge and fractional": (("9" * 30 + "*") * 38 + "0.5=1;") * 80,
