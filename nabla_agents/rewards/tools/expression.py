@@ -66,6 +66,8 @@ def _opened(tokens: Sequence[Token]) -> Sequence[Token]:
 
 def _unmatched(tokens: Sequence[Token]) -> tuple[list[int], list[int]]:
     """The places of brackets that are never closed, and of those that close nothing."""
+    if not any(token.symbol in "(){}" for token in tokens):
+        return [], []
     opening: list[int] = []
     closing: list[int] = []
     for i, token in enumerate(tokens):
