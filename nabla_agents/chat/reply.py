@@ -66,12 +66,18 @@ class Reply:
                 calls_read += _listed(raw) if dialect.several == "listed" else [ToolCall.read(raw)]
             content += after
         content = _steady(content, dialect.begin) if partial else content.rstrip() if written else content
-        return Reply(content, reasoning, tuple(calls_read))
+        return Reply(content, reasoning, _worth_telling(calls_read))
 
     @staticmethod
     def opens_thinking(prompt_text: str, dialect: Dialect = HERMES) -> bool:
         """Whether a rendered prompt ends within the reasoning that the completion goes on with."""
         return prompt_text.rstrip().endswith(dialect.thought[0])
+
+
+def _worth_telling(calls: list[ToolCall]) -> tuple[ToolCall, ...]:
+    """The calls without those behind a readable one that cannot be read themselves, such as one that was cut."""
+    first = next((i for i, call in enumerate(calls) if call.error is None), len(calls))
+    return tuple(call for i, call in enumerate(calls) if i <= first or call.error is None)
 
 
 def _listed(raw: str) -> list[ToolCall]:

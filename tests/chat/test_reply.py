@@ -71,6 +71,18 @@ def test_what_is_no_call_says_why(raw: str, name: str, error: str) -> None:
     assert error in (call.error or "")
 
 
+def test_a_call_that_cannot_be_read_is_told_only_where_none_was_read_before() -> None:
+    """An answer that was cut within its second call is its first call; none is made up of the rest."""
+    whole, cut = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>', '<tool_call>\n{"name": "g", "argu'
+    names = [[call.name for call in Reply.read(text, tools=True).tool_calls] for text in (f"{whole}\n{cut}", whole)]
+    assert names == [["f"], ["f"]]
+    [alone] = Reply.read(cut, tools=True).tool_calls
+    assert alone.error is not None
+    broken = "<tool_call>\n{broken\n</tool_call>"
+    read = Reply.read(f"{broken}\n{whole}\n{broken}", tools=True).tool_calls
+    assert [call.error is None for call in read] == [False, True]
+
+
 def test_calls_of_other_spellings_are_read_and_written_back() -> None:
     assert ToolCall.read('{"name": "f", "parameters": {"x": 1}}').arguments == {"x": 1}
     assert ToolCall.read('{"name": "f", "arguments": "{\\"x\\": 1}"}').arguments == {"x": 1}

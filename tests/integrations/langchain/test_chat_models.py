@@ -167,7 +167,7 @@ def test_what_is_no_text_is_refused_and_thoughts_are_left_out() -> None:
         conversation([HumanMessage([{"type": "image_url", "image_url": {"url": "x"}}])])
 
 
-def test_a_call_cut_short_is_closed_and_a_broken_one_is_invalid(scripted: Any) -> None:
+def test_a_number_ends_by_its_bounds_and_a_broken_call_is_invalid(scripted: Any) -> None:
     endless = call("first", '{"x": ' + "1" * 500)
     cut = ChatNabla(engine=scripted(lambda prompt: endless), max_tokens=70).bind_tools(TOOLS, tool_choice="any")
     assert cut.invoke("x").tool_calls
