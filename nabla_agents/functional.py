@@ -86,3 +86,12 @@ def choose_tokens(
     cumulative = filtered_logits(logits, sampling).double().softmax(-1).cumsum(-1)
     target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+
+
+def likeliest(logits: Float[Tensor, "n vocab"], top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """For each row its `top` likeliest tokens with log π in nats, the likeliest first."""
+    rows = wide(logits).log_softmax(-1)
+    values, tokens = rows.topk(min(top, rows.shape[-1]))
+    ids: list[list[int]] = tokens.tolist()  # pyright: ignore[reportUnknownMemberType]
+    log_probs: list[list[float]] = values.tolist()  # pyright: ignore[reportUnknownMemberType]
+    return tuple(tuple(zip(*row, strict=True)) for row in zip(ids, log_probs, strict=True))

@@ -291,7 +291,7 @@ def test_the_result_is_the_best_of_everything_that_was_scored(
         weight = 0.0 if chosen.rule == "reward" else 0.2
         judged = [-math.inf if math.isnan(v) else v for v in values]  # an empty completion has no steps to judge
         objectives = [v + weight * r.log_likelihood for v, r in zip(judged, backend.rollouts, strict=True)]
-        whole = [not r.cut and r.text != "" for r in backend.rollouts]
+        whole = [not r.cut and j > -math.inf for r, j in zip(backend.rollouts, objectives, strict=True)]
         best = max(range(len(objectives)), key=lambda i: (whole[i], objectives[i]))
         assert result.score is not None
         assert result.score.value + weight * result.log_likelihood == pytest.approx(objectives[best])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -16,7 +16,7 @@ from nabla_agents.config import Settings
 from nabla_agents.functional import entropy, wide
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.tokenizer import Tokenizer
-from nabla_agents.types import Rollout
+from nabla_agents.types import FinishReason, Rollout
 
 
 class Refinable(Settings):
@@ -87,6 +87,22 @@ def permitted_tokens(
         masks.append(torch.from_numpy(constraint.mask()))
         at = position
     return torch.stack(masks)
+
+
+def prefix_with(model: LanguageModel, rollout: Rollout, position: int, token: int, log_odds: float) -> Rollout:
+    """A rollout up to a position, with this token there; `log_odds` against the written one, in nats."""
+    ids = (*rollout.completion_ids[:position], token)
+    ended = token in model.eos_ids
+    log_probs = None if rollout.log_probs is None else rollout.log_probs[: position + 1].clone()
+    if log_probs is not None:
+        log_probs[position] += log_odds
+    return replace(
+        rollout,
+        completion_ids=ids,
+        text=model.tokenizer.decode(ids[:-1] if ended else ids),
+        log_probs=log_probs,
+        finish_reason=FinishReason.STOP if ended else FinishReason.LENGTH,
+    )
 
 
 def plausible(

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.config import MAX_TOKENS, Sampling
 from nabla_agents.errors import RewardError
+from nabla_agents.functional import likeliest
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.growing_text import GrowingText, without_half_a_stop
@@ -23,7 +23,7 @@ from nabla_agents.search import operation
 from nabla_agents.search.credit import outcome_credit
 from nabla_agents.search.operation import Cancelled, Operation, Writing, Written
 from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
-from nabla_agents.search.positions import Proposal
+from nabla_agents.search.positions import Proposal, prefix_with
 from nabla_agents.types import Budget, FinishReason, Rollout, Score, Step, TokenGain, Usage
 
 ROLLOUT = ("rollouts", "generated_tokens", "reward_calls", "flops", "seconds")
@@ -195,7 +195,7 @@ class Search:
     async def alternatives(self, entry: Scored, top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
         """At each place of a completion the `top` likeliest tokens with log π in nats: one forward."""
         carrier = await self.states(entry, 0)
-        return _likeliest(carrier.logits(range(len(entry.rollout.completion_ids))), top)
+        return likeliest(carrier.logits(range(len(entry.rollout.completion_ids))), top)
 
     async def prefix_gains(self, entry: Scored, proposals: Sequence[Proposal]) -> list[float | None]:
         """By how much each change makes the objective of the text up to it better, in nats; None where the reward
@@ -205,8 +205,8 @@ class Search:
         every, proposals = len(proposals), proposals[: self._callable(len(proposals), 2)]
         if not proposals:
             return [None] * every
-        changed = [self._prefix(entry.rollout, p.position, p.new, p.log_odds) for p in proposals]
-        written = [self._prefix(entry.rollout, p.position, p.old, 0.0) for p in proposals]
+        changed = [prefix_with(self.model, entry.rollout, p.position, p.new, p.log_odds) for p in proposals]
+        written = [prefix_with(self.model, entry.rollout, p.position, p.old, 0.0) for p in proposals]
         columns = ([*changed, *written],)
         scores = await Operation(self.objective.score_prefixes, columns, operation.SCORE_PREFIXES)
         self._usage = sum((s.usage for s in scores if s is not None), self._usage)
@@ -230,21 +230,6 @@ class Search:
         while not rollout.text.startswith(text):
             text = text[:-1]
         return text
-
-    def _prefix(self, rollout: Rollout, position: int, token: int, log_odds: float) -> Rollout:
-        """A rollout up to a position, with this token there; `log_odds` against the written one, in nats."""
-        ids = (*rollout.completion_ids[:position], token)
-        ended = token in self.model.eos_ids
-        log_probs = None if rollout.log_probs is None else rollout.log_probs[: position + 1].clone()
-        if log_probs is not None:
-            log_probs[position] += log_odds
-        return replace(
-            rollout,
-            completion_ids=ids,
-            text=self.model.tokenizer.decode(ids[:-1] if ended else ids),
-            log_probs=log_probs,
-            finish_reason=FinishReason.STOP if ended else FinishReason.LENGTH,
-        )
 
     async def _written(self, jobs: Sequence[RolloutJob]) -> Written:
         """The jobs' rollouts: by the local model token by token, by another backend whole."""
@@ -357,11 +342,3 @@ class Search:
     def _check_cancelled(self) -> None:
         if self.cancelled:
             raise Cancelled
-
-
-def _likeliest(logits: Float[Tensor, "n vocab"], top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
-    """For each row its `top` likeliest tokens with log π in nats, the likeliest first."""
-    rows = logits.float().log_softmax(-1)
-    values, tokens = rows.topk(min(top, rows.shape[-1]))
-    pairs = zip(tokens.tolist(), values.tolist(), strict=True)
-    return tuple(tuple(zip(ids, log_probs, strict=True)) for ids, log_probs in pairs)

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from nabla_agents import DifferentiableReward, Engine, LanguageModel, Prompt, Result, Reward, Rollout, Score
+from nabla_agents import DifferentiableReward, Engine, LanguageModel, Nabla, Prompt, Result, Reward, Rollout, Score
 from nabla_agents.models.rows import RolloutJob
 from nabla_agents.rewards.base import RewardGradient
 from nabla_agents.testing import FixedReward, random_model
@@ -125,7 +125,7 @@ class Toy:
         return {ids: weight * ll + (reward(ids) if reward else 0.0) for ids, ll in self.likelihoods.items()}
 
     def engine(self, reward: Reward | None = None, **options: Any) -> Engine:
-        return Engine(model=self.model, reward=reward, **options)
+        return Engine(model=self.model, reward=reward, **{"strategy": Nabla(), **options})
 
     def solve(self, engine: Engine, **options: Any) -> Result:
         return engine.generate(self.question, formatted=True, **options)
