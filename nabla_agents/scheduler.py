@@ -6,6 +6,7 @@ import atexit
 import contextvars
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -19,7 +20,7 @@ from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.memory import in_halves
 from nabla_agents.models.threads import release_threads
 from nabla_agents.run import Run
-from nabla_agents.search.operation import Cancelled, Operation, Writing
+from nabla_agents.search.operation import Cancelled, Operation, Pause, Writing
 from nabla_agents.search.search import STOPPED
 from nabla_agents.searching import Searching
 from nabla_agents.types import Step
@@ -69,8 +70,8 @@ class Task:
         """Whether a search that was stopped need not wait for it: it runs elsewhere, or judges nothing finished."""
         return operation.apart if self.begun else not operation.closing
 
-    def advance(self) -> Operation | Writing | Step | None:
-        """Goes on to the next operation, the next step, or the end: None."""
+    def advance(self) -> Operation | Writing | Pause | Step | None:
+        """Goes on to the next operation, the next pause, the next step, or the end: None."""
         outcome, self._outcome = self._outcome, None
         if self._moving is None:
             moving: Any = self._steps.__anext__()
@@ -89,6 +90,8 @@ class Task:
         if isinstance(awaited, Operation | Writing):
             self.waits_for, self.ready = awaited, False
             return awaited
+        if isinstance(awaited, Pause):
+            return awaited
         self._outcome = ConfigurationError(
             f"A strategy awaits {awaited!r}; expected operations of its search alone, such as search.roll(...)."
         )
@@ -105,6 +108,7 @@ class Scheduler:
     being written. Tools judge on threads of their own.
 
     Between any two steps it looks whether a search was stopped or has reached a limit, and then ends its rollouts.
+    `busy_seconds` is its heartbeat.
     """
 
     def __init__(self) -> None:
@@ -116,6 +120,7 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._tasks: list[Task] = []
         self._batches: dict[LanguageModel, ContinuousBatch[Task]] = {}
+        self._moved: float | None = None  # when the piece of work began that the thread is at; None while it waits
 
     @staticmethod
     def of(device: torch.device) -> Scheduler:
@@ -136,6 +141,14 @@ class Scheduler:
                 self._thread = threading.Thread(target=self._work, name="nabla-scheduler", daemon=True)
                 self._thread.start()
 
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the thread has been at one piece of work: a batch, a decode step, or what a search does between
+        two operations; 0 while it waits for work. From any thread.
+        """
+        moved = self._moved
+        return 0.0 if moved is None else time.monotonic() - moved
+
     def wake(self) -> None:
         """Something is to be looked at: a search was stopped, or more of its steps are wanted."""
         with self._changed:
@@ -152,11 +165,13 @@ class Scheduler:
 
     def step(self) -> bool:
         """One batch of one kind, or one token of all rollouts; False where there is nothing to do until news come."""
+        self._moved = time.monotonic()
         self._take_in()
         self._heed()
         ready = [task for task in self._tasks if task.ready and not task.parked]
         for task in ready:
             self._advance(task)
+            self._moved = time.monotonic()
         if chosen := self._chosen():
             self._execute(chosen)
             return True
@@ -174,9 +189,11 @@ class Scheduler:
                 self._batches.clear()
                 continue
             if not busy:
+                self._moved = None
                 release_threads()
                 with self._changed:
                     self._changed.wait_for(lambda: self._news or self._closed)
+        self._moved = None
         for task in [*self._tasks, *self._coming]:
             task.search.ended = STOPPED
             self._end(task, None)
@@ -225,7 +242,7 @@ class Scheduler:
             if isinstance(reached, Writing):
                 batch = self._batches.setdefault(reached.model, ContinuousBatch(reached.model, max_batch=MAX_BATCH))
                 batch.add(task, reached)
-            if isinstance(reached, Operation | Writing):
+            if isinstance(reached, Operation | Writing | Pause):
                 return
             if reached is None or reached.done:
                 self._end(task, reached)
