@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -48,9 +48,9 @@ class Sampling(Settings):
     """How tokens are chosen. Temperature 0 is greedy everywhere, None is the strategy's own default; a filter that is
     None is off.
 
-    `max_tokens` None means as long as the context allows. A `grammar` keeps the completion to a JSON schema,
-    tool calls or a pattern. Stop strings may span several tokens; they end the rollout
-    and are not part of its text.
+    `max_tokens` None means `MAX_TOKENS`, and never more than the context has room for. A `grammar` keeps the completion
+    to a JSON schema, tool calls or a pattern. Stop strings may span several tokens, or be a special token; they end the
+    rollout and are not part of its text.
     """
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
@@ -79,5 +79,8 @@ class Sampling(Settings):
             raise ValueError("a stop string has half a surrogate pair, which no text has")
         return value
 
+
+MAX_TOKENS: Final = 1024
+"""Tokens of a completion at most where nobody says how many: a weak model may never end by itself."""
 
 GREEDY = Sampling(temperature=0.0)

@@ -51,7 +51,7 @@ class EngineSettings(BaseModel):
     top_k: Annotated[int, Field(ge=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of the answer at most; None is as long as the context allows."""
+    """Tokens of the answer at most; None is 1,024. The context may have room for fewer."""
     stop: list[str] = Field(default_factory=list)
     """Strings that end the answer and are not part of it. A call's own `stop` replaces them."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer as RawTokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -26,9 +25,9 @@ from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.rewards.base import Reward
 from nabla_agents.rewards.learned.aggregation import Aggregation
 from nabla_agents.rewards.learned.formats import SEQUENCE_CLASSIFICATION, TRL_PRM, OutcomeFormat, StepFormat
-from nabla_agents.rewards.learned.heads import HEAD_NAMES, HeadedModel
+from nabla_agents.rewards.learned.heads import HEAD_NAMES, loader
 from nabla_agents.rewards.learned.outcome import OutcomeReward
-from nabla_agents.rewards.learned.process import ProcessReward, loader
+from nabla_agents.rewards.learned.process import ProcessReward
 from nabla_agents.types import Rollout, Score, Usage
 
 Architecture = Literal["qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3"]
@@ -132,8 +131,7 @@ def random_outcome_reward(
     **shape: Any,
 ) -> OutcomeReward:
     """An outcome reward with random weights; further options as in `random_model`."""
-    auto_class = HeadedModel("two-layer", 1) if format.head == "two-layer" else AutoModelForSequenceClassification
-    module = _module(auto_class, architecture, tokenizer, scale, num_labels=1, **shape)
+    module = _module(loader(format), architecture, tokenizer, scale, num_labels=1, **shape)
     return OutcomeReward(module, tokenizer, format=format, min_coverage=min_coverage)
 
 

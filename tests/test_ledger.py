@@ -21,8 +21,6 @@ from nabla_agents import (
     Nabla,
     NoDirection,
     Objective,
-    OutcomeReward,
-    ProcessReward,
     RandomDirection,
     Result,
     Reward,
@@ -33,6 +31,7 @@ from nabla_agents import (
 )
 from nabla_agents.models.rows import RolloutJob
 from nabla_agents.models.transformer import Transformer
+from nabla_agents.rewards.learned.bound import BoundReward
 from nabla_agents.testing import random_model, random_outcome_reward, random_process_reward
 
 WORDS = ("1", "2", "3", "4", "+", "=", "\n")
@@ -107,7 +106,7 @@ class Setup:
     model: LanguageModel
     reward: Reward | None
     judges: list[Transformer]
-    kinds: tuple[type[Reward], ...]  # whose calls are reward calls
+    kinds: tuple[type[Reward], ...]  # of its rewards, whose calls are reward calls
 
 
 @cache
@@ -119,7 +118,7 @@ def nothing() -> Setup:
 def process() -> Setup:
     model = language_model()
     reward = random_process_reward(model.tokenizer.hf, width=32, layers=2, seed=1)
-    return Setup(model, reward, [reward.transformer], (ProcessReward,))
+    return Setup(model, reward, [reward.transformer], (BoundReward,))
 
 
 @cache
@@ -142,7 +141,7 @@ def several() -> Setup:
     steps, whole = random_process_reward(hf, seed=1, labels=1), random_outcome_reward(hf, width=16, seed=2)
     judges = [steps.transformer, whole.transformer, tuned.transformer]
     reward = 3.0 * steps + 0.5 * whole + 0.1 * ImplicitReward(tuned)
-    return Setup(model, reward, judges, (ProcessReward, OutcomeReward, ImplicitReward))
+    return Setup(model, reward, judges, (BoundReward, BoundReward, ImplicitReward))
 
 
 @cache
@@ -170,7 +169,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[Setup], list[float]]:
 
     def watch(setup: Setup) -> list[float]:
         values: list[float] = []
-        for kind in setup.kinds:
+        for kind in set(setup.kinds):
             original: Any = kind.score
 
             def score(self: Any, rollouts: Any, original: Any = original) -> Any:

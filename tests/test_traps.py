@@ -26,6 +26,7 @@ from nabla_agents import (
 )
 from nabla_agents.models.rows import RolloutJob
 from nabla_agents.rewards.base import RewardGradient
+from nabla_agents.rewards.learned.bound import BoundReward
 from nabla_agents.testing import random_model, random_process_reward
 
 WORDS = ("1", "2", "3", "4", "+", "=", "\n")
@@ -111,16 +112,16 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ProcessReward, l
 
     hook = reward.transformer.body.register_forward_pre_hook(watch, with_kwargs=True)
     seen: list[Reading] = []
-    original = ProcessReward.score
+    original = BoundReward.score
 
-    def score(self: ProcessReward, rollouts: Sequence[Rollout]) -> list[Score]:
+    def score(self: BoundReward, rollouts: Sequence[Rollout]) -> list[Score]:
         assert len(rollouts) == 1
         scores = original(self, rollouts)
         if rollouts[0].text.strip():
             seen.append(Reading(rollouts[0], scores[0], tuple(fed)))
         return scores
 
-    monkeypatch.setattr(ProcessReward, "score", score)
+    monkeypatch.setattr(BoundReward, "score", score)
     yield reward, seen
     hook.remove()
 

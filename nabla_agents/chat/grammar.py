@@ -32,8 +32,8 @@ class Grammar:
     answer), in the Lark dialect of llguidance. With `reasoning` the model may think first, freely; how that and calls
     are marked is the dialect's. Searches change only what the grammar leaves free, reasoning and text around tool
     calls; with `refine` the constrained spans too, within the grammar. Compiling one is part of starting a request: it
-    raises `GrammarError` before any pass is paid. Where `max_tokens` or the context comes near, JSON that is open is
-    closed in time.
+    raises `GrammarError` before any pass is paid. Nothing is closed early: where `max_tokens` ends, the text is cut, as
+    it is where a weak model repeats itself without end.
     """
 
     body: str

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nabla_agents.chat.dialects import DIALECTS
 from nabla_agents.chat.grammar import Grammar
 from nabla_agents.errors import ConfigurationError, GrammarError
 from nabla_agents.models.tokenizer import Tokenizer
@@ -22,29 +19,17 @@ from nabla_agents.models.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_LONGEST = 1024  # tokens of the shortest answer to a schema, as far as it is looked at
-_SLACK = 24  # tokens that one more token can cost to close: an item or a property that it opens
-_CLOSERS = (rb'"[}\]]*', rb'".*', rb"[}\]]+", rb"[}\]].*", rb",.*")  # a string first: all else in it is text
 _OF_SCHEMA = "failed to compile JSON schema: "  # how llguidance begins what is wrong with a schema
 _KEPT = 64  # compiled grammars of a model; an agent has a few
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-@dataclass(frozen=True, eq=False)
-class Closing:
-    """How a completion ends in time: which tokens to prefer, best first, once `within` or fewer are left."""
-
-    preferred: tuple[Mask, ...]
-    ends: Mask
-    within: int
-
-
 class Constraint:
     """Where one completion is in its grammar. Used by one thread."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, closing: Closing) -> None:
-        self._matcher, self._vocab_size, self._closing = matcher, vocab_size, closing
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher, self._vocab_size = matcher, vocab_size
 
     def take(self, ids: Sequence[int]) -> int:
         """Follows tokens; how many of them the grammar has."""
@@ -69,39 +54,19 @@ class Constraint:
         fill_next_token_bitmask(self._matcher, bits)
         return np.unpackbits(bits.view(np.uint8), bitorder="little")[: self._vocab_size].astype(bool)
 
-    def masks(self, guess: Sequence[int], room: int) -> list[Mask]:
-        """What may come next, and after each token of a guess as far as the grammar has it; stays where it was. With
-        hardly enough `room` left, in tokens, only what closes what is open.
-        """
-        masks, taken = [self._mask_within(room)], 0
+    def masks(self, guess: Sequence[int]) -> list[Mask]:
+        """What may come next, and after each token of a guess as far as the grammar has it; stays where it was."""
+        masks, taken = [self.mask()], 0
         for token in guess:
             if not masks[-1][token] or self.take([token]) == 0:
                 break
             taken += 1
             if self.complete:
                 break
-            masks.append(self._mask_within(room - taken))
+            masks.append(self.mask())
         if taken:
             self._matcher.rollback(taken)
         return masks
-
-    def tokens_to_close(self, limit: int) -> int:
-        """How many tokens close everything that is open; `limit` if it takes as many."""
-        ahead = Constraint(self._matcher.deep_copy(), self._vocab_size, self._closing)
-        count = 0
-        while count < limit and not (ahead.complete or ahead._matcher.is_accepting()):
-            ahead.take([int(ahead._closers_of(ahead.mask()).argmax())])
-            count += 1
-        return count
-
-    def _mask_within(self, room: int) -> Mask:
-        mask = self.mask()
-        if room > self._closing.within or (mask & self._closing.ends).any():
-            return mask
-        return self._closers_of(mask) if room <= self.tokens_to_close(room) + _SLACK else mask
-
-    def _closers_of(self, mask: Mask) -> Mask:
-        return next((both for wanted in self._closing.preferred if (both := mask & wanted).any()), mask)
 
 
 class Compiler:
@@ -114,9 +79,8 @@ class Compiler:
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._ll = _ll_tokenizer(tokenizer, vocab_size, eos_ids)
-        self._ends = np.isin(np.arange(vocab_size), sorted(eos_ids))
         self._lock = threading.Lock()
-        self._compiled: dict[Grammar, tuple[LLMatcher, Closing]] = {}
+        self._compiled: dict[Grammar, LLMatcher] = {}
 
     def start(self, grammar: Grammar) -> Constraint:
         """The grammar at the beginning of a completion.
@@ -125,11 +89,11 @@ class Compiler:
             GrammarError: it does not compile.
         """
         with self._lock:
-            matcher, closing = self._compiled.pop(grammar, None) or (self._compile(grammar), self._closing(grammar))
-            self._compiled[grammar] = matcher, closing  # the newest is last
+            matcher = self._compiled.pop(grammar, None) or self._compile(grammar)
+            self._compiled[grammar] = matcher  # the newest is last
             if len(self._compiled) > _KEPT:
                 del self._compiled[next(iter(self._compiled))]
-            return Constraint(matcher.deep_copy(), self._vocab_size, closing)
+            return Constraint(matcher.deep_copy(), self._vocab_size)
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         from llguidance import LLMatcher
@@ -143,26 +107,6 @@ class Compiler:
                 raise GrammarError(f"The JSON schema cannot be kept to: {wrong}. Correct it, or leave it out.")
             raise GrammarError(f"The grammar does not compile: {reason}. Its rule is {_short(grammar.body)}")
         return matcher
-
-    def _closing(self, grammar: Grammar) -> Closing:
-        """What ends a string, what ends a value, what goes on to the next one: in this order."""
-        if "%json" not in grammar.body:
-            return Closing((), self._ends, 0)
-        thought_ends = np.zeros(self._vocab_size, dtype=bool)
-        if grammar.reasoning and (token := self._own_token(DIALECTS[grammar.dialect].thought[1])) is not None:
-            thought_ends[token] = True
-        elif grammar.reasoning:
-            return Closing((), self._ends, 0)
-        preferred = (thought_ends, *self._closers)
-        whole = self._compile(replace(grammar, required=True, reasoning=False))
-        shortest = Constraint(whole, self._vocab_size, Closing(preferred, self._ends, 0)).tokens_to_close(_LONGEST)
-        return Closing(preferred, self._ends, shortest + 2 * _SLACK)
-
-    @cached_property
-    def _closers(self) -> list[Mask]:
-        """[vocab] each: the tokens whose whole text matches; markers have none."""
-        texts = [b"" if self._ll.is_special_token(i) else self._ll.decode_bytes([i]) for i in range(self._vocab_size)]
-        return [np.array([re.fullmatch(p, text, re.DOTALL) is not None for text in texts]) for p in _CLOSERS]
 
     def _own_token(self, marker: str) -> int | None:
         """The id of a marker that the tokenizer added as one token: llguidance sees no text in such."""

@@ -233,11 +233,7 @@ def _constraint(model: CausalModel, job: RolloutJob) -> Constraint | None:
 def _masks(rows: Sequence[Row], guesses: Sequence[tuple[int, ...]]) -> dict[tuple[int, int], Mask]:
     """What each row's grammar has at each (row, further token) place, as far as its guess keeps to it."""
     constrained = ((i, row.constraint) for i, row in enumerate(rows) if row.constraint is not None)
-    return {
-        (i, j): mask
-        for i, constraint in constrained
-        for j, mask in enumerate(constraint.masks(guesses[i], rows[i].job.max_tokens - len(rows[i].ids)))
-    }
+    return {(i, j): mask for i, constraint in constrained for j, mask in enumerate(constraint.masks(guesses[i]))}
 
 
 def _still_open(rows: Sequence[Row], context: Context | None, tensor: Tensor) -> tuple[list[Row], Tensor]:

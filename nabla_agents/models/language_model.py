@@ -219,7 +219,7 @@ class LanguageModel:
         *,
         embedding_terms: bool,
     ) -> list[LikelihoodGradient]:
-        tails, hidden, embeddings, read, fed = tail_states(
+        tails, read, hidden, embeddings = tail_states(
             self.transformer, rollouts, starts, caches, needs_grad=embedding_terms
         )
         gradients: list[Tensor | None] = [None] * len(rollouts)
@@ -231,6 +231,7 @@ class LanguageModel:
                 cotangent[i, : len(row)] = row
             (gradient,) = torch.autograd.grad(hidden, embeddings, cotangent)
             gradients = [token_gradient(gradient[i], len(tail)) for i, tail in enumerate(tails)]
+        fed = hidden.shape[1]
         usage = self.usage(prefill=read, forward=fed, backward=fed if embedding_terms else 0)
         return [
             LikelihoodGradient(
@@ -251,10 +252,9 @@ class LanguageModel:
     def _token_log_probs(
         self, rollouts: Sequence[Rollout], caches: Sequence[PrefixCache | None]
     ) -> list[tuple[Float[Tensor, "time"], Usage]]:
-        tails, hidden, _, read, fed = tail_states(
-            self.transformer, rollouts, [0] * len(rollouts), caches, needs_grad=False
-        )
-        usage, lengths = self.usage(prefill=read, forward=fed), [len(tail) for tail in tails]
+        starts = [0] * len(rollouts)
+        tails, read, hidden, _ = tail_states(self.transformer, rollouts, starts, caches, needs_grad=False)
+        usage, lengths = self.usage(prefill=read, forward=hidden.shape[1]), [len(tail) for tail in tails]
         rows = torch.cat([hidden[i, :length] for i, length in enumerate(lengths)])
         log_probs = self.log_probs(rows, [token for tail in tails for token in tail]).double().cpu()
         return [(row, usage) for row in log_probs.split(lengths)]
@@ -319,26 +319,17 @@ def tail_states(
     caches: Sequence[PrefixCache | None],
     *,
     needs_grad: bool,
-) -> tuple[list[tuple[int, ...]], Tensor, Tensor, int, int]:
+) -> tuple[list[tuple[int, ...]], int, Tensor, Tensor]:
     """Reads each rollout up to `start` without gradient and its tail with gradient with respect to embeddings.
 
-    The states at index i of the tail predict completion token start + i. Returns the tails, the hidden states
-    [batch, time, hidden] (right-padded), the embeddings they came from, and per row the tokens read without and with
-    gradient.
+    The states at index i of the tail predict completion token start + i. Returns the tails, the tokens that each row
+    read without gradient, the hidden states [batch, time, hidden] (right-padded) and the embeddings they came from.
     """
     known = [(*r.prompt.ids, *r.completion_ids[:start])[:-1] for r, start in zip(rollouts, starts, strict=True)]
     tails = [r.completion_ids[start:] for r, start in zip(rollouts, starts, strict=True)]
     fed = [(*r.prompt.ids, *r.completion_ids)[len(k) : -1] for r, k in zip(rollouts, known, strict=True)]
-    width = max(map(len, fed))
-    total = max(len(k) for k in known) + width
-    context, read = transformer.read(known, caches, total_tokens=total)
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in fed], device=transformer.device)
-    ragged = any(len(row) < width for row in fed)
-    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in fed], device=transformer.device)
-    embeddings = transformer.embed(ids).detach().requires_grad_(needs_grad)
-    with torch.set_grad_enabled(needs_grad):
-        hidden = transformer.extend(context, embeddings=embeddings, mask=mask if ragged else None)
-    return tails, hidden, embeddings, read.shape[1], width
+    before, hidden, embeddings = transformer.continued(known, fed, caches, needs_grad=needs_grad)
+    return tails, before.shape[1], hidden, embeddings
 
 
 def token_gradient(gradient: Float[Tensor, "fed hidden"], tail_length: int) -> Float[Tensor, "time hidden"]:

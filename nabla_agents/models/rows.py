@@ -16,6 +16,8 @@ from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.types import FinishReason, Prompt, Rollout, Usage
 
 FIRST_WINDOW, LARGEST_WINDOW = 4, 64  # guesses read at a time; doubled as long as all of them are right
+_ENDLESS = 256  # constrained tokens that repeat one piece of text are not going to end
+_LONGEST_PIECE = 32  # tokens
 MOST_MISSES = 3  # rounds in a row without a right guess, after which a draft is given up
 
 
@@ -84,7 +86,7 @@ class Row:
             self.finish, self.text = FinishReason.STOP, text
         elif self.constraint is not None and self.constraint.complete:
             self.finish = FinishReason.STOP
-        elif len(self.ids) >= self.job.max_tokens:
+        elif len(self.ids) >= self.job.max_tokens or (self.constraint is not None and _endless(self.ids)):
             self.finish = FinishReason.LENGTH
 
     def usage(self, model: CausalModel) -> Usage:
@@ -109,6 +111,14 @@ class Row:
                 accepted_draft_tokens=self.accepted_draft_tokens,
             ),
         )
+
+
+def _endless(ids: Sequence[int]) -> bool:
+    """Whether the newest tokens are one piece again and again; looked at now and then."""
+    if len(ids) < _ENDLESS or len(ids) % _LONGEST_PIECE:
+        return False
+    newest = ids[-_ENDLESS:]
+    return any(newest[piece:] == newest[:-piece] for piece in range(1, _LONGEST_PIECE + 1))
 
 
 def before_stop(model: CausalModel, stop: Sequence[str], ids: Sequence[int]) -> str | None:

@@ -164,6 +164,31 @@ class Transformer:
         mask = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rest], device=self.device)
         return context, self.extend(context, ids=ids, mask=mask if ragged else None)
 
+    def continued(
+        self,
+        known: Sequence[Sequence[int]],
+        rest: Sequence[Sequence[int]],
+        caches: Sequence[PrefixCache | None],
+        *,
+        needs_grad: bool,
+    ) -> tuple[
+        Float[Tensor, "batch read hidden"], Float[Tensor, "batch fed hidden"], Float[Tensor, "batch fed hidden"]
+    ]:
+        """Reads what is known of each row without gradient, as `read`, and then the rest.
+
+        Returns the hidden states of what was known, right-aligned, those of the rest, right-padded, and the embeddings
+        that these came from, which carry gradient if one is needed.
+        """
+        width = max(map(len, rest))
+        context, before = self.read(known, caches, total_tokens=max(map(len, known)) + width)
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rest], device=self.device)
+        ragged = any(len(row) < width for row in rest)
+        mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rest], device=self.device)
+        embeddings = self.embed(ids).detach().requires_grad_(needs_grad)
+        with torch.set_grad_enabled(needs_grad):
+            hidden = self.extend(context, embeddings=embeddings, mask=mask if ragged else None)
+        return before, hidden, embeddings
+
     def extend(
         self,
         context: Context,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
-from typing import SupportsFloat
+from typing import SupportsFloat, TypeVar
 
 import torch
 
@@ -17,6 +17,8 @@ from nabla_agents.models.carriers import Carrier, WeightedCarrier
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.rewards.background import Background
 from nabla_agents.types import Rollout, Score, Usage
+
+PartT = TypeVar("PartT")
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,35 +154,26 @@ class RewardSum(Reward):
         tools = {i: Background(call) for i, (learned, call) in enumerate(calls) if not learned and len(calls) > 1}
         scored = {i: call() for i, (_, call) in enumerate(calls) if i not in tools}  # meanwhile, on this thread
         columns = [tools[i].result() if i in tools else scored[i] for i in range(len(calls))]
-        weights = [w for w, _ in self._parts]
-        return [_finite(self, _summed(weights, [column[i] for column in columns])) for i in range(len(rollouts))]
+        return [_finite(self, _summed(scores)) for scores in self._by_rollout(columns, len(rollouts))]
 
     def score_prefixes(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         """Sums of the parts that can judge what is unfinished."""
         columns = [r.score_prefixes(rollouts) for _, r in self._parts]
-        sums: list[Score | None] = []
-        for i in range(len(rollouts)):
-            known = [
-                (w, s) for (w, _), column in zip(self._parts, columns, strict=True) if (s := column[i]) is not None
-            ]
-            sums.append(_summed([w for w, _ in known], [s for _, s in known]) if known else None)
-        return sums
+        return [_summed(scores) if scores else None for scores in self._by_rollout(columns, len(rollouts))]
 
     def gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
     ) -> list[RewardGradient | None]:
         columns = [r.gradient(rollouts, starts, likelihoods) for _, r in self._parts]
-        return [self._weighted([column[i] for column in columns]) for i in range(len(rollouts))]
+        return [_joined(gradients) if gradients else None for gradients in self._by_rollout(columns, len(rollouts))]
 
     def bind(self, model: LanguageModel) -> Reward:
         return RewardSum(tuple((w, r.bind(model)) for w, r in self.terms))
 
-    def _weighted(self, gradients: Sequence[RewardGradient | None]) -> RewardGradient | None:
-        known = [(w, g) for (w, _), g in zip(self._parts, gradients, strict=True) if g is not None]
-        if not known:
-            return None
-        carrier = WeightedCarrier(tuple((w, g.carrier) for w, g in known))
-        return RewardGradient(carrier, sum((g.usage for _, g in known), Usage()))
+    def _by_rollout(self, columns: Sequence[Sequence[PartT | None]], count: int) -> list[list[tuple[float, PartT]]]:
+        """What the parts gave for each rollout, with their weights and without those that gave nothing."""
+        weighted = list(zip([w for w, _ in self._parts], columns, strict=True))
+        return [[(w, part) for w, column in weighted if (part := column[i]) is not None] for i in range(count)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,8 +272,8 @@ def _finite(reward: Reward, score: Score) -> Score:
     odd = [x for x in (score.value, score.verdict) if x is not None and not math.isfinite(x)]
     if not odd or (not score.judged and score.explanation):
         return score
-    said = f"{reward.name} gave {odd[0]}; expected a finite number"
-    return replace(Score.not_judged(said, score.usage), coverage=score.coverage)
+    explanation = f"{reward.name} gave {odd[0]}; expected a finite number"
+    return replace(Score.not_judged(explanation, score.usage), coverage=score.coverage)
 
 
 def _check_scores(reward: Reward, scores: object, count: int) -> None:
@@ -298,23 +291,28 @@ def _terms(reward: Reward) -> tuple[tuple[float, Reward], ...]:
     return reward.terms if isinstance(reward, RewardSum) else ((1.0, reward),)
 
 
-def _summed(weights: Sequence[float], scores: Sequence[Score]) -> Score:
-    weighted = list(zip(weights, scores, strict=True))
+def _summed(weighted: Sequence[tuple[float, Score]]) -> Score:
+    scores = [s for _, s in weighted]
     verdicts = [w * s.verdict for w, s in weighted if s.verdict is not None]
     verified = [v for v in (_vouched(w, s) for w, s in weighted) if v is not None]
     value = sum((w * s.value for w, s in weighted), 0.0)
-    said = [s.explanation for s in scores if s.explanation]
+    explanations = [s.explanation for s in scores if s.explanation]
     if math.isnan(value) and all(s.judged for s in scores):
-        said.append("infinite values cancel")
+        explanations.append("infinite values cancel")
     return Score(
         value=value,
         verdict=sum(verdicts) if verdicts else None,
         verified=all(verified) if verified else None,
         spans=tuple(replace(span, credit=w * span.credit) for w, s in weighted for span in s.spans),
-        explanation="; ".join(said),
+        explanation="; ".join(explanations),
         usage=sum((s.usage for s in scores), Usage()),
         coverage=tuple(c for s in scores for c in s.coverage),
     )
+
+
+def _joined(weighted: Sequence[tuple[float, RewardGradient]]) -> RewardGradient:
+    carrier = WeightedCarrier(tuple((w, g.carrier) for w, g in weighted))
+    return RewardGradient(carrier, sum((g.usage for _, g in weighted), Usage()))
 
 
 def _vouched(weight: float, score: Score) -> bool | None:

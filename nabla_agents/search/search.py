@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nabla_agents.config import Sampling
+from nabla_agents.config import MAX_TOKENS, Sampling
 from nabla_agents.errors import RewardError
 from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
@@ -319,8 +319,8 @@ class Search:
     @property
     def _longest(self) -> int:
         """Tokens that a completion may have by the context and the request, whatever the budget is."""
-        room = self.model.context_length - len(self.prompt.ids)
-        return room if self.sampling.max_tokens is None else min(room, self.sampling.max_tokens)
+        limit = MAX_TOKENS if self.sampling.max_tokens is None else self.sampling.max_tokens
+        return min(self.model.context_length - len(self.prompt.ids), limit)
 
     def _cut_short(self, rollout: Rollout) -> bool:
         """Whether the budget, and nothing else, ended a rollout."""

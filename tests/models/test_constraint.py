@@ -107,21 +107,31 @@ def test_optional_calls_follow_text_and_are_constrained_once_begun(name: str, re
 
 
 @pytest.mark.parametrize("name", ["model", "tiny"])
-@pytest.mark.parametrize("max_tokens", [110, 150])
-def test_json_is_closed_before_the_tokens_run_out(name: str, max_tokens: int, request: pytest.FixtureRequest) -> None:
-    """Random bytes hardly ever end a string, a list or a number by themselves."""
+def test_what_has_no_room_is_cut_and_no_value_is_made_shorter(name: str, request: pytest.FixtureRequest) -> None:
+    """With fewer tokens a text is the beginning of what it is with more, and says that it was cut."""
     model: LanguageModel = request.getfixturevalue(name)
-    strings = {"type": "array", "items": {"type": "string"}}
-    properties = {"said": {"type": "string"}, "list": strings, "size": {"type": "number"}, "free": {"type": "object"}}
-    schema = {"type": "object", "properties": properties, "required": ["said", "list", "size"]}
-    for grammar in (Grammar.json(schema), Grammar.json(schema, reasoning=True)):
-        made = [replace(job, max_tokens=max_tokens) for job in jobs(model, grammar)]
-        for rollout in model.rollout(made):
-            if not grammar.reasoning or "</think>" in rollout.text:
-                jsonschema.validate(json.loads(rollout.text.rpartition("</think>")[2]), schema)
-    tool = {"type": "function", "function": {"name": "store", "parameters": schema}}
-    made = [replace(job, max_tokens=max_tokens) for job in jobs(model, Grammar.tools([tool], required=True))]
-    assert not any(Reply.read(r.text, tools=True).tool_calls[0].error for r in model.rollout(made))
+    for grammar in (Grammar.json(SCHEMA), Grammar.tools(TOOLS, required=True)):
+        whole = model.rollout(jobs(model, grammar))
+        for room in (1, 8, 25, 60):
+            cut = model.rollout([replace(job, max_tokens=room) for job in jobs(model, grammar)])
+            for short, long in zip(cut, whole, strict=True):
+                assert short.completion_ids == long.completion_ids[:room]
+                assert short.cut == (len(long.completion_ids) > room or long.cut)
+
+
+def test_a_string_that_repeats_itself_without_end_is_cut() -> None:
+    """A model of one letter, which cannot find the end of what the schema lets it write."""
+    model = random_model(scale=0.0)
+    with torch.no_grad():
+        model.transformer.module.get_output_embeddings().weight[ord("a")] += 1.0  # the likeliest where it is allowed
+    prompt = model.prompt("x", formatted=True)
+    endless = Sampling(temperature=0.0, grammar=Grammar.json({"type": "string"}))
+    free = Sampling(temperature=0.0)
+    job, unconstrained = (RolloutJob(prompt, (), sampling, 2000, torch.zeros(2000)) for sampling in (endless, free))
+    [rollout], [other] = model.rollout([job]), model.rollout([replace(unconstrained, max_tokens=500)])
+    assert rollout.cut
+    assert 256 <= len(rollout.completion_ids) < 400
+    assert len(other.completion_ids) == 500
 
 
 def test_patterns_and_choices(model: LanguageModel) -> None:

@@ -168,40 +168,47 @@ def test_a_sum_binds_its_parts_and_stays_as_it_was() -> None:
     assert part.bound_to is None
 
 
+TOOL: Any = ArithmeticSteps()
+REFUSED: list[tuple[str, Callable[[Any], object], list[Any]]] = [
+    ("Rewards add and scale", lambda other: TOOL + other, [3, "tests", None, ArithmeticSteps]),
+    ("Rewards add and scale", lambda other: other + TOOL, [1, "0", None, 0.5]),  # but for the zero of `sum`
+    ("Rewards add and scale", lambda weight: TOOL * weight, ["2", None, [2.0], True, 1j]),
+    ("finite", lambda weight: weight * TOOL, [math.nan, math.inf, -math.inf]),
+    ("otherwise", TOOL.otherwise, [math.nan, math.inf, "0.5", None]),
+    ("within", TOOL.within, [0.0, -1.0, math.nan, math.inf, "5", None]),
+]
+
+
 @pytest.mark.untyped
-@pytest.mark.parametrize("other", [3, "tests", None, ArithmeticSteps])
-def test_only_rewards_add(other: object) -> None:
-    with pytest.raises(ConfigurationError, match="Rewards add and scale"):
-        ArithmeticSteps() + other  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf])
-def test_only_finite_weights_scale(weight: float) -> None:
-    with pytest.raises(ConfigurationError, match="finite"):
-        weight * ArithmeticSteps()
+@pytest.mark.parametrize(
+    ("message", "made", "wrong"), [(message, made, wrong) for message, made, values in REFUSED for wrong in values]
+)
+def test_rewards_add_scale_and_are_limited_by_rewards_and_finite_numbers(
+    message: str, made: Callable[[Any], object], wrong: Any
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        made(wrong)
 
 
 # ── the contract ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_reward_that_raises_is_an_explained_nan_and_the_others_are_judged() -> None:
-    scores = judged(Refusing("bb"), ROLLOUTS)
-    assert [s.value for s in scores if s.judged] == [1.0, 3.0]
-    assert not scores[1].judged
-    assert scores[1].explanation == "Refusing raised ValueError: out of order"
-
-
-def test_a_reward_that_raises_within_a_sum_leaves_the_other_rollouts_judged() -> None:
-    scores = judged(FixedReward(length) + 2.0 * Refusing("bb"), ROLLOUTS)
-    assert [s.value for s in scores[::2]] == [3.0, 9.0]
-    assert not scores[1].judged
-    assert "out of order" in scores[1].explanation
-
-
-def test_a_reward_that_always_raises_judges_nothing() -> None:
-    scores = judged(Refusing("a", "bb", "ccc"), ROLLOUTS)
-    assert [s.judged for s in scores] == [False] * 3
-    assert [s.usage.reward_calls for s in scores] == [1, 1, 1]
+@pytest.mark.parametrize(
+    ("reward", "values"),
+    [
+        (Refusing("bb"), [1.0, None, 3.0]),
+        (FixedReward(length) + 2.0 * Refusing("bb"), [3.0, None, 9.0]),
+        (Refusing("a", "bb", "ccc"), [None, None, None]),
+    ],
+    ids=["one", "in a sum", "all"],
+)
+def test_a_reward_that_raises_is_an_explained_nan_and_the_others_are_judged(
+    reward: Reward, values: list[float | None]
+) -> None:
+    scores = judged(reward, ROLLOUTS)
+    assert [s.value if s.judged else None for s in scores] == values
+    assert all("Refusing raised ValueError: out of order" in s.explanation for s in scores if not s.judged)
+    assert [s.usage.reward_calls for s in scores] == [reward.calls_per_completion] * 3
 
 
 def test_an_interrupt_inside_a_reward_is_no_verdict() -> None:
@@ -282,20 +289,6 @@ def test_rewards_sum_up() -> None:
     assert sum(parts[:1]) is parts[0]
 
 
-@pytest.mark.untyped
-@pytest.mark.parametrize("other", [1, "0", None, 0.5])
-def test_only_the_zero_of_sum_adds(other: object) -> None:
-    with pytest.raises(ConfigurationError, match="Rewards add and scale"):
-        other + ArithmeticSteps()  # type: ignore[operator]
-
-
-@pytest.mark.untyped
-@pytest.mark.parametrize("weight", ["2", None, [2.0], True, 1j])
-def test_only_numbers_scale(weight: object) -> None:
-    with pytest.raises(ConfigurationError, match="Rewards add and scale"):
-        ArithmeticSteps() * weight  # type: ignore[operator]
-
-
 def test_a_part_of_weight_zero_is_not_there() -> None:
     """It is not asked, so it cannot hang, raise, vouch, or make the sum unjudged."""
     refusing = Refusing("a", "bb", "ccc")
@@ -328,13 +321,6 @@ def test_what_a_part_could_not_judge_counts_as_said() -> None:
     assert [s.usage.reward_calls for s in scores] == [2, 2, 2]
 
 
-@pytest.mark.untyped
-@pytest.mark.parametrize("value", [math.nan, math.inf, "0.5", None])
-def test_silence_counts_a_finite_value(value: Any) -> None:
-    with pytest.raises(ConfigurationError, match="otherwise"):
-        ArithmeticSteps().otherwise(value)
-
-
 def test_a_dead_tool_hits_its_limit_and_the_other_parts_are_judged() -> None:
     released = threading.Event()
     reward = FixedReward(length) + Slow(released).within(0.2).otherwise(0.0)
@@ -352,13 +338,6 @@ def test_a_tool_in_time_is_not_touched_by_its_limit() -> None:
     assert [s.verified for s in Slow(released).within(30.0).score(ROLLOUTS)] == [True] * 3
     broken = judged(Refusing("bb").within(30.0), ROLLOUTS)
     assert [s.judged for s in broken] == [True, False, True]
-
-
-@pytest.mark.untyped
-@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf, "5", None])
-def test_a_limit_is_a_time(seconds: Any) -> None:
-    with pytest.raises(ConfigurationError, match="within"):
-        ArithmeticSteps().within(seconds)
 
 
 def test_tools_of_a_sum_run_while_its_models_do() -> None:

@@ -96,9 +96,9 @@ class StepTokens:
     wrong: int | None = None
 
     @property
-    def marked(self) -> int | None:
-        """The token at which, or where which, each step's score is read; None where it is any last token of a step."""
-        return self.separator if self.separator is not None else self.right
+    def classes(self) -> tuple[int, int] | None:
+        """The tokens whose logits are the classes of a step, wrong and right; None where a head of its own has them."""
+        return None if self.wrong is None or self.right is None else (self.wrong, self.right)
 
 
 def step_tokens(format: StepFormat, tokenizer: Tokenizer) -> StepTokens:
@@ -119,21 +119,21 @@ def _one_token(tokenizer: Tokenizer, what: str, text: str | None, declared: int 
     if text is None:
         return None
     alone = tokenizer.encode(text)
-    found = alone[0] if len(alone) == 1 else None
-    if found is None:
+    token = alone[0] if len(alone) == 1 else None
+    if token is None:
         ids, offsets = tokenizer.encode_located("1" + text)
-        found = ids[-1] if offsets and offsets[-1] == (1, 1 + len(text)) else None
-    if found is None or found == tokenizer.hf.unk_token_id:
+        token = ids[-1] if offsets and offsets[-1] == (1, 1 + len(text)) else None
+    if token is None or token == tokenizer.hf.unk_token_id:
         raise ConfigurationError(
             f"The format's {what} {text!r} is not one token of {tokenizer.name}: it gives the ids {alone}. Expected a "
             "tokenizer that has it; choose the format that this model was trained with, or add the token."
         )
-    if declared is not None and found != declared:
+    if declared is not None and token != declared:
         raise ConfigurationError(
             f"The format declares {what} {text!r} as id {declared}, but the tokenizer of {tokenizer.name} has it as "
-            f"{found}. It is another model's tokenizer; use the model's own, or declare {what}_id={found}."
+            f"{token}. It is another model's tokenizer; use the model's own, or declare {what}_id={token}."
         )
-    return found
+    return token
 
 
 # Aggregations are recommendations: the one that each family's authors report with.

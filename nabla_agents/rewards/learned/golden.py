@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class GoldenCase:
     ids: tuple[int, ...] = ()
 
 
-class SelfTested:
+class SelfTested(ABC):
     """A reward that can be held against stored scores: from its model card, its own code, or an earlier version."""
 
     label: str
@@ -54,9 +54,9 @@ class SelfTested:
         cases = []
         for question, answer in answers:
             rollout = Rollout.from_text(question, answer)
-            asked = question if isinstance(question, str) else [m.as_template_input() for m in question]
+            stored = question if isinstance(question, str) else [m.as_template_input() for m in question]
             ids = list(self.reading(rollout).ids)
-            cases.append({"question": asked, "answer": answer, "scores": self._scores(rollout), "ids": ids})
+            cases.append({"question": stored, "answer": answer, "scores": self._scores(rollout), "ids": ids})
         content = {"model": self.label, "dtype": str(self._dtype), "cases": cases}
         Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -74,12 +74,12 @@ class SelfTested:
         differences, complaints = [0.0], []
         for i, case in enumerate(golden_cases(path)):
             rollout = Rollout.from_text(case.question, case.answer)
-            got = self._scores(rollout)
-            difference = _difference(got, case.scores)
+            scores = self._scores(rollout)
+            difference = _difference(scores, case.scores)
             differences.append(difference)
             if not difference <= allowed:
-                cause = self._cause(case, got, self.reading(rollout).ids)
-                shown = [round(x, 4) for x in got], [round(x, 4) for x in case.scores]
+                cause = self._cause(case, scores, self.reading(rollout).ids)
+                shown = [round(x, 4) for x in scores], [round(x, 4) for x in case.scores]
                 complaints.append(f"case {i} ({case.answer[:40]!r}): got {shown[0]}, stored {shown[1]}. {cause}")
         if complaints:
             raise RewardError(
@@ -98,7 +98,7 @@ class SelfTested:
     def _dtype(self) -> torch.dtype:
         return self.transformer.embedding.weight.dtype
 
-    def _cause(self, case: GoldenCase, got: Sequence[float], ids: Sequence[int]) -> str:
+    def _cause(self, case: GoldenCase, scores: Sequence[float], ids: Sequence[int]) -> str:
         """The likeliest reason, from the ids that were read where they are known, else from the numbers."""
         if case.ids and tuple(ids) != case.ids:
             at = next((i for i, (a, b) in enumerate(zip(ids, case.ids, strict=False)) if a != b), None)
@@ -108,16 +108,16 @@ class SelfTested:
             where = "bos" if bos is not None and bos in (*ids[at : at + 1], *case.ids[at : at + 1]) else "text"
             likely = "one bos too many or too few" if where == "bos" else "system prompt, chat template or separator"
             return f"Another text is read: token {at} is {here!r}, stored {there!r}. Likely: {likely}."
-        if len(got) != len(case.scores):
-            return f"{len(got)} steps against {len(case.scores)}. Likely: the split rule or the separator."
+        if len(scores) != len(case.scores):
+            return f"{len(scores)} steps against {len(case.scores)}. Likely: the split rule or the separator."
         read = "" if case.ids else " separator, system prompt, bos,"
-        if _difference([_sigmoid(x) for x in case.scores], got) < 1e-3:
+        if _difference([_sigmoid(x) for x in case.scores], scores) < 1e-3:
             return "Stored are logits. Likely: the reference does not apply the sigmoid or softmax."
-        if _difference([_sigmoid(x) for x in got], case.scores) < 1e-3:
+        if _difference([_sigmoid(x) for x in scores], case.scores) < 1e-3:
             return "The stored scores are the sigmoid of these. Likely: a softmax or sigmoid applied once more."
-        if _difference([1 - x for x in got], case.scores) < 1e-3:
+        if _difference([1 - x for x in scores], case.scores) < 1e-3:
             return "Likely: the classes are swapped (right against wrong)."
-        if _difference(got, case.scores) <= _CLOSE:
+        if _difference(scores, case.scores) <= _CLOSE:
             return f"The numbers are near. Likely: dtype (this model runs in {self._dtype})."
         return f"Likely, in this order:{read} the position that is read, softmax, other weights."
 
@@ -141,19 +141,19 @@ def golden_cases(path: str | Path) -> list[GoldenCase]:
     return cases
 
 
-def _case(given: Mapping[str, Any]) -> GoldenCase:
-    question = given["question"]
+def _case(stored: Mapping[str, Any]) -> GoldenCase:
+    question = stored["question"]
     if not isinstance(question, str):
         question = tuple(Message(m["role"], m["content"]) for m in question)
-    scores = tuple(float(x) for x in given["scores"])
-    return GoldenCase(question, str(given["answer"]), scores, tuple(int(i) for i in given.get("ids", ())))
+    scores = tuple(float(x) for x in stored["scores"])
+    return GoldenCase(question, str(stored["answer"]), scores, tuple(int(i) for i in stored.get("ids", ())))
 
 
-def _difference(got: Sequence[float], expected: Sequence[float]) -> float:
+def _difference(scores: Sequence[float], expected: Sequence[float]) -> float:
     """The largest, relative to scores beyond 1; infinite for another number of scores, or one that is no number."""
-    if len(got) != len(expected) or any(math.isnan(x) for x in (*got, *expected)):
+    if len(scores) != len(expected) or any(math.isnan(x) for x in (*scores, *expected)):
         return math.inf
-    return max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(got, expected, strict=True))
+    return max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(scores, expected, strict=True))
 
 
 def _sigmoid(x: float) -> float:

@@ -9,12 +9,20 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from nabla_agents.errors import ModelLoadError
 from nabla_agents.functional import wide
 from nabla_agents.models.transformer import Transformer
+from nabla_agents.rewards.learned.formats import OutcomeFormat, StepFormat
 
 HEAD_NAMES = ("score", "classifier", "v_head")
 
@@ -104,7 +112,18 @@ class HeadedModel:
         return WithHead
 
 
-def found_head(module: PreTrainedModel) -> nn.Module:
+def loader(format: OutcomeFormat | StepFormat) -> Any:
+    """What loads a format's models: one of transformers' auto classes, or one that is used like them."""
+    return {
+        "linear": AutoModelForSequenceClassification,
+        "classes": AutoModelForTokenClassification,
+        "two-layer": HeadedModel("two-layer", 1 if isinstance(format, OutcomeFormat) else 2),
+        "value": HeadedModel("value"),
+        "tokens": AutoModelForCausalLM,
+    }[format.head]
+
+
+def score_head(module: PreTrainedModel) -> nn.Module:
     """The score head of a model, in fp32 or better: a linear layer, or several.
 
     Raises:
@@ -136,10 +155,10 @@ def check_head(transformer: Transformer, head: nn.Module, columns: tuple[int, ..
     module = transformer.module
     ids = torch.arange(min(4, int(transformer.embedding.weight.shape[0])), device=transformer.device)[None]
     expected = module(input_ids=ids, use_cache=False).logits
-    got = applied(head, transformer.body(input_ids=ids, use_cache=False).last_hidden_state)
+    logits = applied(head, transformer.body(input_ids=ids, use_cache=False).last_hidden_state)
     expected = expected[..., list(columns)] if columns else expected
-    got = got[:, -1] if expected.dim() == 2 else got
-    if got.shape != expected.shape or not torch.allclose(got, expected.to(got), rtol=2e-2, atol=2e-2):
+    logits = logits[:, -1] if expected.dim() == 2 else logits
+    if logits.shape != expected.shape or not torch.allclose(logits, expected.to(logits), rtol=2e-2, atol=2e-2):
         raise ModelLoadError(
             f"The logits of {type(module).__name__} are not its head applied to its last hidden states, so its scores "
             "and gradient would be wrong. Choose another class or format."

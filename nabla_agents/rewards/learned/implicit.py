@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from transformers import AutoModelForCausalLM
 
@@ -14,7 +14,7 @@ from nabla_agents import tiny
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, VocabularyMismatchError
 from nabla_agents.models.carriers import Carrier, WeightedCarrier
 from nabla_agents.models.language_model import LanguageModel
-from nabla_agents.models.loading import Loading, load
+from nabla_agents.models.loading import Loading, LoadingOptions, load
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
 from nabla_agents.rewards.learned.golden import SelfTested
 from nabla_agents.rewards.learned.reading import Reading
@@ -43,7 +43,12 @@ class ImplicitReward(SelfTested, DifferentiableReward):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, reference: str | Path | None = None, *, beta: float = 1.0, **loading: Any
+        cls,
+        name: str | Path,
+        reference: str | Path | None = None,
+        *,
+        beta: float = 1.0,
+        **loading: Unpack[LoadingOptions],
     ) -> ImplicitReward:
         """Loads φ (and a reference); `tiny` is the embedded process reward. Options as in `Loading`."""
         options = Loading(**loading)
@@ -63,8 +68,8 @@ class ImplicitReward(SelfTested, DifferentiableReward):
 
     def reading(self, rollout: Rollout) -> Reading:
         """The ids that both models read."""
-        known = self._in_ids(rollout)
-        return Reading((*known.prompt.ids, *known.completion_ids), len(known.prompt.ids))
+        rollout = self._in_ids(rollout)
+        return Reading((*rollout.prompt.ids, *rollout.completion_ids), len(rollout.prompt.ids))
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         rollouts = [self._in_ids(r) for r in rollouts]
@@ -87,29 +92,27 @@ class ImplicitReward(SelfTested, DifferentiableReward):
     def gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
     ) -> list[RewardGradient | None]:
-        fitting = [i for i, r in enumerate(rollouts) if _length(r) <= self._context_length]
-        if len(fitting) < len(rollouts):  # what cannot be scored does not steer
-            some: Sequence[RewardGradient | None] = []
-            if fitting:
-                some = self.gradient(
-                    [rollouts[i] for i in fitting], [starts[i] for i in fitting], [likelihoods[i] for i in fitting]
-                )
-            found = dict(zip(fitting, some, strict=True))
-            return [found.get(i) for i in range(len(rollouts))]
+        limit = self._context_length
+        fitting = [i for i, r in enumerate(rollouts) if _length(r) <= limit]  # what cannot be scored does not steer
+        if not fitting:
+            return [None] * len(rollouts)
+        computed = self._gradient(
+            [rollouts[i] for i in fitting], [starts[i] for i in fitting], [likelihoods[i] for i in fitting]
+        )
+        gradients = dict(zip(fitting, computed, strict=True))
+        return [gradients.get(i) for i in range(len(rollouts))]
+
+    def _gradient(
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+    ) -> list[RewardGradient]:
         terms = any(getattr(c, "embedding_gradient", True) is not None for c in likelihoods)
-        caches, paid = self.model.prompt_caches(rollouts)
-        tuned = self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=terms)
-        reference: Sequence[Carrier] = likelihoods
-        if self.reference is not self._policy and self.reference is not None:
-            caches, more = self.reference.prompt_caches(rollouts)
-            passes = self.reference.likelihood_gradient(rollouts, starts, caches, embedding_terms=terms)
-            reference = [p.carrier for p in passes]
-            paid = [a + b + p.usage for a, b, p in zip(paid, more, passes, strict=True)]
+        tuned = _likelihood_gradients(self.model, rollouts, starts, terms)
+        reference = [(carrier, Usage()) for carrier in likelihoods]
+        if self.reference is not None and self.reference is not self._policy:
+            reference = _likelihood_gradients(self.reference, rollouts, starts, terms)
         return [
-            RewardGradient(
-                WeightedCarrier(((self.beta, t.carrier), (-self.beta, r))), _as_reward_usage(t.usage + usage)
-            )
-            for t, r, usage in zip(tuned, reference, paid, strict=True)
+            RewardGradient(WeightedCarrier(((self.beta, t), (-self.beta, r))), _as_reward_usage(usage + more))
+            for (t, usage), (r, more) in zip(tuned, reference, strict=True)
         ]
 
     @property
@@ -144,6 +147,15 @@ def _check_vocabulary(tuned: LanguageModel, other: LanguageModel) -> None:
             f"({len(tuned.tokenizer.hf)} and {len(other.tokenizer.hf)} tokens). Use a reward model tuned from the "
             "language model's family, or an OutcomeReward, which reads text."
         )
+
+
+def _likelihood_gradients(
+    model: LanguageModel, rollouts: Sequence[Rollout], starts: Sequence[int], embedding_terms: bool
+) -> list[tuple[Carrier, Usage]]:
+    """Each rollout's carrier and what it cost, the reading of its prompt included."""
+    caches, paid = model.prompt_caches(rollouts)
+    passes = model.likelihood_gradient(rollouts, starts, caches, embedding_terms=embedding_terms)
+    return [(p.carrier, p.usage + before) for p, before in zip(passes, paid, strict=True)]
 
 
 def _length(rollout: Rollout) -> int:

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nabla_agents.errors import ConfigurationError, ModelLoadError, NablaError
-from nabla_agents.functional import wide
+from nabla_agents.errors import ConfigurationError
+from nabla_agents.models.carriers import Carrier
+from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.loading import LoadingOptions
+from nabla_agents.models.tokenizer import Tokenizer
+from nabla_agents.models.transformer import Transformer
+from nabla_agents.rewards.base import DifferentiableReward, RewardGradient
+from nabla_agents.rewards.learned.bound import BoundReward
 from nabla_agents.rewards.learned.formats import SEQUENCE_CLASSIFICATION, OutcomeFormat
-from nabla_agents.rewards.learned.head_reward import HeadReward, Script
-from nabla_agents.rewards.learned.heads import HeadedModel, check_head, found_head, width_of
-from nabla_agents.rewards.learned.passes import Pass
-from nabla_agents.rewards.learned.reading import Part, Reading, framed
-from nabla_agents.types import Prompt, Rollout, Score
+from nabla_agents.rewards.learned.framing import framed
+from nabla_agents.rewards.learned.golden import SelfTested
+from nabla_agents.rewards.learned.heads import check_head, loader, score_head, width_of
+from nabla_agents.rewards.learned.passes import HeadPass, OwnPass, Pass
+from nabla_agents.rewards.learned.reading import Part, Range, Reading, Script, read
+from nabla_agents.rewards.learned.reward_model import RewardModel, load_reward_model
+from nabla_agents.types import Message, Prompt, Rollout, Score
 
 
-class OutcomeReward(HeadReward):
+class OutcomeReward(SelfTested, DifferentiableReward):
     """One unbounded score per completion, read at the conversation's last token in the model's own chat template.
 
     Where `format.output` names another attribute than `logits`, the score is read from the model's own forward pass;
     then there is a gradient only if that pass takes embeddings in place of ids, which is tried once on construction.
+    The gradient begins with `bind`, which an engine calls: see `BoundReward` for its cost and how far it reaches.
     """
 
     def __init__(
@@ -37,16 +46,20 @@ class OutcomeReward(HeadReward):
         min_coverage: float = 0.5,
         name: str = "",
     ) -> None:
-        self.format = _format(format)
-        self._whole = format.output != "logits"
-        head = nn.Identity() if self._whole else found_head(module)
-        if not self._whole and width_of(head) != 1:
-            raise ConfigurationError(_width_error(name or type(module).__name__, width_of(head)))
-        super().__init__(module, tokenizer, head, max_length=format.max_length, min_coverage=min_coverage, name=name)
-        if self._whole:
-            self.differentiable = self._takes_embeddings()
-        else:
-            check_head(self.transformer, head)
+        self.format, self.label = _format(format), name or type(module).__name__
+        self.tokenizer = Tokenizer(tokenizer, name=self.label)
+        scoring = OutcomeScoring(format, self.tokenizer)
+        self.transformer, runs = _runs(module, scoring, self.label)
+        self.model = RewardModel(
+            kind=self.name,
+            name=self.label,
+            transformer=self.transformer,
+            tokenizer=self.tokenizer,
+            scoring=scoring,
+            runs=runs,
+            max_length=format.max_length,
+            min_coverage=min_coverage,
+        )
 
     @classmethod
     def from_pretrained(
@@ -55,7 +68,7 @@ class OutcomeReward(HeadReward):
         *,
         format: OutcomeFormat = SEQUENCE_CLASSIFICATION,
         min_coverage: float = 0.5,
-        **loading: Any,
+        **loading: Unpack[LoadingOptions],
     ) -> OutcomeReward:
         """Loads a sequence classification model with one label, or what `format` declares; options as in `Loading`.
 
@@ -69,68 +82,58 @@ class OutcomeReward(HeadReward):
             if (format.head, format.output, declared == 1) == ("linear", "logits", False):
                 raise ConfigurationError(_width_error(str(name), declared))
 
-        auto_class = HeadedModel("two-layer", 1) if format.head == "two-layer" else AutoModelForSequenceClassification
-        module, tokenizer = cls._load(name, auto_class, {**loading}, check)
+        module, tokenizer = load_reward_model(cls.__name__, name, loader(format), loading, check)
         return cls(module, tokenizer, format=format, min_coverage=min_coverage, name=str(name))
 
-    def _script(self, prompt: Prompt, text: str, *, ended: bool) -> Script:
-        same = self._bound is not None and self._bound.same_template
-        head, closing = framed(self.tokenizer, prompt, system=self.format.system, as_written=same)
+    def reading(self, rollout: Rollout) -> Reading:
+        """What the model reads for a rollout's text."""
+        return self.model.reading(rollout)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        return self.model.score(rollouts, [self.reading(r) for r in rollouts])
+
+    def gradient(
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+    ) -> list[RewardGradient | None]:
+        return [None] * len(rollouts)
+
+    def bind(self, model: LanguageModel) -> BoundReward:
+        return BoundReward(self.model, model)
+
+
+@dataclass(frozen=True, eq=False)
+class OutcomeScoring:
+    """The whole conversation as its template closes it, and one number at its end."""
+
+    format: OutcomeFormat
+    tokenizer: Tokenizer
+    verbatim: bool = True
+
+    def script(self, prompt: Prompt, text: str, *, ended: bool, same_template: bool) -> Script:
+        head, closing = framed(self.tokenizer, prompt, system=self.format.system, as_written=same_template)
         closing = closing if ended else ""
         if not (text or closing):
             return Script(problem="found nothing to judge in an empty completion")
         answer = Part(text, 0, marked=not closing)
         return Script((Part(head), answer, Part(closing, marked=bool(closing))))
 
-    def _value(self, outputs: Float[Tensor, "n labels"], reading: Reading) -> tuple[Float[Tensor, ""], Score]:
+    def value(self, outputs: Float[Tensor, "n labels"], steps: Sequence[Range]) -> tuple[Float[Tensor, ""], Score]:
         value = outputs[-1, 0]
         return value, Score(float(value.detach()))
 
-    # ── a score that the model's own forward pass computes ────────────────────────────────────────────────────────
 
-    def _run(self, readings: Sequence[Reading], prompts: Sequence[Prompt], starts: Sequence[int] | None) -> Pass:
-        if not self._whole:
-            return super()._run(readings, prompts, starts)
-        # One text at a time: how a model of this kind treats padding is not known.
-        lengths = [len(r.ids) for r in readings]
-        ids = [torch.tensor([r.ids], device=self.transformer.device) for r in readings]
-        if starts is None:
-            return Pass([self._own_score(input_ids=row) for row in ids], [], lengths, [0] * len(lengths))
-        embedded = [self.transformer.embed(row).detach() for row in ids]
-        leaves = [row[:, start:].clone().requires_grad_() for row, start in zip(embedded, starts, strict=True)]
-        with torch.enable_grad():
-            outputs = [
-                self._own_score(inputs_embeds=torch.cat([row[:, :start], leaf], dim=1))
-                for row, leaf, start in zip(embedded, leaves, starts, strict=True)
-            ]
-        return Pass(outputs, leaves, lengths, lengths)
-
-    def _own_score(self, **inputs: Tensor) -> Float[Tensor, "one one"]:
-        [given] = inputs.values()
-        mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
-        output: Any = self.transformer.module(**inputs, attention_mask=mask)
-        score = getattr(output, self.format.output, None)
-        if not isinstance(score, Tensor) or score.numel() != 1:
-            shape = tuple(score.shape) if isinstance(score, Tensor) else score
-            known = ", ".join(k for k, v in vars(output).items() if v is not None)
-            raise ModelLoadError(
-                f"The output of {self.label} has {shape!r} as `{self.format.output}`; expected one number for one "
-                f"text. It has: {known}. Name the attribute of the score in OutcomeFormat(output=...)."
-            )
-        return wide(score).reshape(1, 1)
-
-    @torch.no_grad()
-    def _takes_embeddings(self) -> bool:
-        reading = self.reading(Rollout.from_text("1 + 1 = ?", "2"))
-        ids = torch.tensor([reading.ids], device=self.transformer.device)
-        expected = self._own_score(input_ids=ids)
-        try:
-            got = self._own_score(inputs_embeds=self.transformer.embed(ids))
-        except NablaError:
-            raise
-        except Exception:  # code that a checkpoint ships fails in its own way without ids
-            return False
-        return torch.allclose(got, expected, rtol=2e-2, atol=2e-2)
+def _runs(module: PreTrainedModel, scoring: OutcomeScoring, label: str) -> tuple[Transformer, Pass]:
+    """The model's body, and how it gives the score that the format names."""
+    if scoring.format.output != "logits":
+        transformer, prompt = Transformer(module), Prompt((Message("user", "1 + 1 = ?"),), "", ())
+        sample = read(scoring.tokenizer, scoring.script(prompt, "2", ended=True, same_template=False)).ids
+        return transformer, OwnPass(transformer, output=scoring.format.output, name=label, sample=sample)
+    head = score_head(module)
+    if width_of(head) != 1:
+        raise ConfigurationError(_width_error(label, width_of(head)))
+    transformer = Transformer(module)
+    check_head(transformer, head)
+    return transformer, HeadPass(transformer, head)
 
 
 def _format(format: object) -> OutcomeFormat:

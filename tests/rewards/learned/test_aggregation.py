@@ -94,13 +94,6 @@ def test_a_function_that_does_not_return_one_tensor_is_refused(bad: Any) -> None
 
 
 @pytest.mark.untyped
-@pytest.mark.parametrize("bad", ["median", 3, "softmin"])
-def test_unknown_aggregations_are_refused(bad: Any) -> None:
-    with pytest.raises(ConfigurationError, match="aggregation"):
-        aggregation(bad)
-
-
-@pytest.mark.untyped
 def test_a_temperature_is_positive() -> None:
     with pytest.raises(ConfigurationError, match="temperature"):
         SoftMin(temperature=0)

@@ -20,10 +20,11 @@ from nabla_agents.rewards.base import judged
 from nabla_agents.testing import random_model, word_tokenizer
 
 WORDS = ["a", "b", "c", "d", "e"]
+Models = tuple[LanguageModel, LanguageModel, LanguageModel]
 
 
 @pytest.fixture(scope="module")
-def models() -> tuple[LanguageModel, LanguageModel, LanguageModel]:
+def models() -> Models:
     """A policy, a tuned model of another architecture and a third one, all of one vocabulary."""
     return (
         random_model("qwen2", vocabulary=WORDS, width=16, seed=1),
@@ -56,9 +57,7 @@ def rollouts_of(policy: LanguageModel, *, known: bool = True) -> list[Rollout]:
 @pytest.mark.parametrize("beta", [1.0, 0.05])
 @pytest.mark.parametrize("own_reference", [False, True])
 @pytest.mark.parametrize("known", [True, False], ids=["own log-likelihoods", "a text of a server"])
-def test_the_value_is_beta_times_the_log_ratio(
-    models: tuple[LanguageModel, LanguageModel, LanguageModel], beta: float, own_reference: bool, known: bool
-) -> None:
+def test_the_value_is_beta_times_the_log_ratio(models: Models, beta: float, own_reference: bool, known: bool) -> None:
     policy, tuned, third = models
     rollouts = rollouts_of(policy, known=known)
     reward = ImplicitReward(tuned, third if own_reference else None, beta=beta).bind(policy)
@@ -71,9 +70,7 @@ def test_the_value_is_beta_times_the_log_ratio(
     assert alone == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_policy_as_reference_costs_no_pass_of_its_own(
-    models: tuple[LanguageModel, LanguageModel, LanguageModel],
-) -> None:
+def test_the_policy_as_reference_costs_no_pass_of_its_own(models: Models) -> None:
     policy, tuned, third = models
     rollouts = rollouts_of(policy)
     passes: list[str] = []
@@ -98,7 +95,7 @@ def test_the_policy_as_reference_costs_no_pass_of_its_own(
         assert score.usage.reward_forward_tokens > 0
 
 
-def test_one_reward_serves_two_policies(models: tuple[LanguageModel, LanguageModel, LanguageModel]) -> None:
+def test_one_reward_serves_two_policies(models: Models) -> None:
     policy, tuned, third = models
     reward = ImplicitReward(tuned)
     for_policy, for_third = reward.bind(policy), reward.bind(third)
@@ -110,16 +107,14 @@ def test_one_reward_serves_two_policies(models: tuple[LanguageModel, LanguageMod
     assert reward.reference is None
 
 
-def test_without_a_reference_it_says_what_to_do(models: tuple[LanguageModel, LanguageModel, LanguageModel]) -> None:
+def test_without_a_reference_it_says_what_to_do(models: Models) -> None:
     policy, tuned, _ = models
     with pytest.raises(ConfigurationError, match="reference"):
         ImplicitReward(tuned).score(rollouts_of(policy))
     assert math.isnan(judged(ImplicitReward(tuned), rollouts_of(policy))[0].value)
 
 
-def test_another_vocabulary_is_refused_when_bound_and_when_built(
-    models: tuple[LanguageModel, LanguageModel, LanguageModel],
-) -> None:
+def test_another_vocabulary_is_refused_when_bound_and_when_built(models: Models) -> None:
     """Also the same words in another order: token ids would be exchanged."""
     _, tuned, _ = models
     for words in (["a", "b"], WORDS[::-1]):
@@ -131,14 +126,12 @@ def test_another_vocabulary_is_refused_when_bound_and_when_built(
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, math.nan])
-def test_beta_is_positive(models: tuple[LanguageModel, LanguageModel, LanguageModel], beta: float) -> None:
+def test_beta_is_positive(models: Models, beta: float) -> None:
     with pytest.raises(ConfigurationError, match="beta"):
         ImplicitReward(models[1], beta=beta)
 
 
-def test_loaded_from_a_folder_it_scores_the_same(
-    models: tuple[LanguageModel, LanguageModel, LanguageModel], tmp_path: object
-) -> None:
+def test_loaded_from_a_folder_it_scores_the_same(models: Models, tmp_path: object) -> None:
     policy, tuned, _ = models
     tuned.transformer.module.save_pretrained(tmp_path)
     tuned.tokenizer.hf.save_pretrained(tmp_path)
@@ -150,9 +143,7 @@ def test_loaded_from_a_folder_it_scores_the_same(
     )
 
 
-def test_a_text_known_without_tokens_is_scored_as_its_tokens(
-    models: tuple[LanguageModel, LanguageModel, LanguageModel], tmp_path: Path
-) -> None:
+def test_a_text_known_without_tokens_is_scored_as_its_tokens(models: Models, tmp_path: Path) -> None:
     """Without this it would have no token to sum over, and the value 0."""
     policy, tuned, third = models
     conversation = [Message("system", "e"), Message("user", "ab")]
@@ -169,9 +160,7 @@ def test_a_text_known_without_tokens_is_scored_as_its_tokens(
         ImplicitReward(tuned, policy, beta=0.5).self_test(tmp_path / "golden.json")
 
 
-def test_a_text_beyond_the_context_is_refused_and_does_not_steer(
-    models: tuple[LanguageModel, LanguageModel, LanguageModel],
-) -> None:
+def test_a_text_beyond_the_context_is_refused_and_does_not_steer(models: Models) -> None:
     policy = models[0]
     short = random_model("llama", vocabulary=WORDS, width=16, seed=2, context_length=16)
     reward = ImplicitReward(short).bind(policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer as RawTokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaModel,
     LlamaPreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils import ModelOutput
 
@@ -27,8 +23,6 @@ from nabla_agents import (
     QWEN_MATH_RM,
     SKYWORK_REWARD_V2,
     ConfigurationError,
-    ContextOverflowError,
-    LanguageModel,
     Message,
     ModelLoadError,
     OutcomeFormat,
@@ -38,46 +32,19 @@ from nabla_agents import (
     StepFormat,
 )
 from nabla_agents.rewards.learned.formats import BOXED
-from nabla_agents.testing import byte_tokenizer, random_model, random_outcome_reward, random_process_reward
+from nabla_agents.testing import byte_tokenizer, random_model, random_outcome_reward
+from tests.rewards.learned.answers import by_one_hot, bytes_with_bos, completed, ids_of
 
 QUESTION, ANSWERS = "2+3?", ("It is 5.", "7", "Let me see.\nFive, I think.")
-CONVERSATION = [
-    Message("system", "Be brief."),
-    Message("user", "hi"),
-    Message("assistant", "yes"),
-    Message("user", "2?"),
-]
-
-
-def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def completed(model: LanguageModel, answer: str, question: Any = QUESTION) -> Rollout:
-    eos = model.tokenizer.eos_id
-    assert eos is not None
-    return Rollout(model.prompt(question), (*model.tokenizer.encode(answer), eos), answer)
 
 
 # ── a head at the last token ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def with_bos() -> Any:
-    """As Llama 3 has it: the template writes the bos, and the tokenizer adds it too."""
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"bos_token": "<bos>"})
-    bos = int(tokenizer.bos_token_id or 0)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
-    tokenizer.chat_template = "<bos>" + str(tokenizer.chat_template)
-    return tokenizer
-
-
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_skywork_reward_v2(architecture: Any) -> None:
     """The card's recipe: the template's text with its bos taken off, tokenised with special tokens, `logits[0][0]`."""
-    tokenizer = with_bos()
+    tokenizer = bytes_with_bos(adds=True, writes=True)
     reward = random_outcome_reward(tokenizer, architecture, format=SKYWORK_REWARD_V2, width=16)
     expected = []
     for answer in ANSWERS:
@@ -92,52 +59,23 @@ def test_skywork_reward_v2(architecture: Any) -> None:
     assert max(expected) - min(expected) > 0.1
 
 
-def test_a_system_prompt_is_kept_left_out_or_replaced() -> None:
-    turns = "<user>hi<eos><assistant>yes<eos><user>2?<eos><assistant>5<eos>"
-    for system, text in ((True, "<system>Be brief.<eos>"), (False, ""), ("Be exact.", "<system>Be exact.<eos>")):
-        reward = random_outcome_reward(byte_tokenizer(), format=OutcomeFormat(system=system), width=16)
-        ids = reward.reading(Rollout.from_text(CONVERSATION, "5")).ids
-        assert list(ids) == ids_of(reward.tokenizer.hf, text + turns)
-        policy = random_model(width=16, layers=1)
-        assert reward.bind(policy).reading(completed(policy, "5", CONVERSATION)).ids == ids  # type: ignore[attr-defined]
-
-
-def test_the_template_closes_the_answer_as_in_training() -> None:
-    """Qwen's ends with `<|im_end|>` and a line break, and the score stands at that line break."""
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<' + m.role + '>\n' + m.content + '<eos>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>\n{% endif %}"
-    )
-    reward = random_outcome_reward(tokenizer, width=16)
-    policy = random_model(tokenizer=tokenizer, width=16, layers=1)
-    ids = ids_of(tokenizer, "<user>\n2+3?<eos>\n<assistant>\n7<eos>\n")
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+def test_answers_that_ended_or_were_cut_are_read_at_their_last_token(architecture: Any) -> None:
+    """Nothing but an end is an answer, and may be judged; nothing at all is none."""
+    policy = random_model(width=16, layers=1)
+    reward = random_outcome_reward(policy.tokenizer.hf, architecture, width=16)
+    bound, cases = reward.bind(policy), [("abc", True), ("", True), ("cc\na", False), ("b", False)]
+    rollouts = [completed(policy, text, ended=ended) for text, ended in cases]
     with torch.no_grad():
-        expected = float(reward.transformer.module(input_ids=torch.tensor([ids])).logits[0, 0])
-    bound = reward.bind(policy)
-    for rollout in (Rollout.from_text(QUESTION, "7"), completed(policy, "7")):
-        assert bound.score([rollout])[0].value == pytest.approx(expected, abs=1e-5)
-    [gradient] = bound.gradient([completed(policy, "7")], [0], [])
-    assert gradient is not None
-    assert bool(gradient.carrier.rows([0, 1]).any(-1).all())  # the closing token is the language model's own
-
-
-def test_a_template_that_ends_in_a_space_is_read_at_its_last_token() -> None:
-    """Tokenizers that split at spaces have no token for the last one."""
-    words = ["<eos>", "<system>", "<user>", "<assistant>", "<tool>", "two", "plus", "four", "five"]
-    raw = RawTokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<eos>"))
-    raw.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<' + m.role + '> ' + m.content + ' <eos> ' }}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant> {% endif %}"
-    )
-    reward = random_outcome_reward(tokenizer, width=16)
-    ids = ids_of(tokenizer, "<user> two plus two <eos> <assistant> four <eos>")
-    with torch.no_grad():
-        expected = float(reward.transformer.module(torch.tensor([ids])).logits[0, 0])
-    [score] = reward.score([Rollout.from_text("two plus two", "four")])
-    assert score.value == pytest.approx(expected, abs=1e-5)
+        expected = [
+            float(reward.transformer.module(torch.tensor([[*r.prompt.ids, *r.completion_ids]])).logits[0, 0])
+            for r in rollouts
+        ]
+    assert len({round(v, 3) for v in expected}) == 4
+    *scores, empty = bound.score([*rollouts, completed(policy, "", ended=False)])
+    assert [s.value for s in scores] == pytest.approx(expected, abs=1e-5)
+    assert [bound.score([r])[0].value for r in rollouts] == pytest.approx(expected, abs=1e-5)
+    assert (empty.judged, "empty" in empty.explanation) == (False, True)
 
 
 def test_qwen_math_rm_reads_two_layers_at_the_last_token() -> None:
@@ -158,28 +96,21 @@ def test_qwen_math_rm_reads_two_layers_at_the_last_token() -> None:
 def test_the_gradient_equals_autograd_over_one_hot_ids(architecture: Any, format: OutcomeFormat) -> None:
     policy = random_model(width=16, layers=1)
     reward = random_outcome_reward(byte_tokenizer(), architecture, format=format, width=16, dtype=torch.float64)
-    rollout = completed(policy, ANSWERS[2])
+    rollout = completed(policy, ANSWERS[2], QUESTION)
     [gradient] = reward.bind(policy).gradient([rollout], [0], [])
     assert gradient is not None
     rows = gradient.carrier.rows(range(len(rollout.completion_ids)))
     module: Any = reward.transformer.module
     system = f"<system>{format.system}<eos>" if isinstance(format.system, str) else ""
     ids = ids_of(reward.tokenizer.hf, f"{system}<user>{QUESTION}<eos><assistant>{ANSWERS[2]}<eos>")
-    table = module.get_input_embeddings().weight
-    one_hot = torch.nn.functional.one_hot(torch.tensor(ids), len(table)).double().requires_grad_()
-    logits = module(inputs_embeds=(one_hot @ table)[None]).logits
-    (truth,) = torch.autograd.grad(logits[0, -1, 0] if logits.dim() == 3 else logits[0, 0], one_hot)
+
+    def value(embeddings: torch.Tensor) -> torch.Tensor:
+        logits = module(inputs_embeds=embeddings).logits
+        return logits[0, -1, 0] if logits.dim() == 3 else logits[0, 0]
+
+    truth = by_one_hot(module, ids, value)
     expected = truth[-len(rollout.completion_ids) :]
     assert float((rows - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
-
-
-def test_a_saved_folder_of_two_layers_loads_by_its_format(tmp_path: Path) -> None:
-    reward = random_outcome_reward(byte_tokenizer(), format=QWEN_MATH_RM, width=16)
-    reward.transformer.module.save_pretrained(tmp_path)
-    reward.tokenizer.hf.save_pretrained(tmp_path)
-    loaded = OutcomeReward.from_pretrained(tmp_path, format=QWEN_MATH_RM)
-    rollout = Rollout.from_text(QUESTION, ANSWERS[0])
-    assert loaded.score([rollout])[0].value == pytest.approx(reward.score([rollout])[0].value, abs=1e-6)
 
 
 def test_half_precision_weights_are_scored_in_single() -> None:
@@ -261,15 +192,13 @@ def test_a_forward_pass_that_takes_embeddings_is_differentiated() -> None:
     module, policy = gated(dtype=torch.float64), random_model(width=16, layers=1)
     reward = OutcomeReward(module, byte_tokenizer(), format=ARMORM)
     bound = reward.bind(policy)
-    rollouts = [completed(policy, a) for a in ANSWERS]
+    rollouts = [completed(policy, a, QUESTION) for a in ANSWERS]
     for start in (0, 1):
         gradients = bound.gradient(rollouts, [start] * 3, [])
         for gradient, rollout, text in zip(gradients, rollouts, TEXTS, strict=True):
             assert gradient is not None
             ids = ids_of(byte_tokenizer(), text)
-            table = module.get_input_embeddings().weight
-            one_hot = torch.nn.functional.one_hot(torch.tensor(ids), len(table)).double().requires_grad_()
-            (truth,) = torch.autograd.grad(module(inputs_embeds=(one_hot @ table)[None]).score, one_hot)
+            truth = by_one_hot(module, ids, lambda embeddings: module(inputs_embeds=embeddings).score)
             expected = truth[len(ids) - len(rollout.completion_ids) + start :]
             rows = gradient.carrier.rows(range(start, len(rollout.completion_ids)))
             assert float((rows - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
@@ -280,7 +209,7 @@ def test_a_forward_pass_that_needs_ids_scores_only_and_says_so() -> None:
     policy = random_model(width=16, layers=1)
     with pytest.warns(UserWarning, match="armo is not a function of embeddings.*does not steer"):
         bound = reward.bind(policy)
-    rollout = completed(policy, ANSWERS[0])
+    rollout = completed(policy, ANSWERS[0], QUESTION)
     [score] = bound.score([rollout])
     assert score.judged
     assert (score.coverage[0].vocabulary, score.coverage[0].tokens) == (0.0, 0.0)
@@ -315,47 +244,39 @@ def test_a_checkpoint_without_a_score_head_is_refused(tmp_path: Path) -> None:
         ProcessReward.from_pretrained(tmp_path, format=StepFormat(head="value"))
 
 
+def of_its_own(path: Path, code: str) -> None:
+    """A saved checkpoint whose architecture is in `own.py`."""
+    config = json.loads((path / "config.json").read_text())
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnReward"}
+    changed = {"model_type": "of_its_own", "architectures": ["OwnReward"], "auto_map": auto_map}
+    (path / "config.json").write_text(json.dumps({**config, **changed}))
+    (path / "own.py").write_text(code)
+
+
 def test_code_of_a_checkpoints_own_needs_consent(tmp_path: Path) -> None:
-    saved(tmp_path, gated())
-    config = json.loads((tmp_path / "config.json").read_text())
-    own = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnReward"}
-    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "of_its_own", "auto_map": own}))
-    (tmp_path / "own.py").write_text("raise SystemExit('ran without consent')")
+    of_its_own(saved(tmp_path, gated()), "raise SystemExit('ran without consent')")
     with pytest.raises(ModelLoadError, match=r"consent with trust_remote_code=True"):
         OutcomeReward.from_pretrained(tmp_path, format=ARMORM)
 
 
-OWN = """
+OWN = f"""
 from dataclasses import dataclass
+from typing import Any
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel
 from transformers.utils import ModelOutput
 
+@dataclass
+{inspect.getsource(GatedOutput).removeprefix("@dataclass")}
+
+{inspect.getsource(GatedReward)}
+
 class OwnConfig(LlamaConfig):
     model_type = "of_its_own"
 
-@dataclass
-class OwnOutput(ModelOutput):
-    score: torch.Tensor | None = None
-    rewards: torch.Tensor | None = None
-
-class OwnReward(LlamaPreTrainedModel):
+class OwnReward(GatedReward):
     config_class = OwnConfig
-    base_model_prefix = "model"
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.model = LlamaModel(config)
-        self.objectives = nn.Linear(config.hidden_size, 3)
-        self.gate = nn.Linear(config.hidden_size, 3)
-        self.post_init()
-
-    def forward(self, input_ids=None, inputs_embeds=None, attention_mask=None, **_):
-        hidden = self.model(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-        last = hidden.last_hidden_state[:, -1]
-        rewards = self.objectives(last)
-        return OwnOutput(score=(rewards * self.gate(last).softmax(-1)).sum(-1), rewards=rewards)
 """
 
 
@@ -365,64 +286,15 @@ def test_code_of_a_checkpoints_own_runs_with_consent_and_scores_as_its_model_doe
     """The same weights in a class that is known here are the truth, for scores and for the gradient."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     module = gated()
-    saved(tmp_path, module)
-    config = json.loads((tmp_path / "config.json").read_text())
-    own = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnReward"}
-    (tmp_path / "config.json").write_text(
-        json.dumps({**config, "model_type": "of_its_own", "architectures": ["OwnReward"], "auto_map": own})
-    )
-    (tmp_path / "own.py").write_text(OWN)
+    of_its_own(saved(tmp_path, module), OWN)
     reward = OutcomeReward.from_pretrained(tmp_path, format=ARMORM, trust_remote_code=True)
     assert type(reward.transformer.module).__name__ == "OwnReward"
     known = OutcomeReward(module, byte_tokenizer(), format=ARMORM)
     policy = random_model(width=16, layers=1)
-    rollouts = [completed(policy, a) for a in ANSWERS]
+    rollouts = [completed(policy, a, QUESTION) for a in ANSWERS]
     expected = [score.value for score in known.score(rollouts)]
     assert [score.value for score in reward.score(rollouts)] == pytest.approx(expected, abs=1e-6)
     for got, truth in zip(*(r.bind(policy).gradient(rollouts, [0] * 3, []) for r in (reward, known)), strict=True):
         assert got is not None
         assert truth is not None
         torch.testing.assert_close(got.carrier.rows([0, 1]), truth.carrier.rows([0, 1]), rtol=1e-5, atol=1e-7)
-
-
-def test_a_head_that_is_not_applied_to_the_last_states_is_refused() -> None:
-    module: Any = random_outcome_reward(byte_tokenizer(), width=16).transformer.module
-    forward = module.forward
-
-    def doubled(*args: Any, **inputs: Any) -> Any:
-        output = forward(*args, **inputs)
-        output.logits = 2 * output.logits
-        return output
-
-    module.forward = doubled
-    with pytest.raises(ModelLoadError, match="not its head applied"):
-        OutcomeReward(module, byte_tokenizer())
-
-
-def test_a_text_beyond_the_context_is_refused_with_both_numbers() -> None:
-    reward = random_outcome_reward(byte_tokenizer(), width=16, context_length=64)
-    fits, long = Rollout.from_text(QUESTION, "7"), Rollout.from_text(QUESTION, "7 " * 40)
-    assert reward.score([fits])[0].judged
-    with pytest.raises(ContextOverflowError, match=rf"{len(reward.reading(long).ids)} tokens.*64"):
-        reward.score([long])
-
-
-def test_a_template_that_does_not_show_the_answer_is_refused() -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-    reward = random_outcome_reward(tokenizer, width=16)
-    with pytest.raises(ValueError, match="does not show each turn's content once"):
-        reward.score([Rollout.from_text(QUESTION, "7")])
-
-
-@pytest.mark.untyped
-@pytest.mark.parametrize("bad", [{"output": ""}, {"head": "value"}, {"max_length": 0}, {"name": "x"}], ids=repr)
-def test_outcome_formats_that_cannot_work_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="OutcomeFormat"):
-        OutcomeFormat(**bad)
-
-
-def test_a_process_model_is_no_outcome_model() -> None:
-    module = random_process_reward(byte_tokenizer(), width=16).transformer.module
-    with pytest.raises(ConfigurationError, match=r"one label.* 2.*ProcessReward"):
-        OutcomeReward(module, byte_tokenizer())
