@@ -23,7 +23,8 @@ PROMPT: Final = "/v1/nabla/prompt"
 TOKENS: Final = "/v1/nabla/tokens"
 STEPS: Final = "/v1/nabla/steps"
 
-Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Stops = Annotated[list[Stop], Field(max_length=16)]
 
 
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic_core import PydanticCustomError
 
 from nabla_agents.config import Count
-from nabla_agents.wire import Body, NablaField, Stops
+from nabla_agents.wire import Body, NablaField, Stop, Stops
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
@@ -43,7 +43,7 @@ class Generation(Body):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     """0 and -1 are off."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: Annotated[str, Field(min_length=1)] | Stops | None = None
+    stop: Stop | Stops | None = None
     seed: Seed | None = None
     n: Count | None = None
     user: str | None = None

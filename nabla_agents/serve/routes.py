@@ -27,7 +27,7 @@ REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
         (413, "The body is too large."),
         (429, "Busy, or the key's rate is exceeded: Retry-After says when to come back."),
         (500, "The server failed."),
-        (503, "The server is shutting down."),
+        (503, "The server is shutting down, or hangs."),
     )
 }
 _ANSWER: Final[dict[int | str, dict[str, Any]]] = {
@@ -136,9 +136,13 @@ async def steps(request: Request, body: StepsRequest) -> Response:
 # ── for operators ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/health", tags=["operation"])
-async def health() -> Response:
-    """200 as long as the process answers."""
+@router.get("/health", responses={503: REFUSALS[503]}, tags=["operation"])
+async def health(request: Request) -> Response:
+    """200 as long as the process answers, and the thread that computes moves or waits for work."""
+    service = Service.of(request)
+    if service.stalled:
+        message = f"One step has taken longer than {service.settings.stall_seconds:g} s. Restart the server."
+        raise Refusal(503, message, code="stalled")
     return JSONResponse({"status": "ok"})
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
+import os
 import socket
+import sys
 from typing import Any, Final
 
 import h11
@@ -15,17 +18,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.serve.errors import Refusal
-from nabla_agents.serve.service import Service
+from nabla_agents.serve.service import CANCEL_SECONDS, Service
 from nabla_agents.serve.settings import ServeSettings
 from nabla_agents.serve.telemetry import configure, log
 
-_GRACE: Final = 15  # seconds after the deadline in which cancelled answers are told so
+_GRACE: Final = round(CANCEL_SECONDS) + 1  # seconds after the deadline, for connections
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which at its end refuses new requests, lets running ones finish, and cancels them at the deadline."""
+    """uvicorn, which at its end refuses new requests, lets running ones finish, and cancels them at the deadline.
 
-    def __init__(self, app: FastAPI, settings: ServeSettings) -> None:
+    With `owns_process` the process ends then, also where a thread hangs that nothing can stop.
+    """
+
+    def __init__(self, app: FastAPI, settings: ServeSettings, *, owns_process: bool = False) -> None:
+        self._owns_process = owns_process
         self._service: Service = app.state.service
         self._settings = settings
         super().__init__(
@@ -59,6 +66,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log("draining", answers=self._service.load)
+        if self._owns_process:  # by a thread of C, which waits for no one; it prints where each thread hangs
+            last = self._settings.shutdown_seconds + 2 * _GRACE
+            faulthandler.dump_traceback_later(last, exit=True, file=sys.__stderr__ or sys.stderr)
         draining = asyncio.create_task(self._service.drain(self._settings.shutdown_seconds))
         await super().shutdown(sockets)
         await draining
@@ -83,7 +93,12 @@ def serve(app: FastAPI, settings: ServeSettings) -> None:
             f"Cannot listen on {settings.host} port {settings.port}: {e.strerror or e}. Choose another host or port."
         ) from e
     with listener:
-        Server(app, settings).run([listener])
+        try:
+            Server(app, settings, owns_process=True).run([listener])
+        finally:
+            if app.state.service.load:  # a thread hangs, and the interpreter would wait for it
+                os._exit(1)
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _bounded(header_seconds: float, max_connections: int) -> type[H11Protocol]:

@@ -49,6 +49,9 @@ class ServeSettings(Settings):
     """A stream without news says that it is alive this often."""
     shutdown_seconds: Annotated[float, Field(ge=0)] = 30.0
     """Time that running answers have to end when the server is stopped; what has not, is cancelled."""
+    stall_seconds: Seconds = 120.0
+    """The longest that one step of the computing thread may take, such as a batch of gradient passes; beyond it,
+    /health says that the server hangs."""
 
     max_n: Count = 16
     max_tokens: Count = 4096
