@@ -96,7 +96,7 @@ def serve(app: FastAPI, settings: ServeSettings) -> None:
         try:
             Server(app, settings, owns_process=True).run([listener])
         finally:
-            if app.state.service.load:  # a thread hangs, and the interpreter would wait for it
+            if not app.state.service.idle:  # a thread hangs, and the interpreter would wait for it
                 os._exit(1)
             faulthandler.cancel_dump_traceback_later()
 

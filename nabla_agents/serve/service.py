@@ -6,16 +6,15 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final
 
 from starlette.requests import Request as HttpRequest
 
-from nabla_agents.chat.grammar import Grammar
 from nabla_agents.engine import Engine
-from nabla_agents.request import PromptLike, Request
+from nabla_agents.request import Request
 from nabla_agents.result import Result
 from nabla_agents.rewards import Reward
 from nabla_agents.run import Run
@@ -24,12 +23,11 @@ from nabla_agents.serve.admission import Admission, Ticket
 from nabla_agents.serve.changes import changed
 from nabla_agents.serve.errors import Refusal, invalid, shutting_down
 from nabla_agents.serve.keys import ApiKey
+from nabla_agents.serve.readers import Readers
 from nabla_agents.serve.settings import ServeSettings
 from nabla_agents.serve.telemetry import Metrics
-from nabla_agents.types import Budget, FinishReason, Prompt, Step
+from nabla_agents.types import Budget, FinishReason, Step
 from nabla_agents.wire import NablaField
-
-ResultT = TypeVar("ResultT")
 
 OFFERED: Final = ("nabla", "nabla-parallel", "greedy", "best-of-n", "self-consistency")
 """The strategies that requests may name unless the server's owner says otherwise."""
@@ -62,7 +60,8 @@ class Service:
     ) -> None:
         self.settings, self.strategies, self.metrics = settings, strategies, metrics
         self.admission = Admission(concurrent=settings.max_concurrent, queued=settings.max_queued)
-        self.draining = self._closed = False
+        self.readers = Readers(seconds=settings.read_seconds)
+        self.draining = False
         self.created = int(time.time())
         self._drained_by = math.inf
         self._served = {
@@ -72,7 +71,6 @@ class Service:
         }
         self.models, self.rewards = list(engines), list(rewards)
         self._runs: set[QueuedRun] = set()
-        self._readers = ThreadPoolExecutor(2, "nabla-read")
 
     @staticmethod
     def of(request: HttpRequest) -> Service:
@@ -136,34 +134,17 @@ class Service:
             raise invalid(f"{name} is {wanted}; at most {most} tokens are allowed.", name, code="budget_above_cap")
         return most if wanted is None else wanted
 
-    async def reading(self, function: Callable[[], ResultT]) -> ResultT:
-        """The function's result, off the event loop: templates, tokenizers, grammars.
-
-        Raises:
-            Refusal: 503 after `close`; and what the function raises.
-        """
-        if self._closed:
-            raise shutting_down()
-        return await asyncio.get_running_loop().run_in_executor(self._readers, function)
-
-    async def prompt(self, served: Served, prompt: PromptLike, **options: Any) -> Prompt:
-        return await self.reading(lambda: served.engine.prompt(prompt, **options))
-
-    async def compiled(self, served: Served, grammar: Grammar | None) -> None:
-        """Compiles the grammar.
-
-        Raises:
-            GrammarError: what is wrong with it.
-        """
-        if grammar is not None:
-            await self.reading(lambda: served.engine.model.constraint(grammar))
-
     # ── what runs ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def load(self) -> int:
         """Answers that are searched or wait."""
         return self.admission.running + self.admission.waiting
+
+    @property
+    def idle(self) -> bool:
+        """Whether no thread is at work for a request."""
+        return not (self.load or self.readers.busy)
 
     @property
     def ready(self) -> bool:
@@ -213,9 +194,9 @@ class Service:
 
     def close(self) -> None:
         """Cancels what runs and ends the threads that read."""
-        self.draining = self._closed = True
+        self.draining = True
         self._cancel()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self.readers.close()
 
 
 class QueuedRun:
@@ -261,7 +242,8 @@ class QueuedRun:
         self.queued_seconds = time.monotonic() - self.ticket.came
         self._service.metrics.queued(self.queued_seconds)
         loop = asyncio.get_running_loop()
-        run = await self._service.reading(lambda: self._served.engine.submit(self._request))  # tokenizes a draft
+        submit = partial(self._served.engine.submit, self._request)  # tokenizes a draft
+        run = await self._service.readers.read(self.ticket.caller, submit)
         self._run = run
         run.add_done_callback(lambda _: _tell(loop, self._service.leave, self))
         if self._cancelled:

@@ -53,6 +53,13 @@ class ServeSettings(Settings):
     """The longest that one step of the computing thread may take, such as a batch of gradient passes; beyond it,
     /health says that the server hangs."""
 
+    read_seconds: Seconds = 10.0
+    """Time to render and tokenize what a request has, and to compile its schemas."""
+    max_schema_bytes: Count = 64 * 1024
+    """Of all schemas of a request together, those of its tools included; so are `max_schema_nodes`, their values."""
+    max_schema_nodes: Count = 10_000
+    max_schema_depth: Count = 64
+
     max_n: Count = 16
     max_tokens: Count = 4096
     """Tokens of one answer at most."""
