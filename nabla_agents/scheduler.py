@@ -29,7 +29,11 @@ MAX_BATCH: Final = 32  # searches that run at a time, and rows of one batch
 
 _MOST_WAIT: Final = 3  # searches that wait for another operation, for each whose rollouts are written meanwhile
 
-_PATIENCE: Final = 16  # decode steps after which a search that waits is waited for no longer
+_PATIENCE: Final = 16  # decode steps for which a search waits for company at most
+
+_OWN_SHARE: Final = 8  # ... and no longer than for an eighth of the tokens that were written for it, or for
+
+_LEAST_PATIENCE: Final = 2  # ... so many: a newcomer is not held up by those that write
 
 _MOMENT: Final = 0.05  # seconds that searches wait for a tool before they go on without those that it judges
 
@@ -65,6 +69,12 @@ class Task:
     def give(self, outcome: Any) -> None:
         """What it waited for; an exception is raised where it waits."""
         self._outcome, self.waits_for, self.begun, self.ready, self.waited = outcome, None, False, True, 0
+
+    @property
+    def patient(self) -> bool:
+        """Whether it may still wait for others whose operation would be joined to its own."""
+        own = self.search.usage.generated_tokens // _OWN_SHARE
+        return self.waited < min(_PATIENCE, max(_LEAST_PATIENCE, own))
 
     def may_be_left(self, operation: Operation) -> bool:
         """Whether a search that was stopped need not wait for it: it runs elsewhere, or judges nothing finished."""
@@ -104,8 +114,8 @@ class Scheduler:
 
     Rollouts are written together, a token at a time; searches join and leave the batch when they are in need of it.
     Operations of one kind run as one batch, since they gain more by a wide one than rollouts do: as soon as three
-    quarters of the searches wait for something else than rollouts, or one has waited for some steps, or nothing is
-    being written. Tools judge on threads of their own.
+    quarters of the searches wait for something else than rollouts, or one has waited for some steps, the fewer the less
+    was written for it, or nothing is being written. Tools judge on threads of their own.
 
     Between any two steps it looks whether a search was stopped or has reached a limit, and then ends its rollouts.
     `busy_seconds` is its heartbeat.
@@ -273,7 +283,7 @@ class Scheduler:
         busy = [o.function for t, o in wanted if t.begun and o.alone]
         waiting = [(t, o) for t, o in wanted if not t.begun and o.function not in busy]
         writers = sum(len(batch) for batch in self._batches.values())
-        patient = all(task.waited < _PATIENCE for task, _ in waiting)
+        patient = all(task.patient for task, _ in waiting)
         writing = any(batch.writing for batch in self._batches.values())
         if writing and patient and len(waiting) < _MOST_WAIT * writers:
             for task, _ in waiting:

@@ -72,8 +72,11 @@ class Constraint:
         """What may come next, and after each token of a guess as far as the grammar has it; stays where it was."""
         masks, taken = [self.mask()], 0
         for token in guess:
-            if not masks[-1][token] or self.take([token]) == 0:
-                break
+            try:
+                if not masks[-1][token] or self.take([token]) == 0:
+                    break
+            except GrammarError:  # raised again where the token is written
+                return masks
             taken += 1
             if self.complete:
                 break

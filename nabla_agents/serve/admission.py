@@ -28,11 +28,20 @@ class Ticket:
 class Admission:
     """A queue per caller and turns between callers, so that one with many requests does not keep out one with few.
 
-    Used on the event loop alone.
+    Of the `concurrent` places one caller has at most `share`, so that others find some free. Used on the event loop
+    alone.
     """
 
-    def __init__(self, *, concurrent: int, queued: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        concurrent: int,
+        queued: int,
+        share: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._concurrent, self._queued, self._clock = concurrent, queued, clock
+        self._share = concurrent if share is None else share
         self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._running: Counter[str] = Counter()
         self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, when that was
@@ -107,7 +116,8 @@ class Admission:
                 ticket.granted.set_result(None)
 
     def _may_run(self, ticket: Ticket) -> bool:
-        return ticket.most is None or self._running[ticket.caller] < ticket.most
+        most = self._share if ticket.most is None else min(ticket.most, self._share)
+        return self._running[ticket.caller] < most
 
     def _count(self, key: str, per_minute: int) -> None:
         """Takes one request from the key's allowance, which grows again by the second."""

@@ -33,6 +33,8 @@ OFFERED: Final = ("nabla", "nabla-parallel", "greedy", "best-of-n", "self-consis
 """The strategies that requests may name unless the server's owner says otherwise."""
 
 
+_SHARE: Final = 0.75  # of the places that one key has at most, where there are several keys
+
 CANCEL_SECONDS: Final = 5.0
 """In which answers that were cancelled end, and are told so."""
 
@@ -59,7 +61,9 @@ class Service:
         metrics: Metrics,
     ) -> None:
         self.settings, self.strategies, self.metrics = settings, strategies, metrics
-        self.admission = Admission(concurrent=settings.max_concurrent, queued=settings.max_queued)
+        places = settings.max_concurrent
+        share = math.ceil(_SHARE * places) if len(settings.keys) > 1 else places
+        self.admission = Admission(concurrent=places, queued=settings.max_queued, share=share)
         self.readers = Readers(seconds=settings.read_seconds)
         self.draining = False
         self.created = int(time.time())
