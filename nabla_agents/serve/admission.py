@@ -12,7 +12,6 @@ from nabla_agents.serve.errors import Refusal
 from nabla_agents.serve.keys import ApiKey
 
 _LONGEST_RETRY: Final = 60.0  # seconds that a client is asked to stay away at most
-_MOST_CALLERS: Final = 4096  # whose rate is remembered
 
 
 class Ticket:
@@ -44,7 +43,6 @@ class Admission:
         self._share = concurrent if share is None else share
         self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._running: Counter[str] = Counter()
-        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, when that was
         self._seconds = 1.0  # that an answer takes, lately
 
     @property
@@ -61,10 +59,8 @@ class Admission:
         One caller has at most half of the queue, unless nobody else waits.
 
         Raises:
-            Refusal: 429 with Retry-After: too many wait, or the key's rate is exceeded.
+            Refusal: 429 with Retry-After: too many wait.
         """
-        if key is not None and key.requests_per_minute is not None:
-            self._count(key.id, key.requests_per_minute)
         free = max(0, self._concurrent - self.running) if not self.waiting else 0
         mine, others = len(self._waiting.get(caller, ())), self.waiting - len(self._waiting.get(caller, ()))
         room = self._queued + free - self.waiting
@@ -118,19 +114,3 @@ class Admission:
     def _may_run(self, ticket: Ticket) -> bool:
         most = self._share if ticket.most is None else min(ticket.most, self._share)
         return self._running[ticket.caller] < most
-
-    def _count(self, key: str, per_minute: int) -> None:
-        """Takes one request from the key's allowance, which grows again by the second."""
-        now = self._clock()
-        left, then = self._rates.pop(key, (float(per_minute), now))
-        left = min(float(per_minute), left + (now - then) * per_minute / 60)
-        self._rates[key] = (left - 1 if left >= 1 else left, now)
-        while len(self._rates) > _MOST_CALLERS:
-            self._rates.popitem(last=False)
-        if left < 1:
-            raise Refusal(
-                429,
-                f"The key {key!r} may ask {per_minute} times a minute. Come back later.",
-                code="rate_limit_exceeded",
-                retry_after=(1 - left) * 60 / per_minute + 0.5,
-            )

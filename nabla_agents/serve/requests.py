@@ -148,9 +148,7 @@ def encoded(served: Served, text: str) -> list[int]:
         raise PromptError(f"The tokenizer of {model.name} cannot read the text: {e}") from e
 
 
-async def read_prompt(
-    service: Service, served: Served, caller: Caller, prompt: PromptLike, **options: Any
-) -> Prompt:
+async def read_prompt(service: Service, served: Served, caller: Caller, prompt: PromptLike, **options: Any) -> Prompt:
     """The prompt as the language model reads it.
 
     Raises:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 from jsonschema.validators import extend
+from jsonschema_specifications import REGISTRY as SPECIFICATIONS
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
 
 from nabla_agents.serve.errors import dotted, invalid
 from nabla_agents.serve.settings import ServeSettings
@@ -54,8 +58,21 @@ def refers(schema: Any) -> bool:
     return (isinstance(schema, dict) and "$ref" in schema) or any(map(refers, _parts(schema)))
 
 
+@cache
+def _of_schemas() -> tuple[Any, Registry[Any]]:
+    """The schema of schemas, and its parts; they do not name their draft, by which jsonschema would choose its own
+    checks in place of those that are timed.
+    """
+    parts: dict[str, Any] = {}
+    for uri in SPECIFICATIONS:
+        if "/2020-12/" in uri:
+            parts[uri] = {name: rule for name, rule in SPECIFICATIONS.contents(uri).items() if name != "$schema"}
+    resources = [(uri, DRAFT202012.create_resource(part)) for uri, part in parts.items()]
+    return parts[Draft202012Validator.META_SCHEMA["$id"]], Registry[Any]().with_resources(resources)
+
+
 def misplaced(schema: Mapping[str, Any]) -> list[str | int]:
-    """Where a schema of an allowed size breaks the rules of JSON Schema, draft 2020-12 whatever it says of itself; empty
+    """Where a schema of an allowed size breaks the rules of draft 2020-12, whatever draft it says that it is of; empty
     where it does not, or where that takes long to find.
     """
     end = time.monotonic() + _CHECK_SECONDS
@@ -70,8 +87,10 @@ def misplaced(schema: Mapping[str, Any]) -> list[str | int]:
 
     rules: dict[str, Any] = {name: timed(check) for name, check in Draft202012Validator.VALIDATORS.items()}
     rules["uniqueItems"] = lambda *_: ()  # compares all pairs where they cannot be sorted
+    checker: Any = extend(Draft202012Validator, rules)
+    root, registry = _of_schemas()
     try:
-        error = best_match(extend(Draft202012Validator, rules)(Draft202012Validator.META_SCHEMA).iter_errors(schema))
+        error = best_match(checker(root, registry=registry).iter_errors(schema))
     except (TimeoutError, RecursionError):
         return []
     return [] if error is None else list(error.absolute_path)

@@ -40,7 +40,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http=_bounded(settings.header_seconds, settings.max_connections),
+                http=_bounded(settings.header_seconds, settings.write_seconds, settings.max_connections),
                 ws="none",
                 loop="auto",
                 lifespan="on",
@@ -101,22 +101,29 @@ def serve(app: FastAPI, settings: ServeSettings) -> None:
             faulthandler.cancel_dump_traceback_later()
 
 
-def _bounded(header_seconds: float, max_connections: int) -> type[H11Protocol]:
-    """uvicorn's protocol, with so long for a request's head to arrive, and for so many connections at once.
+def _bounded(header_seconds: float, write_seconds: float, max_connections: int) -> type[H11Protocol]:
+    """uvicorn's protocol, with so long for a request's head to arrive and for what was written to be read, and for so
+    many connections at once.
 
-    uvicorn itself waits for the rest of a head for ever, and answers in plain text what is no HTTP, or one too many.
+    uvicorn itself waits for the rest of a head, and for a reader, for ever, and answers in plain text what is no HTTP,
+    or one too many.
     """
     message = f"{max_connections} connections are open, and no more are served at once."
     full = Refusal(503, message, code="too_many_connections", retry_after=1.0)
     refuse = JSONResponse(full.body, full.status, {**full.headers, "Connection": "close"})
 
     class Bounded(H11Protocol):
-        """Closes a connection on which no head was completed in time; refuses what comes by one too many."""
+        """Closes a connection on which no head was completed in time, or nothing read; refuses what comes by one too
+        many.
+        """
 
         _deadline: asyncio.TimerHandle | None = None
+        _reading: asyncio.TimerHandle | None = None
+        _reaping: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._reap(was_closing=False)
             if len(self.connections) > max_connections:
                 self.app = refuse
             self._arm()
@@ -130,7 +137,21 @@ def _bounded(header_seconds: float, max_connections: int) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
+            self.resume_writing()
+            if self._reaping is not None:
+                self._reaping.cancel()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._reading is None:
+                self._reading = self.loop.call_later(write_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._reading is not None:
+                self._reading.cancel()
+                self._reading = None
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -147,6 +168,14 @@ def _bounded(header_seconds: float, max_connections: int) -> type[H11Protocol]:
             for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             self.transport.close()
+
+        def _reap(self, *, was_closing: bool) -> None:
+            """A connection that closes has its last bytes read, or is dropped."""
+            if was_closing:
+                self.transport.abort()
+                return
+            closing = self.transport.is_closing()
+            self._reaping = self.loop.call_later(write_seconds, lambda: self._reap(was_closing=closing))
 
         def _arm(self) -> None:
             if self._deadline is None:

@@ -45,6 +45,8 @@ class ServeSettings(Settings):
     """Time for a request's head to arrive, and `body_seconds` for its body."""
     body_seconds: Seconds = 30.0
     keep_alive_seconds: Count = 15
+    write_seconds: Seconds = 20.0
+    """Time that a client has to read what was sent, 64 kB at a time; one that does not is dropped."""
     heartbeat_seconds: Seconds = 10.0
     """A stream without news says that it is alive this often."""
     shutdown_seconds: Annotated[float, Field(ge=0)] = 30.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -60,4 +61,4 @@ def test_the_refinement_of_a_long_completion_lets_others_write_meanwhile(monkeyp
     other.drain()
     at = [i for i, event in enumerate(events) if event == "refined"]
     assert len(at) == 4
-    assert all(b - a > 1 for a, b in zip(at, at[1:], strict=False))
+    assert all(b - a > 1 for a, b in pairwise(at))

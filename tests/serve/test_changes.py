@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from nabla_agents import AdamDTO, Engine, Greedy, Nabla, Sampling
 from nabla_agents.named import STRATEGIES
 from nabla_agents.scripted import scripted_model
+from nabla_agents.search.pool import AcceptanceRule
 from nabla_agents.serve import ServeSettings, create_app
 from nabla_agents.serve.changes import CHANGEABLE, changed
 from nabla_agents.serve.errors import Refusal
@@ -104,7 +105,7 @@ def test_what_is_on_the_list_is_changed_and_nothing_else() -> None:
 class Hanging:
     """A strategy whose own work does not end before it is let go."""
 
-    rule = "objective"
+    rule: AcceptanceRule = "objective"
 
     def __init__(self) -> None:
         self.began, self.released = threading.Event(), threading.Event()
