@@ -23,7 +23,7 @@ from nabla_agents.run import Run
 from nabla_agents.search.operation import Cancelled, Operation, Pause, Writing
 from nabla_agents.search.search import STOPPED
 from nabla_agents.searching import Searching
-from nabla_agents.types import Step
+from nabla_agents.types import Rollout, Step
 
 MAX_BATCH: Final = 32  # searches that run at a time, and rows of one batch
 
@@ -34,6 +34,14 @@ _PATIENCE: Final = 16  # decode steps for which a search waits for company at mo
 _OWN_SHARE: Final = 8  # ... and no longer than for an eighth of the tokens that were written for it, or for
 
 _LEAST_PATIENCE: Final = 2  # ... so many: a newcomer is not held up by those that write
+
+_PIECE: Final = 1.0  # seconds that one batch of an operation may take by the pace of the last one, if it is of several
+
+_FIRST_PIECE: Final = 2048  # tokens, while no pace is known
+
+_LONG: Final = 0.25  # seconds of an operation after which others have as long, unless they want nothing
+
+_LIGHT: Final = 1024  # tokens of an operation that does not wait for that
 
 _MOMENT: Final = 0.05  # seconds that searches wait for a tool before they go on without those that it judges
 
@@ -115,7 +123,8 @@ class Scheduler:
     Rollouts are written together, a token at a time; searches join and leave the batch when they are in need of it.
     Operations of one kind run as one batch, since they gain more by a wide one than rollouts do: as soon as three
     quarters of the searches wait for something else than rollouts, or one has waited for some steps, the fewer the less
-    was written for it, or nothing is being written. Tools judge on threads of their own.
+    was written for it, or nothing is being written. An operation that took long is followed by as long for
+    the others. Tools judge on threads of their own.
 
     Between any two steps it looks whether a search was stopped or has reached a limit, and then ends its rollouts.
     `busy_seconds` is its heartbeat.
@@ -130,6 +139,8 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._tasks: list[Task] = []
         self._batches: dict[LanguageModel, ContinuousBatch[Task]] = {}
+        self._rests_until = 0.0  # from heavy operations
+        self._pace = 0.0  # seconds for each token of the last heavy one
         self._moved: float | None = None  # when the piece of work began that the thread is at; None while it waits
 
     @staticmethod
@@ -283,14 +294,27 @@ class Scheduler:
         busy = [o.function for t, o in wanted if t.begun and o.alone]
         waiting = [(t, o) for t, o in wanted if not t.begun and o.function not in busy]
         writers = sum(len(batch) for batch in self._batches.values())
-        patient = all(task.patient for task, _ in waiting)
         writing = any(batch.writing for batch in self._batches.values())
+        if writers and time.monotonic() < self._rests_until:
+            waiting = [(t, o) for t, o in waiting if o.apart or _tokens(o) <= _LIGHT]
+        patient = all(task.patient for task, _ in waiting)
         if writing and patient and len(waiting) < _MOST_WAIT * writers:
             for task, _ in waiting:
                 task.waited += 1
             return []
         _, first = min(waiting, key=lambda pair: pair[1].rank, default=(None, None))
-        return [] if first is None else [t for t, o in waiting if o.function == first.function]
+        return [] if first is None else self._piece([(t, o) for t, o in waiting if o.function == first.function])
+
+    def _piece(self, wanted: Sequence[tuple[Task, Operation]]) -> list[Task]:
+        """Those of equal operations that are run as one batch: as many as do not hold up others for long, or one."""
+        most = _FIRST_PIECE if self._pace == 0 else _PIECE / self._pace
+        tasks, tokens = list[Task](), 0
+        for task, operation in wanted:
+            tokens += 0 if operation.apart else _tokens(operation)
+            if tasks and tokens > most:
+                break
+            tasks.append(task)
+        return tasks
 
     def _write(self) -> bool:
         """A step of the rollouts of one model, of each in its turn; False where none are asked for."""
@@ -312,8 +336,14 @@ class Scheduler:
         for task in tasks:
             task.begun = True
         if not operations[0].apart:
+            began = time.monotonic()
             for task, outcome in zip(tasks, outcomes(operations), strict=True):
                 task.give(outcome)
+            took = time.monotonic() - began
+            if (tokens := sum(map(_tokens, operations))) > _LIGHT:
+                self._pace = took / tokens
+            if took > _LONG:
+                self._rests_until = began + 2 * took
             return
 
         def compute() -> None:
@@ -326,6 +356,12 @@ class Scheduler:
         thread = threading.Thread(target=compute, name="nabla-apart", daemon=True)
         thread.start()
         thread.join(_MOMENT)  # so that those that a fast tool judges stay together
+
+
+def _tokens(operation: Operation) -> int:
+    """That an operation on completions reads; 0 for one on something else."""
+    rollouts = (row for row in operation.columns[0] if isinstance(row, Rollout))
+    return sum(len(rollout.prompt.ids) + len(rollout.completion_ids) for rollout in rollouts)
 
 
 def outcomes(operations: Sequence[Operation]) -> list[Any]:

@@ -37,9 +37,11 @@ async def chat_requests(
         raise invalid("Give max_tokens or max_completion_tokens, not both.", "max_tokens")
     _check_count(service, body, 1)
     check_sizes([*_schemas(body)], service.settings)
+    _check_messages(served, body.messages)
     messages = [_message(turn, f"messages[{i}]") for i, turn in enumerate(body.messages)]
     asked = await _read_asked(service, served, body, caller)
     prompt = await read_prompt(service, served, caller, asked.told(messages), tools=asked.tools)
+    await _check_draft(service, served, body.own.draft, caller)
     await _check_grammar(service, served, body, asked.grammar, caller)
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     sampling = _sampling(body, grammar=asked.grammar, max_tokens=service.max_tokens(name, getattr(body, name)))
@@ -66,6 +68,7 @@ async def completion_requests(
         refusal = refusal_of(e)
         refusal.param = "prompt"
         raise refusal from e
+    await _check_draft(service, served, body.own.draft, caller)
     sampling = _sampling(body, grammar=None, max_tokens=service.max_tokens("max_tokens", body.max_tokens))
     return served, _requests(service, served, body, prompts, sampling, body.logprobs, caller)
 
@@ -101,6 +104,16 @@ def _requests(
     return [Request(prompt=prompt, seed=seed + i, **common) for prompt in prompts for i in range(n)]
 
 
+async def _check_draft(service: Service, served: Served, draft: str | None, caller: Caller) -> None:
+    """A draft is read whole, several times; it may be as long as an answer."""
+    if draft is None:
+        return
+    count = len(await service.readers.read(caller.id, partial(encoded, served, draft)))
+    if count > service.settings.max_tokens:
+        message = f"The draft has {count} tokens; at most {service.settings.max_tokens} are allowed."
+        raise invalid(message, "nabla.draft", code="budget_above_cap")
+
+
 def _check_count(service: Service, body: Generation, prompts: int) -> None:
     """Before any prompt is read: each costs time."""
     count, most = (body.n or 1) * prompts, service.settings.max_n
@@ -126,6 +139,7 @@ async def steps_request(service: Service, body: StepsRequest, caller: Caller) ->
         return served.engine.prompt(Prompt(messages, text, tuple(encoded(served, text))))
 
     prompt = await service.readers.read(caller.id, rendered)
+    await _check_draft(service, served, body.nabla.draft, caller)
     if sampling.grammar is not None:
         try:
             await service.readers.read(caller.id, partial(served.engine.model.constraint, sampling.grammar))
@@ -155,10 +169,15 @@ async def read_prompt(service: Service, served: Served, caller: Caller, prompt: 
         ContextOverflowError: it has more messages than the context has tokens; or its text is too long.
         PromptError: it cannot be rendered.
     """
-    most = served.engine.model.context_length
-    if not isinstance(prompt, str) and len(prompt) > most:
-        raise ContextOverflowError(f"The prompt has {len(prompt)} messages; the context is {most} tokens.")
+    if not isinstance(prompt, str | Prompt):
+        _check_messages(served, prompt)
     return await service.readers.read(caller.id, partial(served.engine.prompt, prompt, **options))
+
+
+def _check_messages(served: Served, messages: Sequence[Any]) -> None:
+    most = served.engine.model.context_length
+    if len(messages) > most:
+        raise ContextOverflowError(f"The prompt has {len(messages)} messages; the context is {most} tokens.")
 
 
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
