@@ -118,7 +118,7 @@ def enumerated(model: LanguageModel, reward: Reward, length: int) -> World:
 
     def gradients(*, embedding_terms: bool) -> list[ObjectiveGradient]:
         objective = Objective(model, reward, embedding_terms=embedding_terms)
-        return objective.gradient(rollouts, scores, [0] * len(rollouts), [None] * len(rollouts))
+        return objective.gradient(rollouts, scores, [0] * len(rollouts))
 
     whole, direct = gradients(embedding_terms=True), gradients(embedding_terms=False)
     return World(

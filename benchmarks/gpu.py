@@ -141,13 +141,14 @@ def measured(name: str, arguments: argparse.Namespace, rate: float) -> list[Meas
             lambda s, made: [(sum(r.usage.generated_tokens for r in made) / s, "tokens/s")],
         )
     [rollout] = model.rollout([job(prompts[0], shape.tokens, seed=0)])
-    objective, caches = Objective(model, reward), [model.prefill([prompts[0]])[0][0]]
+    objective = Objective(model, reward)
+    model.read_prompts([prompts[0]])
     take(
         f"gradient pass, {shape.tokens} tokens",
-        lambda: objective.gradient([rollout], [None], [0], caches),
+        lambda: objective.gradient([rollout], [None], [0]),
         lambda s, made: [(s, "s"), (s / (made[0].usage.flops / rate), "× its FLOP floor")],
     )
-    [gradient] = objective.gradient([rollout], [None], [0], caches)
+    [gradient] = objective.gradient([rollout], [None], [0])
     take("10 rows of the gradient", lambda: gradient.rows(range(10)), lambda s, _: [(s, "s")])
     found += questions(name, shape, Engine(model=model, reward=reward), prompts, arguments)
     return found

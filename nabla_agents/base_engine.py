@@ -6,6 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,10 @@ class BaseEngine(ABC):
         Raises:
             PromptError, ContextOverflowError, GrammarError, ConfigurationError: before anything is computed.
         """
+
+    def _at_once(self) -> AbstractContextManager[Any]:
+        """Within it, what is submitted begins together."""
+        return nullcontext()
 
     def request(
         self,
@@ -133,8 +138,8 @@ class BaseEngine(ABC):
         formatted: bool = False,
         max_batch: int = 32,
     ) -> list[Result]:
-        """One result per prompt, as `generate` gives it for the same seed; what the prompts need is computed together,
-        `max_batch` prompts at a time. Every prompt has the whole budget; seeds default to 0, 1, 2, ...
+        """One result per prompt, in float32 that of `generate` for the same seed; what the prompts need is computed
+        together, `max_batch` prompts at a time. Every prompt has the whole budget; seeds default to 0, 1, 2, ...
         `usage.seconds` is the batch's wall-clock shared out by FLOPs. Ctrl-C returns what each has by then; where all
         had just ended, it is raised.
 
@@ -163,14 +168,20 @@ class BaseEngine(ABC):
 
     def _drained(self, requests: Sequence[Request], max_batch: int) -> list[Result]:
         """The results of requests of which `max_batch` run at a time."""
-        free, runs = threading.Semaphore(max_batch), list[Run]()
+        free, runs = threading.Semaphore(0), list[Run]()
         interrupt: KeyboardInterrupt | None = None
+
+        def begin(request: Request) -> None:
+            runs.append(self.submit(request))
+            runs[-1].add_done_callback(lambda _: free.release())
+
         try:
-            for request in requests:
+            with self._at_once():
+                for request in requests[:max_batch]:
+                    begin(request)
+            for request in requests[max_batch:]:
                 free.acquire()
-                run = self.submit(request)
-                runs.append(run)
-                run.add_done_callback(lambda _: free.release())
+                begin(request)
             _wait_for(runs)
         except KeyboardInterrupt as e:
             interrupt = e

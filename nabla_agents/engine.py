@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -20,6 +22,7 @@ from nabla_agents.run import Run
 from nabla_agents.scheduler import Scheduler
 from nabla_agents.search.base import Strategy
 from nabla_agents.search.nabla import Nabla
+from nabla_agents.search.sampling import Greedy
 from nabla_agents.search.search import Search
 from nabla_agents.searching import Searching
 from nabla_agents.types import Budget, Prompt
@@ -31,10 +34,11 @@ class Engine(BaseEngine):
     Args:
         model: a `LanguageModel`, a hub id, a folder, or `tiny` (embedded).
         reward: what the answer is judged by; without one, the likelihood alone.
-        strategy: the search; `Nabla()` by default.
+        strategy: the search; by default `Nabla()`, and `Greedy()` where there is no reward to search by.
         budget: what one prompt may cost unless a call says otherwise.
         likelihood_weight: weight of log π in the objective (1 / the paper's λ).
-        embedding_terms: False keeps only the direct term of the gradient: no backward pass.
+        embedding_terms: False keeps only the direct term of the gradient: no backward pass, in rewards neither. One
+            with a head has no such term, so it scores and accepts, and does not steer.
         rollouts: samples completions in the model's place, for example on a server.
         loading: options of `Loading` when `model` is a name: dtype, device_map, revision, ...
 
@@ -63,7 +67,8 @@ class Engine(BaseEngine):
             rollouts=rollouts,
             **loading,
         )
-        self.strategy: Strategy = Nabla() if strategy is None else strategy
+        self._own_strategy = strategy
+        self.strategy: Strategy = (Greedy() if reward is None else Nabla()) if strategy is None else strategy
         self.budget = Budget() if budget is None else budget
         self.model = model if isinstance(model, LanguageModel) else LanguageModel.from_pretrained(model, **loading)
         self.objective = Objective(
@@ -72,6 +77,12 @@ class Engine(BaseEngine):
         self._rollouts = rollouts
         self._backend: RolloutBackend = self.model if rollouts is None else Checked(rollouts)
         self._scheduler = Scheduler.of(self.model.transformer.device)
+        if reward is None and strategy is None:
+            warnings.warn(
+                "The engine has no reward, so nothing can tell a better answer: it decodes greedily. Give it a reward, "
+                "or say strategy=Greedy().",
+                stacklevel=2,
+            )
 
     @classmethod
     def tiny(
@@ -112,7 +123,7 @@ class Engine(BaseEngine):
         return Engine(
             model=self.model,
             reward=reward,
-            strategy=self.strategy,
+            strategy=self.strategy if reward is None else self._own_strategy,
             budget=self.budget,
             likelihood_weight=self.objective.likelihood_weight,
             embedding_terms=self.objective.embedding_terms,
@@ -164,6 +175,9 @@ class Engine(BaseEngine):
         release_threads()  # of this thread: the scheduler's computes from here on
         self._scheduler.add(run, searching)
         return run
+
+    def _at_once(self) -> AbstractContextManager[Any]:
+        return self._scheduler.held()
 
     def _fitting(self, prompt: Prompt) -> Prompt:
         """A prompt that was rendered before, if it leaves room for a completion."""

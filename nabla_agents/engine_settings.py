@@ -90,6 +90,14 @@ class EngineSettings(BaseModel):
             return self.engine
         return loaded(self.model, **{name: value for name in self.LOADING if (value := getattr(self, name))})
 
+    @property
+    def judges(self) -> bool | None:
+        """Whether the engine has a reward; None where only a server knows."""
+        if self.engine is not None:
+            objective = getattr(self.engine, "objective", None)
+            return None if objective is None else objective.reward is not None
+        return None if self.base_url else self.model == "tiny"
+
     def settings(self) -> dict[str, Any]:
         """Every field's value, as the constructor takes it."""
         return {name: getattr(self, name) for name in type(self).model_fields}

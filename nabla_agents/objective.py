@@ -11,7 +11,6 @@ from torch import Tensor
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.carriers import Carrier, CreditCarrier, LikelihoodCarrier, WeightedCarrier
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
-from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.rewards.base import Reward, judged
 from nabla_agents.types import Rollout, Score, Span, Usage
@@ -93,18 +92,15 @@ class Objective:
         """The reward's scores of unfinished completions; None where nothing can be said of them."""
         return [None] * len(rollouts) if self.reward is None else self.reward.score_prefixes(rollouts)
 
-    def states(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]
-    ) -> list[LikelihoodGradient]:
+    def states(self, rollouts: Sequence[Rollout], starts: Sequence[int]) -> list[LikelihoodGradient]:
         """The language model's rows on its own rollouts, for searches that go without gradient: one forward."""
-        return self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=False)
+        return self.model.likelihood_gradient(rollouts, starts, embedding_terms=False)
 
     def gradient(
         self,
         rollouts: Sequence[Rollout],
         scores: Sequence[Score | None],
         starts: Sequence[int],
-        caches: Sequence[PrefixCache | None],
     ) -> list[ObjectiveGradient]:
         """One gradient pass per rollout: a forward and backward of each model over its tail.
 
@@ -116,7 +112,7 @@ class Objective:
         something and no learned reward has a gradient. A learned reward without one, alone, leaves the likelihood's.
         """
         embedding_terms = self.embedding_terms and not self._tools_alone
-        likelihoods = self.model.likelihood_gradient(rollouts, starts, caches, embedding_terms=embedding_terms)
+        likelihoods = self.model.likelihood_gradient(rollouts, starts, embedding_terms=embedding_terms)
         carriers = [g.carrier for g in likelihoods]
         rewards = [None] * len(rollouts) if self.reward is None else self.reward.gradient(rollouts, starts, carriers)
         gradients: list[ObjectiveGradient] = []

@@ -23,7 +23,9 @@ class Request:
         budget: what the answer may cost; None is the engine's own.
         strategy: an object with `steps(search)`, `select(pool)` and `rule`, such as `BestOfN(n=4)`; None is the
             engine's own.
-        seed: a 64-bit integer. The same seed gives the same text, in any order, on any thread and in any batch.
+        seed: a 64-bit integer. The same seed gives the same text, in any order, on any thread and in any batch: in
+            float32, whose roundings hardly ever decide a token. In bfloat16 and float16 they may, where rows are
+            computed beside others.
         draft: an answer from elsewhere, which the search starts from in place of its own first completion.
         until: is asked of each accepted step whether its text is good enough; if so, the search ends with it.
         top_logprobs: how many of the likeliest tokens the result has for each of its places; one forward pass more.

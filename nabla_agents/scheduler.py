@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
@@ -169,6 +170,10 @@ class Scheduler:
         """
         moved = self._moved
         return 0.0 if moved is None else time.monotonic() - moved
+
+    def held(self) -> AbstractContextManager[Any]:
+        """Within it, searches that are added wait, so that they begin as one batch; what runs goes on for a step."""
+        return self._changed
 
     def wake(self) -> None:
         """Something is to be looked at: a search was stopped, or more of its steps are wanted."""

@@ -118,14 +118,14 @@ def test_the_embedded_engine_answers_on_a_cpu(tiny: Engine) -> None:
 @pytest.mark.parametrize(
     ("options", "read", "expected"),
     [
-        ({"reward": None}, lambda e: e.objective.reward, None),
+        ({"reward": None, "strategy": Greedy()}, lambda e: e.objective.reward, None),
         ({"reward": ArithmeticSteps()}, lambda e: type(e.objective.reward), ArithmeticSteps),
         ({"strategy": BestOfN(n=2)}, lambda e: e.strategy, BestOfN(n=2)),
         ({"budget": Budget(rollouts=2)}, lambda e: e.budget, Budget(rollouts=2)),
         ({"likelihood_weight": 0.5}, lambda e: e.objective.likelihood_weight, 0.5),
         ({"embedding_terms": False}, lambda e: e.objective.embedding_terms, False),
         ({"dtype": "bfloat16"}, lambda e: e.model.transformer.embedding.weight.dtype, torch.bfloat16),
-        ({"model": language_model(), "reward": None}, lambda e: e.model, language_model()),
+        ({"model": language_model(), "reward": None, "strategy": Greedy()}, lambda e: e.model, language_model()),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
@@ -140,6 +140,18 @@ def test_a_keyword_of_tiny_replaces_a_part_and_leaves_the_others(
         assert engine.budget == tiny.budget
     if "reward" not in options:
         assert type(engine.objective.reward) is type(tiny.objective.reward)
+
+
+def test_without_a_reward_an_engine_decodes_greedily_and_says_so() -> None:
+    """Nothing could tell a better answer: eight rollouts would be spent for the greedy text."""
+    model = language_model()
+    with pytest.warns(UserWarning, match="no reward.*decodes greedily"):
+        engine = Engine(model=model)
+    greedy = Engine(model=model, strategy=Greedy())  # whoever says so is not warned
+    result = engine.generate("12", sampling=SHORT)
+    assert (result.text, result.usage.rollouts) == (greedy.generate("12", sampling=SHORT).text, 1)
+    assert engine.with_reward(ArithmeticSteps()).strategy == Nabla()
+    assert greedy.with_reward(ArithmeticSteps()).strategy == Greedy()
 
 
 def test_rollouts_of_tiny_come_from_the_backend_that_was_given(tiny: Engine) -> None:

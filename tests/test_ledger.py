@@ -263,9 +263,10 @@ def test_every_gradient_pass_counts_its_own_tokens(
         Rollout(model.prompt(question), ids, model.tokenizer.decode(ids))
         for question, ids in ((q, (0, 1, 6, 2, 4, 5, 6, 3, 1)[:n]) for q, n in lengths)
     ]
-    caches = [model.prefill([r.prompt])[0][0] if cached else None for r in rollouts]
+    if cached:
+        model.read_prompts([r.prompt for r in rollouts])
     with counted(model.transformer, *made.judges) as (policy, *judges):
-        gradients = objective.gradient(rollouts, [None] * 3, starts, caches)
+        gradients = objective.gradient(rollouts, [None] * 3, starts)
     assert_ledger(sum((g.usage for g in gradients), Usage()), policy, judges)
     assert [g.usage.gradient_passes for g in gradients] == [1, 1, 1]
     with counted(model.transformer, *made.judges) as (policy, *judges):
@@ -290,9 +291,10 @@ def test_the_result_is_the_best_of_everything_that_was_scored(
         weight = 0.0 if chosen.rule == "reward" else 0.2
         judged = [-math.inf if math.isnan(v) else v for v in values]  # an empty completion has no steps to judge
         objectives = [v + weight * r.log_likelihood for v, r in zip(judged, backend.rollouts, strict=True)]
+        whole = [not r.cut and r.text != "" for r in backend.rollouts]
+        best = max(range(len(objectives)), key=lambda i: (whole[i], objectives[i]))
         assert result.score is not None
-        assert result.score.value + weight * result.log_likelihood == pytest.approx(max(objectives))
-        best = max(range(len(objectives)), key=objectives.__getitem__)
+        assert result.score.value + weight * result.log_likelihood == pytest.approx(objectives[best])
         assert result.text == backend.rollouts[best].text
 
 

@@ -172,8 +172,9 @@ def rows_of(
     """The gradient's rows at every position from each start on."""
     starts = [0] * len(rollouts) if starts is None else starts
     model = objective.model
-    caches = [model.prefill([r.prompt])[0][0] if cached else None for r in rollouts]
-    gradients = objective.gradient(rollouts, [None] * len(rollouts), starts, caches)
+    if cached:
+        model.read_prompts([r.prompt for r in rollouts])
+    gradients = objective.gradient(rollouts, [None] * len(rollouts), starts)
     return [
         g.rows(range(start, len(r.completion_ids))) for g, r, start in zip(gradients, rollouts, starts, strict=True)
     ]
@@ -279,7 +280,7 @@ def test_without_embedding_terms_the_direct_term_is_left(architecture: str) -> N
         objective = Objective(model, reward, likelihood_weight=0.5, embedding_terms=False)
         [got] = rows_of(objective, [rollout])
         assert_equal_everywhere(got, rows)
-        [gradient] = objective.gradient([rollout], [None], [0], [None])
+        [gradient] = objective.gradient([rollout], [None], [0])
         assert (gradient.usage.lm_backward_tokens, gradient.usage.reward_backward_tokens) == (0, 0)
 
 
@@ -291,7 +292,7 @@ def test_rows_belong_to_the_rollouts_own_tokens(architecture: str) -> None:
     """The research code differentiated at the argmax of the rollout's logits: a text that nobody wrote."""
     model = policy(architecture)
     rollout = sampled(model)
-    [gradient] = Objective(model).gradient([rollout], [None], [0], [None])
+    [gradient] = Objective(model).gradient([rollout], [None], [0])
     everywhere = range(len(rollout.completion_ids))
     argmax = gradient.logits(everywhere).argmax(-1).tolist()
     differing = sum(a != y for a, y in zip(argmax, rollout.completion_ids, strict=True))
@@ -310,11 +311,12 @@ def test_logits_are_aligned_with_the_completion(architecture: str, cached: bool)
     model = policy(architecture)
     greedy = [sampled(model, temperature=0.0, question=q) for q in ("cdh", "a", "bb", "hi", "ihi", "efgb")]
     rollout = max(greedy, key=lambda r: len(r.completion_ids))
-    cache = model.prefill([rollout.prompt])[0][0] if cached else None
+    if cached:
+        model.read_prompts([rollout.prompt])
     length = len(rollout.completion_ids)
     assert length > 5
     for start in (0, 1, length - 2):
-        [gradient] = Objective(model).gradient([rollout], [None], [start], [cache])
+        [gradient] = Objective(model).gradient([rollout], [None], [start])
         positions = range(start, length)
         assert tuple(gradient.logits(positions).argmax(-1).tolist()) == rollout.completion_ids[start:]
         one_by_one = torch.cat([gradient.logits([p]) for p in positions])
@@ -326,7 +328,7 @@ def test_logits_are_aligned_with_the_completion(architecture: str, cached: bool)
 def test_the_log_probabilities_of_a_rollout_are_its_logits() -> None:
     model = policy()
     rollout = sampled(model)
-    [gradient] = Objective(model).gradient([rollout], [None], [0], [None])
+    [gradient] = Objective(model).gradient([rollout], [None], [0])
     log_p = gradient.logits(range(len(rollout.completion_ids))).log_softmax(-1)
     own = log_p[range(len(rollout.completion_ids)), list(rollout.completion_ids)]
     assert rollout.log_probs is not None
@@ -357,7 +359,7 @@ def test_the_same_prompt_reaches_rollout_objective_and_rewards() -> None:
     assert reads == [[], whole, whole, whole[:-1]]
     for read in reads:
         read.clear()
-    objective.gradient([rollout], scores, [0], [None])
+    objective.gradient([rollout], scores, [0])
     tail = whole[len(expected) :]  # what a reward has read of the prompt, it keeps
     assert reads == [whole[:-1], tail, tail, whole[len(expected) - 1 : -1]]
 
@@ -409,7 +411,7 @@ def test_a_gradient_holds_no_rows_over_the_vocabulary() -> None:
     rollout = Rollout(model.prompt("how much?"), tuple(ids), text)
     assert len(ids) > 2 * HEAD_CHUNK
     with Widest(model.vocab_size) as widest:
-        [gradient] = objective.gradient([rollout], [None], [0], [None])
+        [gradient] = objective.gradient([rollout], [None], [0])
     assert 0 < widest.rows <= HEAD_CHUNK
     tensors = list(held_tensors(gradient))
     assert len(tensors) >= 5  # hidden and embedding gradient of two language models, two embedding gradients
@@ -442,7 +444,7 @@ def test_no_likelihood_is_needed_at_weight_zero() -> None:
     model = policy()
     objective = Objective(model, FixedReward(lambda _: 2.5), likelihood_weight=0.0)
     assert objective.value(completed(model), Score(2.5)) == 2.5
-    [rows] = objective.gradient([completed(model)], [Score(2.5)], [0], [None])
+    [rows] = objective.gradient([completed(model)], [Score(2.5)], [0])
     assert rows.rows(range(9)).tolist() == [[0.0] * model.vocab_size] * 9
 
 
@@ -550,7 +552,7 @@ def judged(*spans: Span, value: float = -1.0) -> FixedReward:
 def credited(reward: Reward, rollout: Rollout) -> ObjectiveGradient:
     objective = Objective(calculator(), reward)
     scores = objective.score([rollout])
-    return objective.gradient([rollout], scores, [0], [None])[0]
+    return objective.gradient([rollout], scores, [0])[0]
 
 
 def test_credit_is_all_of_the_rows_where_only_tools_judge_and_no_backward_pass_is_paid() -> None:
@@ -572,7 +574,7 @@ def test_credit_adds_to_the_rows_of_likelihood_and_learned_reward() -> None:
     rows = []
     for reward in (learned, learned + tool):
         objective = Objective(model, reward)
-        [gradient] = objective.gradient([rollout], objective.score([rollout]), [0], [None])
+        [gradient] = objective.gradient([rollout], objective.score([rollout]), [0])
         rows.append(gradient.rows(everywhere))
         assert gradient.usage.lm_backward_tokens > 0
     expected = torch.zeros_like(rows[0])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableGenerator
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
@@ -41,8 +44,8 @@ def bound(
             **kwargs,
         )
         if is_pydantic:
-            return calling, PydanticToolsParser(tools=[schema], first_tool_only=True)
-        return calling, JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+            return calling, _WHOLE | PydanticToolsParser(tools=[schema], first_tool_only=True)
+        return calling, _WHOLE | JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
     as_json = convert_to_json_schema(schema, strict=strict)
     if method == "json_mode":
         response_format: dict[str, Any] = {"type": "json_object", "schema": as_json}
@@ -52,4 +55,29 @@ def bound(
             "json_schema": {"name": as_json.get("title", "answer"), "schema": as_json},
         }
     answering = llm.bind(response_format=response_format, ls_structured_output_format=traced, **kwargs)
-    return answering, PydanticOutputParser(pydantic_object=schema) if is_pydantic else JsonOutputParser()
+    return answering, _WHOLE | (PydanticOutputParser(pydantic_object=schema) if is_pydantic else JsonOutputParser())
+
+
+def _whole(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
+    """The messages of one answer.
+
+    Raises:
+        OutputParserException: at its end, if it was cut off: then it is no answer, whatever can be read of it.
+    """
+    for message in messages:
+        yield message
+        _check(message)
+
+
+async def _awhole(messages: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage]:
+    async for message in messages:
+        yield message
+        _check(message)
+
+
+def _check(message: AIMessage) -> None:
+    if message.response_metadata.get("finish_reason") == "length":
+        raise OutputParserException("The answer was cut off before its end. Raise max_tokens, or loosen the schema.")
+
+
+_WHOLE = RunnableGenerator(_whole, _awhole)

@@ -12,6 +12,7 @@ from langgraph.types import Command
 
 from langchain_nabla._messages import text_of
 from langchain_nabla.chat_models import ChatNabla
+from nabla_agents import ConfigurationError
 
 
 class NablaState(AgentState[Any]):
@@ -33,7 +34,13 @@ class NablaRefineMiddleware(AgentMiddleware[NablaState, Any, Any]):
     state_schema = NablaState
 
     def __init__(self, refiner: ChatNabla, *, threshold: float | None = None) -> None:
+        """Raises ConfigurationError for a threshold where no reward gives anything."""
         super().__init__()
+        if threshold is not None and refiner.judges is False:
+            raise ConfigurationError(
+                f"threshold is {threshold!r}, but the refiner's engine has no reward that could reach it; give it one: "
+                "ChatNabla(engine=Engine(model=..., reward=...))."
+            )
         self.refiner, self.threshold = refiner, threshold
 
     def wrap_model_call(

@@ -87,19 +87,19 @@ class _Read:
 def read(
     model: LanguageModel, completions: Sequence[tuple[RolloutJob, tuple[int, ...], int]]
 ) -> list[tuple[Float[Tensor, "time"], Usage]]:
-    """log π of `ids[start:]` for each (job, ids, start), in nats, and the cost: one forward over what the job's cache
-    does not hold; in halves where memory is short.
+    """log π of `ids[start:]` for each (job, ids, start), in nats, and the cost: one forward over all but prompts that
+    were read; in halves where memory is short.
     """
     if not completions:
         return []
     rollouts = [Rollout(job.prompt, ids, "") for job, ids, _ in completions]
-    starts, caches = [start for *_, start in completions], [job.cache for job, *_ in completions]
+    starts = [start for *_, start in completions]
 
     def states(*columns: Sequence[Any]) -> list[_Read]:
-        passes = model.likelihood_gradient(columns[0], columns[1], columns[2], embedding_terms=False)
+        passes = model.likelihood_gradient(columns[0], columns[1], embedding_terms=False)
         return [
             _Read(model.log_probs(p.carrier.hidden, r.completion_ids[start:]).double().cpu(), p.usage)
             for p, r, start in zip(passes, columns[0], columns[1], strict=True)
         ]
 
-    return [(r.log_probs, r.usage) for r in in_halves(states, rollouts, starts, caches)]
+    return [(r.log_probs, r.usage) for r in in_halves(states, rollouts, starts)]

@@ -83,7 +83,7 @@ class Shuffled(Worse):
             return [None] * len(rollouts)
         donors = [self._donor(rollout) for rollout in rollouts]
         zeros = [0] * len(donors)
-        states = self._model.likelihood_gradient(donors, zeros, [None] * len(donors))
+        states = self._model.likelihood_gradient(donors, zeros)
         gradients = self.inner.gradient(donors, zeros, [state.carrier for state in states])
         return [
             None if g is None else RewardGradient(_Cyclic(g.carrier, len(donor.completion_ids)), g.usage + state.usage)

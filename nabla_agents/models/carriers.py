@@ -103,6 +103,12 @@ class CreditCarrier:
         return rows
 
 
+def embedding_terms(likelihoods: Sequence[Carrier]) -> bool:
+    """Whether gradients through embeddings are wanted beside these; they are where nothing says otherwise."""
+    own = [c for c in likelihoods if isinstance(c, LikelihoodCarrier)]
+    return not own or any(c.embedding_gradient is not None for c in own)
+
+
 def fitted(rows: Float[Tensor, "n any"], vocab_size: int) -> Float[Tensor, "n vocab"]:
     """Cut, or padded with zeros, to the language model's vocabulary."""
     return torch.nn.functional.pad(rows, (0, vocab_size - rows.shape[-1]))

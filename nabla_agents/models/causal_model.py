@@ -10,9 +10,10 @@ from torch import Tensor
 
 from nabla_agents.chat.grammar import Grammar
 from nabla_agents.models.constraint import Constraint
+from nabla_agents.models.prefix_cache import PrefixCache
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.models.transformer import Transformer
-from nabla_agents.types import Usage
+from nabla_agents.types import Prompt, Usage
 
 
 class CausalModel(Protocol):
@@ -26,6 +27,10 @@ class CausalModel(Protocol):
     """The tokens that end a completion."""
     vocab_size: int
     """Rows of its embedding."""
+
+    def prefix(self, prompt: Prompt) -> PrefixCache | None:
+        """Keys and values of a prompt, if it was read."""
+        ...
 
     def head(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
         """Logits of hidden states."""

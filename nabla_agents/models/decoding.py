@@ -45,7 +45,8 @@ class Decoding:
     """Completions that are written together: jobs join at any time, and leave as they finish.
 
     A guess of a draft is read together with the token before it and kept if it is the token that the job's own random
-    number selects there. So neither a draft nor what shares the batch changes a completion, only its cost.
+    number selects there. So neither a draft nor what shares the batch changes a completion, only its cost; in float32,
+    that is: in half precision a rounding that depends on the batch may tip a token.
     """
 
     def __init__(self, model: CausalModel) -> None:
@@ -71,7 +72,9 @@ class Decoding:
         rows = [_row(model, job) for job in jobs]
         longest = max(len(job.prompt.ids) + job.max_tokens for job in jobs)
         texts = [(*job.prompt.ids, *job.prefix_ids) for job in jobs]
-        context, hidden = model.transformer.read(texts, [job.cache for job in jobs], total_tokens=longest)
+        context, hidden = model.transformer.read(
+            texts, [model.prefix(job.prompt) for job in jobs], total_tokens=longest
+        )
         for row, log_probs in zip(rows, _prefix_log_probs(model, hidden, jobs), strict=True):
             row.prefilled_tokens = row.computed_tokens = hidden.shape[1]
             row.log_probs = log_probs

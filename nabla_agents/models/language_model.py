@@ -23,11 +23,18 @@ from nabla_agents.models.constraint import Compiler, Constraint
 from nabla_agents.models.decoding import Decoding, RolloutJob, rollout
 from nabla_agents.models.grouping import by_length
 from nabla_agents.models.loading import Loading, LoadingOptions, load
-from nabla_agents.models.prompt_caches import PrefixCache
+from nabla_agents.models.prefix_cache import PrefixCache
 from nabla_agents.models.threads import release_threads
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.models.transformer import Transformer
 from nabla_agents.types import Message, Prompt, Rollout, Usage
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRead:
+    """What the reading of a prompt cost; its keys and values are kept for as long as the `Prompt` object is in use."""
+
+    usage: Usage
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,17 +178,16 @@ class LanguageModel:
         parts = [token_log_probs(self.head(h), t) for h, t in chunks]
         return torch.cat(parts) if parts else torch.zeros(0, device=hidden.device)
 
-    def prefill(self, prompts: Sequence[Prompt]) -> list[tuple[PrefixCache, Usage]]:
-        """Keys and values of each prompt without its last token, to be shared by every pass of a request; the cost."""
-        found = self.transformer.prefill([p.ids[:-1] for p in prompts])
-        return [(cache, self.usage(prefill=tokens)) for cache, tokens in found]
+    def read_prompts(self, prompts: Sequence[Prompt], *, longest: int = 0) -> list[PromptRead]:
+        """Reads prompts once, without their last tokens, for every pass over their completions while a request lasts.
+        Nothing is read where a text of `longest` tokens is beyond a sliding window.
+        """
+        _, tokens = self.transformer.read_prompts(prompts, [p.ids[:-1] for p in prompts], longest=longest)
+        return [PromptRead(self.usage(prefill=count)) for count in tokens]
 
-    def prompt_caches(self, rollouts: Sequence[Rollout]) -> tuple[list[PrefixCache | None], list[Usage]]:
-        """Those of the rollouts' prompts that this model keeps while a request lasts, and what each rollout pays."""
-        longest = max((len(r.prompt.ids) + len(r.completion_ids) for r in rollouts), default=0)
-        prompts = [r.prompt for r in rollouts]
-        caches, paid = self.transformer.prompt_caches(prompts, [p.ids[:-1] for p in prompts], longest=longest)
-        return caches, [self.usage(prefill=tokens) for tokens in paid]
+    def prefix(self, prompt: Prompt) -> PrefixCache | None:
+        """What is kept of a prompt, if it was read."""
+        return self.transformer.prefixes.get(prompt, prompt.ids[:-1])
 
     @torch.no_grad()
     def likeliest_ends(
@@ -198,30 +204,22 @@ class LanguageModel:
         self,
         rollouts: Sequence[Rollout],
         starts: Sequence[int],
-        caches: Sequence[PrefixCache | None],
         *,
         embedding_terms: bool = True,
     ) -> list[LikelihoodGradient]:
         """∂ Σ_{t ≥ start} log π(y_t) / ∂ one-hot rows, for every position from `start` on; rows of like length in one
         pass.
 
-        The prompt and the tokens before `start` are read without gradient. Cost: one forward over everything not
-        cached and one backward over the tails; with `embedding_terms=False` the forward only.
+        The prompt and the tokens before `start` are read without gradient. Cost: one forward over everything but
+        prompts that were read, and one backward over the tails; with `embedding_terms=False` the forward only.
         """
         differentiated = partial(self._likelihood_gradient, embedding_terms=embedding_terms)
-        return by_length(_lengths(rollouts, starts, caches), differentiated, rollouts, starts, caches)
+        return by_length(self._lengths(rollouts, starts), differentiated, rollouts, starts)
 
     def _likelihood_gradient(
-        self,
-        rollouts: Sequence[Rollout],
-        starts: Sequence[int],
-        caches: Sequence[PrefixCache | None],
-        *,
-        embedding_terms: bool,
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], *, embedding_terms: bool
     ) -> list[LikelihoodGradient]:
-        tails, read, hidden, embeddings = tail_states(
-            self.transformer, rollouts, starts, caches, needs_grad=embedding_terms
-        )
+        tails, read, hidden, embeddings = self._tail_states(rollouts, starts, needs_grad=embedding_terms)
         gradients: list[Tensor | None] = [None] * len(rollouts)
         if embedding_terms:
             cotangent = torch.zeros_like(hidden)
@@ -245,19 +243,39 @@ class LanguageModel:
         """log π of every completion token and the cost; rows of like length in one forward, their prompts read once
         while a request lasts.
         """
-        caches, paid = self.prompt_caches(rollouts)
-        found = by_length(_lengths(rollouts, [0] * len(rollouts), caches), self._token_log_probs, rollouts, caches)
-        return [(log_probs, usage + before) for (log_probs, usage), before in zip(found, paid, strict=True)]
+        prompts = self.read_prompts([r.prompt for r in rollouts], longest=longest(rollouts))
+        passes = by_length(self._lengths(rollouts, [0] * len(rollouts)), self._token_log_probs, rollouts)
+        return [(log_probs, usage + p.usage) for (log_probs, usage), p in zip(passes, prompts, strict=True)]
 
-    def _token_log_probs(
-        self, rollouts: Sequence[Rollout], caches: Sequence[PrefixCache | None]
-    ) -> list[tuple[Float[Tensor, "time"], Usage]]:
-        starts = [0] * len(rollouts)
-        tails, read, hidden, _ = tail_states(self.transformer, rollouts, starts, caches, needs_grad=False)
+    def _token_log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[Float[Tensor, "time"], Usage]]:
+        tails, read, hidden, _ = self._tail_states(rollouts, [0] * len(rollouts), needs_grad=False)
         usage, lengths = self.usage(prefill=read, forward=hidden.shape[1]), [len(tail) for tail in tails]
         rows = torch.cat([hidden[i, :length] for i, length in enumerate(lengths)])
         log_probs = self.log_probs(rows, [token for tail in tails for token in tail]).double().cpu()
         return [(row, usage) for row in log_probs.split(lengths)]
+
+    def _lengths(self, rollouts: Sequence[Rollout], starts: Sequence[int]) -> list[int]:
+        """Tokens that each rollout's pass reads, by which passes are grouped."""
+        return [
+            len(r.completion_ids) + (len(r.prompt.ids) if self.prefix(r.prompt) is None else -start)
+            for r, start in zip(rollouts, starts, strict=True)
+        ]
+
+    def _tail_states(
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], *, needs_grad: bool
+    ) -> tuple[list[tuple[int, ...]], int, Tensor, Tensor]:
+        """Reads each rollout up to `start` without gradient and its tail with gradient with respect to embeddings.
+
+        The states at index i of the tail predict completion token start + i. Returns the tails, the tokens that each
+        row read without gradient, the hidden states [batch, time, hidden] (right-padded) and the embeddings they came
+        from.
+        """
+        known = [(*r.prompt.ids, *r.completion_ids[:start])[:-1] for r, start in zip(rollouts, starts, strict=True)]
+        tails = [r.completion_ids[start:] for r, start in zip(rollouts, starts, strict=True)]
+        fed = [(*r.prompt.ids, *r.completion_ids)[len(k) : -1] for r, k in zip(rollouts, known, strict=True)]
+        prefixes = [self.prefix(r.prompt) for r in rollouts]
+        before, hidden, embeddings = self.transformer.continued(known, fed, prefixes, needs_grad=needs_grad)
+        return tails, before.shape[1], hidden, embeddings
 
     def usage(self, *, prefill: int = 0, forward: int = 0, backward: int = 0) -> Usage:
         """The ledger entry of tokens that this model computed; prefill tokens are forward tokens too."""
@@ -304,32 +322,9 @@ class LanguageModel:
         return scale
 
 
-def _lengths(rollouts: Sequence[Rollout], starts: Sequence[int], caches: Sequence[PrefixCache | None]) -> list[int]:
-    """Tokens that each rollout's pass reads, by which passes are grouped."""
-    return [
-        len(r.completion_ids) - start if c is not None else len(r.prompt.ids) + len(r.completion_ids)
-        for r, start, c in zip(rollouts, starts, caches, strict=True)
-    ]
-
-
-def tail_states(
-    transformer: Transformer,
-    rollouts: Sequence[Rollout],
-    starts: Sequence[int],
-    caches: Sequence[PrefixCache | None],
-    *,
-    needs_grad: bool,
-) -> tuple[list[tuple[int, ...]], int, Tensor, Tensor]:
-    """Reads each rollout up to `start` without gradient and its tail with gradient with respect to embeddings.
-
-    The states at index i of the tail predict completion token start + i. Returns the tails, the tokens that each row
-    read without gradient, the hidden states [batch, time, hidden] (right-padded) and the embeddings they came from.
-    """
-    known = [(*r.prompt.ids, *r.completion_ids[:start])[:-1] for r, start in zip(rollouts, starts, strict=True)]
-    tails = [r.completion_ids[start:] for r, start in zip(rollouts, starts, strict=True)]
-    fed = [(*r.prompt.ids, *r.completion_ids)[len(k) : -1] for r, k in zip(rollouts, known, strict=True)]
-    before, hidden, embeddings = transformer.continued(known, fed, caches, needs_grad=needs_grad)
-    return tails, before.shape[1], hidden, embeddings
+def longest(rollouts: Sequence[Rollout]) -> int:
+    """Tokens of the longest of these texts, prompts included."""
+    return max((len(r.prompt.ids) + len(r.completion_ids) for r in rollouts), default=0)
 
 
 def token_gradient(gradient: Float[Tensor, "fed hidden"], tail_length: int) -> Float[Tensor, "time hidden"]:

@@ -13,7 +13,6 @@ from nabla_agents.config import Sampling
 from nabla_agents.errors import GrammarError
 from nabla_agents.models.causal_model import CausalModel
 from nabla_agents.models.constraint import Constraint
-from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.types import FinishReason, Prompt, Rollout, Usage
 
 FIRST_WINDOW, LARGEST_WINDOW = 4, 64  # guesses read at a time; doubled as long as all of them are right
@@ -27,7 +26,7 @@ class RolloutJob:
     """One completion to sample: `prefix_ids` of it are given, up to `max_tokens` (prefix included) may be.
 
     `uniforms` [max_tokens] are the job's own random numbers in [0, 1), the i-th for completion token i, so its text
-    does not depend on what shares the batch. `cache` may hold keys and values of the prompt. `draft` guesses the
+    does not depend on what shares the batch. `draft` guesses the
     tokens after the prefix, place by place: right guesses save decode steps, wrong ones change nothing. `known` are
     log π of the first prefix tokens as this backend once gave them, for one that does not read the prefix itself.
     """
@@ -37,7 +36,6 @@ class RolloutJob:
     sampling: Sampling
     max_tokens: int
     uniforms: Tensor
-    cache: PrefixCache | None = None
     draft: tuple[int, ...] = ()
     known: Float[Tensor, "time"] | None = None
 

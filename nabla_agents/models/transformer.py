@@ -15,7 +15,7 @@ from nabla_agents.errors import ModelLoadError
 from nabla_agents.models.checkpointing import is_checkpointed
 from nabla_agents.models.grouping import by_length
 from nabla_agents.models.kv_cache import GrowingLayer, growing_cache
-from nabla_agents.models.prompt_caches import PrefixCache, PromptCaches
+from nabla_agents.models.prefix_cache import PrefixCache, PrefixCaches
 from nabla_agents.types import Prompt
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
@@ -68,7 +68,7 @@ class Transformer:
         self.parameter_count = sum(p.numel() for p in module.parameters())
         self.config: Any = module.config.get_text_config(decoder=True)
         self.embedding_scale = self._embedding_scale()
-        self.prompts = PromptCaches()
+        self.prefixes = PrefixCaches()
         windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=self.config).layers]
         self.sliding_window: int | None = min((int(w) for w in windows if w), default=None)
         if not all(hasattr(layer, "keys") for layer in DynamicCache(config=self.config).layers):
@@ -118,7 +118,7 @@ class Transformer:
         ]
         return [(cache, hidden.shape[1]) for cache in caches]
 
-    def prompt_caches(
+    def read_prompts(
         self, prompts: Sequence[Prompt], heads: Sequence[Sequence[int]], *, longest: int
     ) -> tuple[list[PrefixCache | None], list[int]]:
         """Keys and values of what this model reads of each prompt, and the tokens that each row pays for them.
@@ -130,14 +130,14 @@ class Transformer:
             return [None] * len(prompts), [0] * len(prompts)
         missing: dict[int, int] = {}
         for i, (prompt, head) in enumerate(zip(prompts, heads, strict=True)):
-            if head and self.prompts.get(prompt, head) is None:
+            if head and self.prefixes.get(prompt, head) is None:
                 missing.setdefault(id(prompt), i)
         paid = [0] * len(prompts)
         made = self.prefill([heads[i] for i in missing.values()]) if missing else []
         for i, (cache, tokens) in zip(missing.values(), made, strict=True):
-            self.prompts.keep(prompts[i], cache)
+            self.prefixes.keep(prompts[i], cache)
             paid[i] = tokens
-        return [self.prompts.get(p, h) if h else None for p, h in zip(prompts, heads, strict=True)], paid
+        return [self.prefixes.get(p, h) if h else None for p, h in zip(prompts, heads, strict=True)], paid
 
     @torch.no_grad()
     def read(

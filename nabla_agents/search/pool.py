@@ -29,12 +29,14 @@ class Scored:
         return self.score is not None and self.score.judged and self.score.verified is True
 
     def rank(self, rule: AcceptanceRule) -> tuple[float, ...]:
-        """Larger is better: what is whole above what a limit cut off, what was judged above what could not be.
+        """Larger is better: what is whole above what a limit cut off, or is empty; what was judged above what could not
+        be.
 
         objective: verified first, then the better tool verdict, then J. reward: the reward's value alone; without a
         reward, J.
         """
-        whole, judged = float(not self.rollout.cut), self.score is None or self.score.judged
+        whole = float(not self.rollout.cut and self.rollout.text != "")
+        judged = self.score is None or self.score.judged
         if judged and rule == "reward" and self.score is not None:
             return (whole, self.score.value, 0.0, 0.0)
         if not judged or math.isnan(self.objective):

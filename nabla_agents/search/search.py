@@ -17,7 +17,6 @@ from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.growing_text import GrowingText, without_half_a_stop
 from nabla_agents.models.language_model import LanguageModel
-from nabla_agents.models.prompt_caches import PrefixCache
 from nabla_agents.objective import Objective, ObjectiveGradient
 from nabla_agents.request import Request
 from nabla_agents.search import operation
@@ -62,7 +61,7 @@ class Search:
         self._usage = Usage()
         self._started: float | None = None
         self._cancelled = threading.Event()
-        self._cache: PrefixCache | None = None
+        self._prompt_read = False
         self._gradient: tuple[Scored, int, ObjectiveGradient] | None = None
         self._noted: tuple[Scored, list[TokenGain]] | None = None
         self._calls = 0 if objective.reward is None else objective.reward.calls_per_completion
@@ -130,9 +129,9 @@ class Search:
             sampling = sampling.replace(temperature=temperature)
         self._check_cancelled()
         guesses = drafts if drafts is not None else [()] * wanted
+        await self._read_prompt()
         jobs = [
-            await self._job(prefix, draft, sampling, len(prefixes))
-            for prefix, draft in zip(prefixes, guesses, strict=False)
+            self._job(prefix, draft, sampling, len(prefixes)) for prefix, draft in zip(prefixes, guesses, strict=False)
         ]
         written = await self._written(jobs)
         self._usage = sum((r.usage for r in written.ended), self._usage)
@@ -162,7 +161,8 @@ class Search:
         if last is not None and last[0] is entry and last[1] <= start:
             gradient = last[2]
         else:
-            columns = [entry.rollout], [entry.score], [start], [await self._prompt_cache()]
+            await self._read_prompt()
+            columns = [entry.rollout], [entry.score], [start]
             [gradient] = await Operation(self.objective.gradient, columns, operation.GRADIENT)
             self._usage = self._usage + gradient.usage
             self._gradient = (entry, start, gradient)
@@ -186,7 +186,8 @@ class Search:
     async def states(self, entry: Scored, start: int) -> LikelihoodCarrier:
         """The language model's own rows from `start` on: one forward, no gradient."""
         self._check_cancelled()
-        columns = [entry.rollout], [start], [await self._prompt_cache()]
+        await self._read_prompt()
+        columns = [entry.rollout], [start]
         [states] = await Operation(self.objective.states, columns, operation.STATES)
         self._usage = self._usage + states.usage
         return states.carrier
@@ -327,15 +328,14 @@ class Search:
         limited = self.budget.generated_tokens is not None and rollout.finish_reason is FinishReason.LENGTH
         return limited and len(rollout.completion_ids) < self._longest
 
-    async def _job(self, prefix: tuple[int, ...], draft: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
+    def _job(self, prefix: tuple[int, ...], draft: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
         room = self._longest
         if self.budget.generated_tokens is not None:
             share = (self.budget.generated_tokens - self._usage.generated_tokens) // batch
             room = min(room, len(prefix) + share)
         room = max(room, len(prefix))  # a draft from elsewhere may be longer than the request's own answers
         known = self.pool.log_probs(prefix)
-        uniforms = self.uniforms(room)
-        return RolloutJob(self.prompt, prefix, sampling, room, uniforms, await self._prompt_cache(), draft, known)
+        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), draft, known)
 
     async def _ended(self, draft: tuple[int, ...]) -> tuple[int, ...]:
         """A draft with the likeliest of the model's end tokens: one forward where there are several."""
@@ -347,15 +347,12 @@ class Search:
         self._usage = self._usage + usage
         return (*draft, end)
 
-    async def _prompt_cache(self) -> PrefixCache:
-        """Keys and values of the prompt, read once per request."""
-        if self._cache is None:
-            prefill = Operation(self.model.prefill, ([self.prompt],), operation.PREFILL)
-            [(cache, usage)] = await prefill
-            self._usage = self._usage + usage
-            self._cache = cache
-            return cache
-        return self._cache
+    async def _read_prompt(self) -> None:
+        """Once a request, for all passes over its completions."""
+        if not self._prompt_read:
+            [read] = await Operation(self.model.read_prompts, ([self.prompt],), operation.PREFILL)
+            self._usage = self._usage + read.usage
+            self._prompt_read = True
 
     def _check_cancelled(self) -> None:
         if self.cancelled:

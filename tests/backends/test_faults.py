@@ -13,6 +13,7 @@ from nabla_agents import (
     FinishReason,
     Greedy,
     LanguageModel,
+    Nabla,
     RolloutError,
     Sampling,
     ServerFormat,
@@ -108,7 +109,9 @@ def test_a_server_that_is_not_there_is_an_error(model: LanguageModel) -> None:
 
 def test_an_error_in_the_middle_of_a_search_leaves_the_best_so_far(connect: Connect, server: CompletionsServer) -> None:
     model = server.model
-    run = Engine(model=model, rollouts=connect(attempts=1)).steps("ab", sampling=Sampling(max_tokens=12))
+    run = Engine(model=model, strategy=Nabla(), rollouts=connect(attempts=1)).steps(
+        "ab", sampling=Sampling(max_tokens=12)
+    )
     next(run)
     server.faults = [busy(503)] * 99
     with pytest.raises(RolloutError):

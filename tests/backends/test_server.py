@@ -34,9 +34,9 @@ def job(
     model: LanguageModel, prefix: str = "", *, prompt: str = "ab", n: int = 8, seed: int = 0, **sampling: Any
 ) -> RolloutJob:
     rendered = model.prompt(prompt)
-    [(cache, _)] = model.prefill([rendered])
+    model.read_prompts([rendered])
     ids = tuple(model.tokenizer.encode(prefix))
-    return RolloutJob(rendered, ids, Sampling(**sampling), n, torch.rand(n, generator=seeded(seed)), cache)
+    return RolloutJob(rendered, ids, Sampling(**sampling), n, torch.rand(n, generator=seeded(seed)))
 
 
 RAGGED = (("ab", "", 10), ("abcdefgh", "cdab", 14), ("i", "efg", 4), ("hhii", "", 1), ("cd", "aaab", 12))
@@ -281,7 +281,7 @@ def test_a_budget_holds_on_a_server(connect: Connect, model: LanguageModel) -> N
 
 
 def test_a_batch_of_searches_on_a_server_is_the_searches_one_by_one(connect: Connect, model: LanguageModel) -> None:
-    engine = Engine(model=model, rollouts=connect(), budget=Budget(rollouts=3))
+    engine = Engine(model=model, strategy=Nabla(), rollouts=connect(), budget=Budget(rollouts=3))
     sampling = Sampling(temperature=0.0, max_tokens=10)
     prompts = ["ab", "cd", "ab"]
     together = engine.generate_batch(prompts, sampling=sampling)

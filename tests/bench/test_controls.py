@@ -51,7 +51,7 @@ def test_a_learned_reward_is_flipped_with_its_gradient() -> None:
     plain, lying = ImplicitReward(tuned).bind(model), Flipped(ImplicitReward(tuned), 1.0).bind(model)
     rollouts = rolled(model, ["a"])
     assert lying.score(rollouts)[0].value == -plain.score(rollouts)[0].value
-    carriers = [g.carrier for g in model.likelihood_gradient(rollouts, [0], [None])]
+    carriers = [g.carrier for g in model.likelihood_gradient(rollouts, [0])]
     [a], [b] = (r.gradient(rollouts, [0], carriers) for r in (plain, lying))
     assert a is not None
     assert b is not None
@@ -87,7 +87,7 @@ def test_a_shuffled_learned_reward_steers_by_the_donors_gradient() -> None:
     rollouts = rolled(model, ["x"])
     assert shuffled.score(rollouts)[0].value == plain.score(donors[1:])[0].value
     [got] = shuffled.gradient(rollouts, [2], [])
-    carriers = [g.carrier for g in model.likelihood_gradient(donors[1:], [0], [None])]
+    carriers = [g.carrier for g in model.likelihood_gradient(donors[1:], [0])]
     [expected] = plain.gradient(donors[1:], [0], carriers)
     assert got is not None
     assert expected is not None

@@ -49,7 +49,7 @@ from llama_index.llms.nabla import (
     sandboxed,
 )
 from llama_index.llms.nabla.callers import Caller, is_final
-from nabla_agents import ArithmeticSteps, BestOfN, Budget, ConfigurationError, Engine, Limits, Score, reward
+from nabla_agents import ArithmeticSteps, BestOfN, Budget, ConfigurationError, Engine, Limits, Nabla, Score, reward
 from nabla_agents.scripted import scripted_model
 
 # Of LlamaIndex itself: its agents look at all their own attributes, and its memory leaves its data base open.
@@ -98,7 +98,7 @@ def searches() -> Any:
 
 def model(script: Callable[[str], str] = answering, **parts: Any) -> NablaLLM:
     given = {"strategy": BestOfN(n=2), "budget": Budget(rollouts=4), **parts}
-    return NablaLLM(engine=Engine(model=scripted_model(script), **given), max_tokens=120)
+    return NablaLLM(engine=Engine(model=scripted_model(script), **{"strategy": Nabla(), **given}), max_tokens=120)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel, Field, field_validator
 
 from llama_index.llms.nabla import NablaLLM, StructuredAnswerError
-from nabla_agents import Budget, ConfigurationError, Engine
+from nabla_agents import Budget, ConfigurationError, Engine, Nabla
 from nabla_agents.scripted import scripted_model
 
 # Of LlamaIndex itself: its agents look at all their own attributes, and its memory leaves its data base open.
@@ -36,7 +36,7 @@ def multiply(a: int, b: int) -> int:
 
 
 def scripted(script: Callable[[str], str]) -> NablaLLM:
-    engine = Engine(model=scripted_model(script), budget=Budget(rollouts=2))
+    engine = Engine(model=scripted_model(script), strategy=Nabla(), budget=Budget(rollouts=2))
     return NablaLLM(engine=engine, max_tokens=200)
 
 

@@ -53,8 +53,9 @@ def job() -> JobMaker:
         if isinstance(prefix, str):
             prefix = model.tokenizer.encode(prefix)
         uniforms = torch.rand(max_tokens, generator=torch.Generator().manual_seed(seed))
-        known = model.prefill([prompt])[0][0] if cached else None
-        return RolloutJob(prompt, tuple(prefix), Sampling(**sampling), max_tokens, uniforms, known)
+        if cached:
+            model.read_prompts([prompt])
+        return RolloutJob(prompt, tuple(prefix), Sampling(**sampling), max_tokens, uniforms)
 
     return make
 

@@ -45,8 +45,9 @@ def test_the_gradient_is_that_of_the_model_as_it_was(architecture: str, cached: 
         if model is forgetful(architecture):
             checkpoint_layers(reward.transformer.module)
         given = rollouts(model)
-        caches = [model.prefill([r.prompt])[0][0] if cached else None for r in given]
-        gradients = Objective(model, reward).gradient(given, [None] * 3, (2, 0, 1), caches)
+        if cached:
+            model.read_prompts([r.prompt for r in given])
+        gradients = Objective(model, reward).gradient(given, [None] * 3, (2, 0, 1))
         found.append(
             [
                 g.rows(range(start, len(r.completion_ids)))
@@ -94,7 +95,7 @@ def test_rollouts_and_scores_are_as_before(job: Any) -> None:
 def test_the_ledger_counts_the_second_forward() -> None:
     usages = []
     for model in (plain("qwen2"), forgetful("qwen2")):
-        gradients = model.likelihood_gradient(rollouts(model), [0] * 3, [None] * 3)
+        gradients = model.likelihood_gradient(rollouts(model), [0] * 3)
         usages.append(gradients[0].usage)
     without, with_it = usages
     parameters = plain("qwen2").transformer.parameter_count

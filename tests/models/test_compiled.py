@@ -66,9 +66,7 @@ def test_a_compiled_model_writes_and_scores_what_it_does_as_it_is(architecture: 
 def gradients(model: LanguageModel, texts: list[tuple[str, tuple[int, ...]]]) -> list[torch.Tensor]:
     rollouts = [Rollout(model.prompt(t, formatted=True), ids, model.tokenizer.decode(ids)) for t, ids in texts]
     reward = random_process_reward(model.tokenizer.hf, seed=1, width=16)
-    found = Objective(model, reward).gradient(
-        rollouts, [None] * len(rollouts), [1] * len(rollouts), [None] * len(rollouts)
-    )
+    found = Objective(model, reward).gradient(rollouts, [None] * len(rollouts), [1] * len(rollouts))
     return [g.rows(range(1, len(r.completion_ids))) for g, r in zip(found, rollouts, strict=True)]
 
 

@@ -225,7 +225,7 @@ def test_text_before_a_call_is_refined_and_the_call_is_not(model: LanguageModel)
     ],
 )
 def test_what_does_not_compile_is_refused_before_any_pass(model: LanguageModel, grammar: Grammar, message: str) -> None:
-    engine = Engine(model=model)
+    engine = Engine(model=model, strategy=Greedy())
     for call in (engine.generate, lambda p, **k: engine.generate_batch([p], **k)):
         with pytest.raises(GrammarError, match=message):
             call("x", sampling=Sampling(grammar=grammar))
@@ -260,4 +260,4 @@ def test_a_prefix_outside_the_grammar_is_an_error(model: LanguageModel) -> None:
 def test_a_tokenizer_that_cannot_be_constrained_says_so() -> None:
     model = random_model(vocabulary=["ab", "c"])
     with pytest.raises(ConfigurationError, match="cannot be constrained"):
-        Engine(model=model).generate("ab", sampling=Sampling(grammar=Grammar.choice(["c"])))
+        Engine(model=model, strategy=Greedy()).generate("ab", sampling=Sampling(grammar=Grammar.choice(["c"])))

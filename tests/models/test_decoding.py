@@ -54,11 +54,13 @@ def test_a_rollout_is_the_same_alone_and_in_any_batch_in_any_order(model, job, c
 def test_a_prefix_cache_changes_neither_text_nor_log_probs_and_is_never_written_to(model, job) -> None:
     """One prompt is rolled out four times from one cache; on sliding attention the text is longer than the window."""
     prompt = model.prompt("abcd")
-    [(cache, _)] = model.prefill([prompt])
-    before = [(k.clone(), v.clone()) for k, v in cache.layers]
     jobs = [job(model, prompt, "ab"[: i % 3], seed=i) for i in range(4)]
     cold = model.rollout(jobs)
-    warm = model.rollout([replace(j, cache=cache) for j in jobs])
+    model.read_prompts([prompt])
+    cache = model.prefix(prompt)
+    assert cache is not None
+    before = [(k.clone(), v.clone()) for k, v in cache.layers]
+    warm = model.rollout(jobs)
     for a, b in zip(cold, warm, strict=True):
         assert a.completion_ids == b.completion_ids
         assert torch.allclose(a.log_probs, b.log_probs, atol=1e-4)

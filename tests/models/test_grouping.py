@@ -51,11 +51,11 @@ def test_gradients_and_log_probs_of_long_and_short_rows_are_those_alone() -> Non
     for length in (300, 20, 290, 5, 260, 30, 150):
         ids = tuple(torch.randint(4, (length,), generator=generator).tolist())
         rollouts.append(Rollout(model.prompt("ab"), ids, model.tokenizer.decode(ids)))
-    together = model.likelihood_gradient(rollouts, [0] * 7, [None] * 7)
+    together = model.likelihood_gradient(rollouts, [0] * 7)
     log_probs = model.token_log_probs(rollouts)
     assert len({g.usage.lm_forward_tokens for g in together}) > 1  # there were groups
     for rollout, gradient, (found, _) in zip(rollouts, together, log_probs, strict=True):
-        [alone] = model.likelihood_gradient([rollout], [0], [None])
+        [alone] = model.likelihood_gradient([rollout], [0])
         at = [0, len(rollout.completion_ids) // 2, len(rollout.completion_ids) - 1]
         torch.testing.assert_close(gradient.carrier.rows(at), alone.carrier.rows(at), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(found, model.token_log_probs([rollout])[0][0], rtol=1e-4, atol=1e-4)

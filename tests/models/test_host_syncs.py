@@ -69,8 +69,8 @@ def test_a_gradient_pass_waits_for_the_device_no_more_often_for_a_longer_text(to
     objective, prompt = Objective(model, reward), model.prompt("ab")
     ids = tuple(model.tokenizer.encode("abcdefg" * (tokens // 7)))
     rollouts = [Rollout(prompt, ids, model.tokenizer.decode(ids))]
-    objective.gradient(rollouts, [None], [0], [None])
+    objective.gradient(rollouts, [None], [0])
     reads.clear()
-    [gradient] = objective.gradient(rollouts, [None], [0], [None])
+    [gradient] = objective.gradient(rollouts, [None], [0])
     gradient.rows(range(10))
     assert sum(reads.values()) <= 4, reads

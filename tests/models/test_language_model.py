@@ -96,7 +96,7 @@ def test_the_same_ids_of_system_prompt_and_turns_reach_rollout_objective_and_rew
         calls.clear()
     [entry] = strategy.pool
     anew = replace(entry.rollout, prompt=replace(entry.rollout.prompt))  # of this one rewards have read nothing yet
-    engine.objective.gradient([anew], [entry.score], [0], [None])
+    engine.objective.gradient([anew], [entry.score], [0])
     likelihood, *rewarded = [[token for call in calls for token in call] for calls in reads]
     assert likelihood == [*expected, *completion[:-1]]
     assert rewarded == [[*expected, *completion]] * 2
@@ -294,7 +294,7 @@ def test_an_objective_without_reward_runs() -> None:
     [entry] = strategy.pool
     assert objective.score([entry.rollout]) == [None]
     assert objective.value(entry.rollout, None) == entry.rollout.log_likelihood
-    [gradient] = objective.gradient([entry.rollout], [None], [0], [None])
+    [gradient] = objective.gradient([entry.rollout], [None], [0])
     assert gradient.rows(range(len(entry.rollout.completion_ids))).isfinite().all()
 
 

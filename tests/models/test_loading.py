@@ -64,7 +64,7 @@ def test_weights_are_single_precision_on_a_cpu_and_otherwise_as_asked(saved) -> 
 def test_a_bfloat16_model_gives_single_precision_probabilities_and_gradients(saved, job) -> None:
     model = LanguageModel.from_pretrained(saved, dtype=torch.bfloat16)
     [rollout] = model.rollout([job(model, "ab", max_tokens=6)])
-    [gradient] = model.likelihood_gradient([rollout], [0], [None])
+    [gradient] = model.likelihood_gradient([rollout], [0])
     rows = gradient.carrier.rows(range(len(rollout.completion_ids)))
     assert rows.dtype is torch.float32
     assert rows.isfinite().all()

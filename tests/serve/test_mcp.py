@@ -19,7 +19,7 @@ import uvicorn
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from typer.testing import CliRunner
 
-from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Nabla, Rollout, Sampling, Usage
+from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Greedy, Nabla, Rollout, Sampling, Usage
 from nabla_agents.cli import app
 from nabla_agents.serve.mcp import NablaTools, http_app, mcp_server
 from tests.serve.serving import QUESTION, until
@@ -177,7 +177,7 @@ async def test_an_unknown_tool_is_a_protocol_error(tools: NablaTools) -> None:
 
 
 async def test_verify_without_any_reward_says_so(engine: Engine) -> None:
-    tools = NablaTools(Engine(model=engine.model))
+    tools = NablaTools(Engine(model=engine.model, strategy=Greedy()))
     async with Client(mcp_server(tools)) as client:
         result = await client.call_tool("verify", {"question": "a", "answer": "b"})
     assert "has no reward" in said(result)
@@ -220,7 +220,7 @@ async def test_calls_at_the_same_time_get_their_own_answers_and_progress(tools: 
 
 
 async def test_too_many_calls_are_told_to_come_later(engine: Engine, watched: Watched) -> None:
-    tools = NablaTools(Engine(model=engine.model, rollouts=watched), concurrent=1, waiting=1)
+    tools = NablaTools(Engine(model=engine.model, strategy=Nabla(), rollouts=watched), concurrent=1, waiting=1)
     watched.seconds = 0.3
     errors: list[str] = []
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nabla_agents.models.carriers import Carrier, EmbeddingCarrier
+from nabla_agents.models.carriers import Carrier, EmbeddingCarrier, embedding_terms
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.rewards.base import DifferentiableReward, RewardGradient
 from nabla_agents.rewards.learned.alignment import Alignment
@@ -29,7 +29,7 @@ class BoundReward(SelfTested, DifferentiableReward):
     The text is the truth: with another vocabulary than the language model's, or in a format that changes the text, the
     completion is tokenised anew. The gradient then reaches the tokens that are one token in both; where they are fewer
     than `min_coverage` of the language model's vocabulary, or of a completion's tokens, the reward scores and accepts
-    but does not steer, which a warning says.
+    but does not steer, which a warning says. Nor does it where the engine wants no embedding terms: it has no other.
 
     Cost: one forward per score, one forward and backward per gradient; a prompt that a batch shares is read once.
 
@@ -123,7 +123,7 @@ class BoundReward(SelfTested, DifferentiableReward):
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
     ) -> list[RewardGradient | None]:
         gradients: list[RewardGradient | None] = [None] * len(rollouts)
-        if not self.steers:
+        if not self.steers or not embedding_terms(likelihoods):
             return gradients
         readings = [self.reading(r) for r in rollouts]
         steered = [i for i, (r, start) in enumerate(zip(readings, starts, strict=True)) if self._reaches(r, start)]

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from nabla_agents import tiny
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, VocabularyMismatchError
-from nabla_agents.models.carriers import Carrier, WeightedCarrier
-from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.models.carriers import Carrier, WeightedCarrier, embedding_terms
+from nabla_agents.models.language_model import LanguageModel, longest
 from nabla_agents.models.loading import Loading, LoadingOptions, load
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
 from nabla_agents.rewards.learned.golden import SelfTested
@@ -105,7 +105,7 @@ class ImplicitReward(SelfTested, DifferentiableReward):
     def _gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
     ) -> list[RewardGradient]:
-        terms = any(getattr(c, "embedding_gradient", True) is not None for c in likelihoods)
+        terms = embedding_terms(likelihoods)
         tuned = _likelihood_gradients(self.model, rollouts, starts, terms)
         reference = [(carrier, Usage()) for carrier in likelihoods]
         if self.reference is not None and self.reference is not self._policy:
@@ -153,9 +153,9 @@ def _likelihood_gradients(
     model: LanguageModel, rollouts: Sequence[Rollout], starts: Sequence[int], embedding_terms: bool
 ) -> list[tuple[Carrier, Usage]]:
     """Each rollout's carrier and what it cost, the reading of its prompt included."""
-    caches, paid = model.prompt_caches(rollouts)
-    passes = model.likelihood_gradient(rollouts, starts, caches, embedding_terms=embedding_terms)
-    return [(p.carrier, p.usage + before) for p, before in zip(passes, paid, strict=True)]
+    prompts = model.read_prompts([r.prompt for r in rollouts], longest=longest(rollouts))
+    passes = model.likelihood_gradient(rollouts, starts, embedding_terms=embedding_terms)
+    return [(p.carrier, p.usage + prompt.usage) for p, prompt in zip(passes, prompts, strict=True)]
 
 
 def _length(rollout: Rollout) -> int:

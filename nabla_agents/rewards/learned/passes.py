@@ -52,7 +52,7 @@ class HeadPass:
     ) -> Outputs:
         heads = [r.ids[: r.head] for r in readings]
         longest = 2 * max(len(r.ids) for r in readings)  # at most: what is known of one row, and what is fed of another
-        caches, prefilled = self.transformer.prompt_caches(prompts, heads, longest=longest)
+        caches, prefilled = self.transformer.read_prompts(prompts, heads, longest=longest)
         ends = [len(c.ids) if c else 0 for c in caches] if starts is None else starts
         known = [r.ids[:end] for r, end in zip(readings, ends, strict=True)]
         rest = [r.ids[end:] for r, end in zip(readings, ends, strict=True)]

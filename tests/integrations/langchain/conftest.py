@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nabla_agents import ArithmeticSteps, Budget, Engine
+from nabla_agents import ArithmeticSteps, Budget, Engine, Nabla
 from nabla_agents.scripted import scripted_model
 
 JOKE = '{"setup": "Why was the cat on the computer?", "punchline": "To watch the mouse."}'
@@ -47,7 +47,7 @@ def scripted() -> Callable[..., Engine]:
     """An engine whose model follows a script."""
 
     def make(script: Callable[[str], str] = assistant, **parts: Any) -> Engine:
-        return Engine(**{"model": scripted_model(script), "budget": Budget(rollouts=2), **parts})
+        return Engine(**{"model": scripted_model(script), "strategy": Nabla(), "budget": Budget(rollouts=2), **parts})
 
     return make
 

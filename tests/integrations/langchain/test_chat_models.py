@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import pytest
 import torch
 from langchain_core.callbacks import UsageMetadataCallbackHandler
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel, ValidationError
@@ -353,3 +354,23 @@ def test_a_tool_is_bound_from_a_function(scripted: Any) -> None:
     [asked] = llm.invoke("x").tool_calls
     assert first.invoke(asked).content == "4"
     assert threading.active_count() < 50
+
+
+# ── answers that were cut ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+@pytest.mark.parametrize("way", ["invoke", "stream", "raw"])
+def test_a_cut_object_is_an_error_that_names_max_tokens_and_never_an_emptied_object(
+    scripted: Any, method: Any, way: str
+) -> None:
+    script = call("Pet", PET) if method == "function_calling" else PET
+    llm = ChatNabla(engine=scripted(lambda prompt: script), max_tokens=12)
+    parsed = llm.with_structured_output(Pet, method=method, include_raw=way == "raw")
+    if way == "raw":
+        result = parsed.invoke("x")
+        assert result["parsed"] is None
+        assert "max_tokens" in str(result["parsing_error"])
+        return
+    with pytest.raises(OutputParserException, match="max_tokens"):
+        parsed.invoke("x") if way == "invoke" else list(parsed.stream("x"))

@@ -168,7 +168,7 @@ def test_a_text_beyond_the_context_is_refused_and_does_not_steer(models: Models)
     fits, long = (Rollout(prompt, (0, 1) * n, "ab" * n) for n in (2, 8))
     with pytest.raises(ContextOverflowError, match=rf"{len(prompt.ids) + 16} tokens.*16"):
         reward.score([fits, long])
-    passes = policy.likelihood_gradient([fits, long], [0, 0], [None, None])
+    passes = policy.likelihood_gradient([fits, long], [0, 0])
     carriers = [p.carrier for p in passes]
     gradients = reward.gradient([fits, long], [0, 0], carriers)
     assert [g is None for g in gradients] == [False, True]

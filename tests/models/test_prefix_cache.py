@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nabla_agents import BestOfN, Budget, Engine, ImplicitReward, LanguageModel, Nabla, Sampling
-from nabla_agents.models.prompt_caches import PrefixCache, PromptCaches
+from nabla_agents.models.prefix_cache import PrefixCache, PrefixCaches
 from nabla_agents.models.transformer import Transformer
 from nabla_agents.testing import random_model, random_process_reward
 from nabla_agents.types import Prompt
@@ -76,30 +76,30 @@ def test_a_request_costs_the_same_whatever_was_asked_before(kind: str) -> None:
 def test_nothing_is_kept_when_requests_have_ended(kind: str) -> None:
     engine, transformer = rewarded(kind, Nabla(min_promise=-9.0))
     kept = engine.generate("4+4=", sampling=SHORT)
-    assert len(transformer.prompts) == 0
+    assert len(transformer.prefixes) == 0
     results = engine.generate_batch(QUESTIONS, sampling=SHORT, budget=Budget(rollouts=3))
     gc.collect()
-    assert len(transformer.prompts) == 0
+    assert len(transformer.prefixes) == 0
     assert len(results) == len(QUESTIONS)
     assert kept.text is not None
 
 
 def test_a_batch_of_many_prompts_keeps_those_of_running_searches_only(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, transformer = rewarded("implicit", BestOfN(n=2))
-    most, original = [0], Transformer.prompt_caches
+    most, original = [0], Transformer.read_prompts
 
     def watched(self: Transformer, *arguments: Any, **options: Any) -> Any:
         found = original(self, *arguments, **options)
-        most[0] = max(most[0], len(transformer.prompts))
+        most[0] = max(most[0], len(transformer.prefixes))
         return found
 
-    monkeypatch.setattr(Transformer, "prompt_caches", watched)
+    monkeypatch.setattr(Transformer, "read_prompts", watched)
     engine.generate_batch(QUESTIONS * 6, sampling=SHORT, max_batch=2)
     assert 1 <= most[0] <= 4  # two at a time; the frames of two more may not have gone yet
 
 
 def test_a_cache_is_of_one_prompt_object_and_its_ids() -> None:
-    caches, prompt, equal = PromptCaches(), Prompt((), "a", (1, 2)), Prompt((), "a", (1, 2))
+    caches, prompt, equal = PrefixCaches(), Prompt((), "a", (1, 2)), Prompt((), "a", (1, 2))
     caches.keep(prompt, first := PrefixCache((1, 2), ()))
     assert caches.get(prompt, [1, 2]) is first
     assert caches.get(equal, (1, 2)) is None

@@ -19,7 +19,7 @@ class PrefixCache:
     layers: tuple[tuple[Tensor, Tensor], ...]
 
 
-class PromptCaches:
+class PrefixCaches:
     """What a model has read of prompts, by the `Prompt` object itself: an equal one of another request is another.
 
     So what a request costs does not depend on what was asked before it. Threads may share it.
