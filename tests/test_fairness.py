@@ -42,7 +42,8 @@ def endless(window: int | None = None) -> LanguageModel:
 
 @cache
 def engine_of(window: int | None = None, *, judged: bool = False) -> Engine:
-    return Engine(model=endless(window), reward=ImplicitReward(endless()) if judged else None)
+    reward = ImplicitReward(endless()) if judged else None
+    return Engine(model=endless(window), reward=reward, strategy=Greedy())
 
 
 class Steps:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(60)
 def endless() -> Engine:
     model = random_model(vocabulary=("1", "2", "3", "4", "+", "="), seed=3, width=16, layers=1)
     model.eos_ids = frozenset()
-    return Engine(model=model)
+    return Engine(model=model, strategy=Greedy())
 
 
 def test_a_refinement_ends_with_its_search(monkeypatch: pytest.MonkeyPatch) -> None:

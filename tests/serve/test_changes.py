@@ -121,7 +121,7 @@ class Hanging:
 
 
 async def test_health_fails_while_the_computing_thread_hangs(make_app: Callable[..., FastAPI]) -> None:
-    hanging, engine = Hanging(), Engine(model=scripted_model(lambda prompt: "Yes."))
+    hanging, engine = Hanging(), Engine(model=scripted_model(lambda prompt: "Yes."), strategy=Greedy())
     settings = ServeSettings(stall_seconds=0.2, shutdown_seconds=0.1)
     app = create_app({"m": engine}, settings, strategies={"hanging": hanging})
     async with asgi(app) as client:
@@ -139,7 +139,7 @@ async def test_health_fails_while_the_computing_thread_hangs(make_app: Callable[
 
 async def test_a_drain_does_not_wait_for_what_heeds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nabla_agents.serve.service.CANCEL_SECONDS", 0.2)
-    hanging, engine = Hanging(), Engine(model=scripted_model(lambda prompt: "Yes."))
+    hanging, engine = Hanging(), Engine(model=scripted_model(lambda prompt: "Yes."), strategy=Greedy())
     app = create_app({"m": engine}, ServeSettings(), strategies={"hanging": hanging})
     service = app.state.service
     served = service.served("m")
