@@ -241,16 +241,15 @@ def grammars(server: Server) -> Outcome:
 
 def long_answers(server: Server, count: int, **wish: Any) -> list[socket.socket]:
     """Connections on which long answers are written; close them to leave."""
-    rules = {"body": "/[0-9a-z ]{3900,4000}/"}
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 1300}
     connections: list[socket.socket] = []
     for seed in range(count):
-        prompt = {"messages": [{"role": "user", "content": "Write."}], "text": "Write."}
-        sampling = {"grammar": rules, "max_tokens": 4096, "temperature": 1.5}
         nabla = {"strategy": "greedy", **wish}
-        body = json.dumps(
-            {"model": "tiny", "prompt": prompt, "seed": seed, "sampling": sampling, "nabla": nabla}
-        ).encode()
-        head = f"POST {STEPS} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEYS['attacker']}\r\n"
+        wanted = says(
+            "Write numbers.", model="tiny", temperature=1.5, max_tokens=4096, nabla=nabla, **answers_in(schema)
+        )
+        body = json.dumps({**wanted, "seed": seed}).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEYS['attacker']}\r\n"
         connection = socket.create_connection(("127.0.0.1", server.port))
         connection.sendall(
             f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
@@ -283,10 +282,9 @@ def starving(count: int, *, times: float = 3, **wish: Any) -> Callable[[Server],
         alone = small_chat(server)
         with beside(server, count, **wish):
             together, others = small_chat(server), running(server)
-        ok = together <= 3 * alone and others > 0
-        return Outcome(
-            "at most 3 times", f"{together / alone:.2f} times ({alone:.3f} s alone; {others:.0f} beside)", ok
-        )
+        ok = together <= times * alone and others > 0
+        observed = f"{together / alone:.2f} times ({alone:.3f} s alone; {others:.0f} beside)"
+        return Outcome(f"at most {times:g} times", observed, ok)
 
     return attack
 
@@ -396,7 +394,7 @@ ATTACKS: Final[dict[str, Callable[[Server], Outcome]]] = {
     "13 twice 24 other schemas": grammars,
     "14 a small chat beside 8 long answers": starving(8),
     "14 a small chat beside 4 best-of-8 of long answers": starving(4, times=8, strategy={"name": "best-of-n", "n": 8}),
-    "14 a small chat beside all that another key may ask for": starving(40),
+    "14 a small chat beside all that another key may ask for": starving(40, times=5),
     "14 a small chat after a client has left best-of-8": leaving,
     "15 more requests than the key's rate, of any route": rates,
     "15 eight clients that read nothing": slow_readers,

@@ -165,9 +165,11 @@ def _refined(
     """The rows refined; as far as they are when the search has to end."""
     if not isinstance(dto, AdamDTO):
         return dto.refine(logits, g)
-    for refined in dto.refinements(logits, g):
+    refined = logits
+    for moved in dto.refinements(logits, g):
+        refined = moved
         if search.overdrawn(Usage):
-            return refined
+            break
     return refined
 
 

@@ -66,7 +66,8 @@ def _of_schemas() -> tuple[Any, Registry[Any]]:
     parts: dict[str, Any] = {}
     for uri in SPECIFICATIONS:
         if "/2020-12/" in uri:
-            parts[uri] = {name: rule for name, rule in SPECIFICATIONS.contents(uri).items() if name != "$schema"}
+            contents: Any = SPECIFICATIONS.contents(uri)
+            parts[uri] = {name: rule for name, rule in contents.items() if name != "$schema"}
     resources = [(uri, DRAFT202012.create_resource(part)) for uri, part in parts.items()]
     return parts[Draft202012Validator.META_SCHEMA["$id"]], Registry[Any]().with_resources(resources)
 
