@@ -314,6 +314,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for results.json, table.md and duality.svg")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    Rollout.cut = property(lambda rollout: False)  # in this world a text of --length tokens has ended
     found = measured(options.pairs, options.length, options.check)
     print(table(found))
     print(json.dumps({k: v for k, v in found.items() if k != "rewards"}))

@@ -18,7 +18,13 @@ _WORDS = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
 _HEDGE = re.compile(r"(?i)\b(?:or|either|maybe)\b")
 _DENIAL = re.compile(r"(?i)(?:\bnot|n['’]t)\b")
 _DOLLAR = re.compile(r"(?<!\\)\$")
-_SENTENCE_END = re.compile(r"[.;!?](?=\s)")
+_SENTENCE_END = re.compile(r"(?<!\\)[.;!?](?=\s)")
+_OTHER_NUMBER = re.compile(r"[\s$({*_]*[-−+]?\\?\$?[\d.,]*\d[\s$)}*_.]*")  # all of a second sentence, as in `42. 43`
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_BESIDE_A_BOX = re.compile(  # `\boxed{42} or \boxed{43}`, of one line
+    r"\}[ \t$,;/&]*(?:\\?text\s*\{\s*)?(?:or|and)?[ \t$,;/&}]*\\boxed\{"
+)
 
 
 def extract_answer(text: str) -> str | None:
@@ -28,7 +34,7 @@ def extract_answer(text: str) -> str | None:
     answers vote together.
     """
     boxed = _boxed(text)
-    if boxed is not None and (answer := _normal(boxed)):
+    if boxed is not None and (answer := _normal(text[slice(*boxed[-1])])):
         return answer
     for pattern in (*_MARKED, _NUMBER):
         if answers := [answer for answer in map(_normal, pattern.findall(text)[-1:]) if answer]:
@@ -43,13 +49,23 @@ def stated_answer(text: str) -> str | None:
     """
     boxed = _boxed(text)
     marked = (pattern.findall(text)[-1:] for pattern in _MARKED)
-    passage = boxed if boxed is not None else next((answers[0] for answers in marked if answers), None)
+    passage = (
+        text[slice(*boxed[-1])] if boxed is not None else next((answers[0] for answers in marked if answers), None)
+    )
     if passage is None and len(text) <= 200 and "\n" not in text.strip() and not _WORDS.search(text):
         passage = text
     if passage is not None:
-        answer = _SENTENCE_END.split(passage.strip("*_` \t\r\n"), maxsplit=1)[0].strip("*_` \t\r\n")
-        if answer.startswith("$") and (end := _DOLLAR.search(answer, 1)):
-            answer = answer[: end.end()]
+        whole = passage.strip("*_` \t\r\n")
+        end_of_sentence = _SENTENCE_END.search(whole)
+        answer = (whole if end_of_sentence is None else whole[: end_of_sentence.start()]).strip("*_` \t\r\n")
+        if end_of_sentence is not None and _is_another(
+            whole[end_of_sentence.end() :], listed=end_of_sentence[0] == ";"
+        ):
+            return None
+        formula = _DOLLAR.search(answer, 1) if answer.startswith("$") else None
+        if formula is not None and _is_another(answer[formula.end() :], listed=True):
+            return None
+        answer = answer if formula is None else answer[: formula.end()]
         return answer if answer and not _HEDGE.search(answer) else None
     numbers = list(_NUMBER.finditer(text))
     if not numbers:
@@ -61,19 +77,38 @@ def stated_answer(text: str) -> str | None:
     return None if _DENIAL.search(_SENTENCE_END.split(text[max(0, end - 20) : end])[-1]) else numbers[-1][0]
 
 
-def _boxed(text: str) -> str | None:
-    r"""What is in the last `\boxed{}` that is closed, however many braces are inside."""
+def _is_another(rest: str, *, listed: bool) -> bool:
+    """Whether what follows an answer is one more: a number, or in a list any formula."""
+    if _OTHER_NUMBER.fullmatch(rest):
+        return True
+    return listed and any(c.isdecimal() for c in rest) and _WORD.search(_COMMAND.sub(" ", rest)) is None
+
+
+def rival_answer(text: str) -> str | None:
+    r"""What stands beside the last box as one more answer: 42 of `\boxed{42} or \boxed{43}`, 43 of `\boxed{42}{43}`."""
+    boxed = _boxed(text)
+    if boxed is None:
+        return None
+    start, end = boxed[-1]
+    if text[end + 1 : end + 2] == "{":
+        return text[end + 2 : end + 42]
+    before = next((box for box in reversed(boxed[:-1]) if box[1] < start), None)
+    beside = before is not None and _BESIDE_A_BOX.fullmatch(text, before[1], start) is not None
+    return text[slice(*before)] if before is not None and beside else None
+
+
+def _boxed(text: str) -> list[tuple[int, int]] | None:
+    r"""Where the content of each `\boxed{}` stands that is closed, however many braces are inside; None without any."""
     open_: list[int | None] = []  # where the content of each open brace starts, if it is a box
-    span: tuple[int, int] | None = None
+    spans: list[tuple[int, int]] = []
     for brace in _BRACE.finditer(text):
         if brace[1]:
             open_.append(brace.end())
         elif brace[0] == "{":
             open_.append(None)
-        elif brace[0] == "}" and open_:
-            start = open_.pop()
-            span = span if start is None else (start, brace.start())
-    return None if span is None else text[slice(*span)]
+        elif brace[0] == "}" and open_ and (start := open_.pop()) is not None:
+            spans.append((start, brace.start()))
+    return spans or None
 
 
 def _normal(answer: str) -> str:

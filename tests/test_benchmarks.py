@@ -57,6 +57,35 @@ def test_the_phases_of_two_answers_add_up_and_are_joined() -> None:
     assert steps[1] < steps[0]
 
 
+def test_the_benchmark_of_arithmetic_counts_what_is_found_and_what_is_false(tmp_path: Path) -> None:
+    steps = [
+        {"steps": ["A = (1 + 2)", "A = (1 + 2) = 3", "(1 + 2) * 4 = 11"], "mistake_index": 2},
+        {"steps": ["A = 1 + 2 = 4", "4 * 5 = 21"], "mistake_index": 1},  # a label that errs
+        {"steps": ["1 + 2 = 3"], "mistake_index": None},
+    ]
+    solutions = [
+        {"solution": "1 + 2 = 3", "is_correct": True},
+        {"solution": "1 + 2 = 4", "is_correct": False},
+        {"solution": "3", "is_correct": True},
+    ]
+    files = [tmp_path / "steps.jsonl", tmp_path / "solutions.jsonl"]
+    for file, rows in zip(files, (steps, solutions), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    printed = run("arithmetic.py", *map(str, files)).stdout
+    shares = re.findall(r"^  ([a-z ]+): (\d+ of \d+), ", printed, re.MULTILINE)
+    assert shares == [
+        ("first mistakes found", "1 of 2"),
+        ("objections against the label", "1 of 3"),
+        ("false objections", "0 of 3"),
+        ("solutions with equations", "2 of 3"),
+        ("right solutions objected to", "0 of 2"),
+        ("false objections", "0 of 2"),
+        ("wrong solutions objected to", "1 of 1"),
+    ]
+    assert "A = 1 + 2 = 3, not 4" not in printed
+    assert "1 + 2 = 3, not 4; 4 * 5 = 20, not 21" in printed
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_threads_has_every_way_to_wait() -> None:
     printed = run("threads.py", "--seconds", "1").stdout

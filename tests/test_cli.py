@@ -330,7 +330,7 @@ def test_version_and_help(nabla: Nabla) -> None:
 
 
 def test_ctrl_c_that_a_half_imported_library_reports_as_its_own_error_is_still_an_interrupt(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, ctrl_c: None
 ) -> None:
     def load(*args: object, **options: object) -> None:
         try:

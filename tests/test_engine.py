@@ -181,9 +181,9 @@ def test_loading_options_reach_from_pretrained(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     quantised = {"load_in_4bit": True}
-    Engine(model=tmp_path, dtype="bfloat16", device_map="auto", quantization_config=quantised, revision="v1")
-    expected = {"dtype": "bfloat16", "device_map": "auto", "quantization_config": quantised, "revision": "v1"}
-    assert expected.items() <= seen.items()
+    loading: dict[str, Any] = {"dtype": "bfloat16", "device_map": "auto", "revision": "v1"}
+    Engine(model=tmp_path, strategy=Greedy(), quantization_config=quantised, **loading)
+    assert (loading | {"quantization_config": quantised}).items() <= seen.items()
     assert seen["path"] == str(tmp_path)
     assert seen["trust_remote_code"] is False
 

@@ -141,6 +141,14 @@ def test_seconds_begin_with_the_first_operation() -> None:
 # ── stopping ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Waited(FixedReward):
+    """One that a search which is stopped still waits for, as for a model."""
+
+    @property
+    def learned(self) -> bool:
+        return True
+
+
 def drained(engine: Engine, **options: Any) -> Result:
     return engine.steps(QUESTIONS[0], **options).drain()
 
@@ -195,7 +203,7 @@ def test_an_interrupt_that_finds_everything_ended_is_raised(way: Callable[..., R
         return 0.0
 
     with pytest.raises(KeyboardInterrupt):
-        way(engine_of(reward=FixedReward(judge), strategy=Greedy()), sampling=SHORT)
+        way(engine_of(reward=Waited(judge), strategy=Greedy()), sampling=SHORT)
 
 
 @pytest.mark.usefixtures("ctrl_c")
@@ -249,7 +257,7 @@ def test_a_signal_while_a_batch_waits_for_a_slow_search_ends_it() -> None:
     def press() -> None:
         assert strategy.waiting.wait(20)
         interrupt_main()
-        time.sleep(0.1)
+        time.sleep(1.0)  # for the main thread to hear of it, on a machine that is busy
         strategy.go_on.set()
 
     finger = threading.Thread(target=press)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -131,7 +132,8 @@ class MessageWriter:
             calls = [
                 tool_call_chunk(
                     name=call.name or None,
-                    args=call.arguments_text,
+                    # Chunks are read as far as they can be: what is no call must not look like the beginning of one.
+                    args=call.arguments_text if call.error is None else json.dumps(call.raw, ensure_ascii=False),
                     id=self._answer.call_id(first + i),
                     index=offset + i,
                 )

@@ -65,19 +65,18 @@ def _whole(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
         OutputParserException: at its end, if it was cut off: then it is no answer, whatever can be read of it.
     """
     for message in messages:
-        yield message
-        _check(message)
+        yield _uncut(message)
 
 
 async def _awhole(messages: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage]:
     async for message in messages:
-        yield message
-        _check(message)
+        yield _uncut(message)
 
 
-def _check(message: AIMessage) -> None:
+def _uncut(message: AIMessage) -> AIMessage:
     if message.response_metadata.get("finish_reason") == "length":
         raise OutputParserException("The answer was cut off before its end. Raise max_tokens, or loosen the schema.")
+    return message
 
 
 _WHOLE = RunnableGenerator(_whole, _awhole)

@@ -45,7 +45,7 @@ def complete(http: HttpClient, body: Mapping[str, Any], *, stopped: threading.Ev
     listed = [c for c in items if isinstance(c, dict)] if isinstance(items, list) else []
     listed.sort(key=lambda c: c["index"] if isinstance(c.get("index"), int) else 0)
     choices = [choice for c in listed if (choice := _choice(c)) is not None]
-    return Answer(tuple(choices[: body["n"]]), len(body["prompt"]) - _cached(answer))
+    return Answer(tuple(choices[: body["n"]]), max(len(body["prompt"]) - _cached(answer), 0))
 
 
 def models(http: HttpClient) -> list[dict[str, Any]]:
@@ -62,6 +62,8 @@ def models(http: HttpClient) -> list[dict[str, Any]]:
 def rollout_error(failure: Failure) -> NablaError:
     """The error of a request for rollouts that failed."""
     url, path = failure.url, failure.path
+    if failure.status in (None, 200) and not failure.may_pass:
+        return RolloutError(f"{url}{path} gave {failure}.")
     if failure.may_pass:
         return RolloutError(f"{url}{path} failed {failure.attempts} times, the last time by: {failure}.")
     if failure.status in (401, 403):
@@ -77,7 +79,7 @@ def _choice(item: Mapping[str, Any]) -> Choice | None:
         RolloutError: the server returns no token ids or no log-probabilities at all.
     """
     ids: Any = item.get("token_ids")
-    log_probs: Any = (item.get("logprobs") or {}).get("token_logprobs")
+    log_probs: Any = _in(item, "logprobs").get("token_logprobs")
     if item.get("finish_reason") not in ("stop", "length"):
         return None
     if not _are(ids, int) or not isinstance(log_probs, Sequence):
@@ -102,11 +104,19 @@ def _are(values: Any, kind: type) -> bool:
 
 
 def _is_log_prob(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value < 1e-3
+    try:
+        return isinstance(value, int | float) and math.isfinite(value) and value < 1e-3
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def _cached(answer: Mapping[str, Any]) -> int:
     """Prompt tokens that were read from the server's prefix cache, as far as it says."""
-    details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
-    cached = details.get("cached_tokens")
+    cached: Any = _in(_in(answer, "usage"), "prompt_tokens_details").get("cached_tokens")
     return cached if isinstance(cached, int) and cached >= 0 else 0
+
+
+def _in(item: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The object of this name; empty where there is none."""
+    inner: Any = item.get(name)
+    return inner if isinstance(inner, dict) else {}

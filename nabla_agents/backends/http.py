@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from nabla_agents.errors import ConfigurationError, NablaError, PromptError
+from nabla_agents.json_text import read_json
 
 try:
     import httpx
@@ -19,9 +23,14 @@ except ImportError as e:
         f"A server is asked with {e.name}, which is not installed: pip install 'nabla-agents[remote]'."
     ) from e
 
+from nabla_agents.backends.body import BodyError, Lines, beginning, whole
+from nabla_agents.backends.deadline import limit, until
+
 ResultT = TypeVar("ResultT")
 BUSY: Final = (408, 409, 425, 429)  # and every 5xx: the server may answer the same request later
 LONGEST_PAUSE: Final = 60.0  # seconds between two attempts
+_SHOWN: Final = 300  # characters of an answer that is none
+_SAID: Final = 2_000  # of what a server says
 
 
 @dataclass(eq=False)
@@ -48,13 +57,17 @@ class HttpClient:
     timeout, 408, 409, 425, 429, 5xx, an answer that is no JSON object; never another refusal, and never once an answer
     has begun to stream. Every attempt sends the same request. `Retry-After` is kept to, up to a minute.
 
+    A server may send what it wants, as slowly or endlessly as it wants: bodies and lines of a stream have at most 64
+    MiB, compressed ones are refused, and every request ends.
+
     Args:
         error: the error to raise for what failed in the end.
-        client: for proxies, certificates or headers of your own, in place of `timeout` and `transport`.
-        timeout: seconds that a sign of life may take.
+        client: for proxies, certificates or headers of your own, in place of `transport`.
+        timeout: seconds that an attempt may take; of a stream, its beginning, and each sign of life after it.
+        deadline: seconds that a request may take in all: attempts, pauses, and a stream up to its end.
 
     Raises:
-        ConfigurationError: no http(s) address, or `attempts` below 1.
+        ConfigurationError: no http(s) address, `attempts` below 1, or no seconds.
     """
 
     def __init__(
@@ -65,6 +78,7 @@ class HttpClient:
         api_key: str | None,
         attempts: int,
         timeout: float,
+        deadline: float = math.inf,
         client: httpx.Client | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -72,10 +86,17 @@ class HttpClient:
             raise ConfigurationError(f"The server's address is {url!r}; expected for example http://host:8000/v1.")
         if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
             raise ConfigurationError(f"attempts is {attempts!r}; expected a whole number of at least 1.")
+        for name, seconds in (("timeout", timeout), ("deadline", deadline)):
+            if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
+                raise ConfigurationError(f"{name} is {seconds!r}; expected a number of seconds above 0.")
         self.url = url.rstrip("/")
         self._error, self._attempts = error, attempts
-        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._timeout, self._deadline = timeout, deadline
+        self._headers = {"Accept-Encoding": "identity"}
+        if api_key is not None:
+            self._headers["Authorization"] = f"Bearer {api_key}"
         self._client = client or httpx.Client(timeout=httpx.Timeout(timeout, connect=10.0), transport=transport)
+        limit(self._client)
 
     def close(self) -> None:
         """Closes the connections, those of a client that was passed included."""
@@ -83,7 +104,7 @@ class HttpClient:
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object at a path. Raises what `error` makes of a failure."""
-        return self._tried(lambda: self._json("GET", path, None))
+        return self._tried(lambda moment: self._json("GET", path, None, moment))
 
     def post(self, path: str, body: Mapping[str, Any], *, stopped: threading.Event | None = None) -> dict[str, Any]:
         """The JSON object that answers a body; once `stopped` is set nothing is tried again.
@@ -92,51 +113,67 @@ class HttpClient:
             PromptError: the body cannot be written as JSON; besides, what `error` makes of a failure.
         """
         content = _written(body)
-        return self._tried(lambda: self._json("POST", path, content), stopped)
+        return self._tried(lambda moment: self._json("POST", path, content, moment), stopped)
 
-    def stream(self, path: str, body: Mapping[str, Any], *, stopped: threading.Event | None = None) -> httpx.Response:
-        """As `post`, but an answer that has begun and is still to be read; whoever has it closes it."""
+    def stream(self, path: str, body: Mapping[str, Any], *, stopped: threading.Event | None = None) -> Lines:
+        """As `post`, but the lines of an answer that has begun and is still to be read; whoever has it closes it."""
         content = _written(body)
-        return self._tried(lambda: self._send("POST", path, content, stream=True), stopped)
+        return self._tried(lambda moment: Lines(self._send("POST", path, content, moment), moment), stopped)
 
-    def _tried(self, attempt: Callable[[], ResultT], stopped: threading.Event | None = None) -> ResultT:
-        stopped = stopped or threading.Event()
+    def _tried(self, attempt: Callable[[float], ResultT], stopped: threading.Event | None = None) -> ResultT:
+        """What an attempt gives that is told the moment by which all has to end."""
+        stopped, moment = stopped or threading.Event(), time.monotonic() + self._deadline
         for number in itertools.count(1):
             try:
-                return attempt()
+                return attempt(moment)
             except Failure as e:
                 e.attempts = number
-                if not e.may_pass or number == self._attempts or stopped.wait(pause(number, e.retry_after)):
+                if not e.may_pass or number == self._attempts:
+                    raise self._error(e) from e
+                wait = pause(number, e.retry_after)
+                if time.monotonic() + wait >= moment or stopped.wait(wait):
                     raise self._error(e) from e
         raise AssertionError
 
-    def _json(self, method: str, path: str, content: bytes | None) -> dict[str, Any]:
-        response = self._send(method, path, content)
+    def _json(self, method: str, path: str, content: bytes | None, moment: float) -> dict[str, Any]:
+        moment = min(moment, time.monotonic() + self._timeout)
+        response = self._send(method, path, content, moment)
+        with self._failing(path), until(moment), closing(response):
+            raw = whole(response)
+        shown = repr(raw[:_SHOWN].decode(errors="replace"))
         try:
-            answer = response.json()
+            answer = read_json(raw, nan=True)
         except ValueError as e:
-            raise Failure(self.url, path, f"an answer that is no JSON: {response.text[:200]!r}", 200) from e
+            raise Failure(self.url, path, f"an answer that is no JSON: {shown}", 200) from e
         if not isinstance(answer, dict):
-            raise Failure(self.url, path, f"an answer that is no JSON object: {response.text[:200]!r}", 200)
+            raise Failure(self.url, path, f"an answer that is no JSON object: {shown}", 200)
         return answer
 
-    def _send(self, method: str, path: str, content: bytes | None, *, stream: bool = False) -> httpx.Response:
-        """A response of status 200, which with `stream` has only begun."""
+    def _send(self, method: str, path: str, content: bytes | None, moment: float) -> httpx.Response:
+        """A response of status 200 that has begun."""
         headers = self._headers if content is None else {**self._headers, "Content-Type": "application/json"}
         request = self._client.build_request(method, self.url + path, content=content, headers=headers)
-        try:
-            response = self._client.send(request, stream=stream)
+        with self._failing(path), until(min(moment, time.monotonic() + self._timeout)):
+            response = self._client.send(request, stream=True)
             if response.status_code == 200:
                 return response
-            try:
-                response.read()
-            finally:
-                response.close()
-        except httpx.TransportError as e:
-            raise Failure(self.url, path, f"{type(e).__name__}: {e}") from e
-        status, (message, code) = response.status_code, _refusal(response)
+            with closing(response):
+                text = beginning(response)
+        status, (message, code) = response.status_code, _refusal(text or response.reason_phrase)
         wait = _seconds(response.headers.get("retry-after"))
         raise Failure(self.url, path, message, status, code, status in BUSY or status >= 500, wait)
+
+    @contextmanager
+    def _failing(self, path: str) -> Iterator[None]:
+        """Makes a `Failure` of what goes wrong on the way; what is wrong with the answer itself does not pass."""
+        try:
+            yield
+        except httpx.TransportError as e:
+            raise Failure(self.url, path, f"{type(e).__name__}: {e}"[:_SHOWN]) from e
+        except BodyError as e:
+            raise Failure(self.url, path, str(e), 200, may_pass=False) from e
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, UnicodeError) as e:
+            raise Failure(self.url, path, f"{type(e).__name__}: {e}"[:_SHOWN], may_pass=False) from e
 
 
 def pause(attempt: int, retry_after: float) -> float:
@@ -153,15 +190,15 @@ def _written(body: Mapping[str, Any]) -> bytes:
         raise PromptError(f"The request cannot be written as JSON in UTF-8: {e}") from e
 
 
-def _refusal(response: httpx.Response) -> tuple[str, str | None]:
+def _refusal(text: str) -> tuple[str, str | None]:
     """Message and code of an OpenAI-shaped error, else the beginning of the text."""
     try:
-        answer = response.json()
+        answer = read_json(text)
         error = answer.get("error", answer)
         message, code = str(error.get("message", error)), error.get("code")
     except (ValueError, AttributeError):
-        return response.text[:300] or response.reason_phrase, None
-    return message, code if isinstance(code, str) else None
+        return text[:_SHOWN], None
+    return message[:_SAID], code if isinstance(code, str) else None
 
 
 def _seconds(header: str | None) -> float:

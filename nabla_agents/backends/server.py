@@ -62,6 +62,7 @@ class ServerRollouts:
         model: the local language model, with the same weights as the server's, up to their precision.
         served_model: its name there; may be left out where the server has only one.
         format: what differs between servers; `VLLM`, `SGLANG`, or a `ServerFormat` of your own.
+        timeout_seconds: that an attempt may take in all, however slowly or endlessly the server sends.
         client: for proxies, certificates or headers of your own.
 
     Raises:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from nabla_agents.errors import ConfigurationError
+from pydantic import TypeAdapter, ValidationError
+
+from nabla_agents.errors import ConfigurationError, NablaError
+from nabla_agents.json_text import read_json
 from nabla_agents.types import Usage
 
 Point = tuple[bool, float | None, float | None]
 """Whether the answer is right, its reward (None: not judged) and its log-likelihood in nats (None: not known)."""
 
-_GROWING = ("arms", "questions", "rewards")  # what may have more entries later
+_GROWING: Final = ("arms", "questions", "rewards")  # what may have more entries later
+_HALVES: Final = re.compile("[\ud800-\udfff]")  # of surrogate pairs, which UTF-8 has not
 
 
 @dataclass(frozen=True)
@@ -55,16 +62,36 @@ class Record:
         return (self.question or str(self.problem), self.seed, self.problem)
 
     def as_line(self) -> str:
-        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
-        return json.dumps(fields, ensure_ascii=False) + "\n"
+        """The record as JSON in UTF-8: what is no finite number is null, half a surrogate pair U+FFFD."""
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        return _HALVES.sub("\ufffd", json.dumps(values, ensure_ascii=False)) + "\n"
 
     @staticmethod
     def from_line(line: str) -> Record:
-        fields = json.loads(line)
-        if not isinstance(fields, dict):
-            raise ValueError("no object")
-        curve = tuple((right, reward, nats) for right, reward, nats in fields.get("curve", ()))
-        return Record(**{**fields, "usage": Usage(**fields["usage"]), "curve": curve})
+        """The record of a line.
+
+        Raises:
+            ValueError: it is none: a field is missing, unknown, of another type or below 0.
+        """
+        values = read_json(line)
+        try:
+            record: Record = _reader().validate_json(line, strict=True)
+        except ValidationError as e:
+            first = e.errors(include_url=False, include_context=False, include_input=False)[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        usage = values["usage"]
+        for kind, given in ((Record, values), (Usage, usage)):
+            if unknown := given.keys() - {f.name for f in fields(kind)}:
+                raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+        counts = [record.problem, record.seed, record.proposed, record.accepted, *usage.values()]
+        if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in counts):
+            raise ValueError("a count is no number of at least 0")
+        return record
+
+
+@cache
+def _reader() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)
 
 
 class Store:
@@ -87,15 +114,18 @@ class Store:
 
     def read(self) -> list[Record]:
         """Every record so far, the first of each arm, seed and problem; a line cut off while written is removed."""
-        raw = self._lines.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            os.truncate(self._lines, len(whole))
+        try:
+            raw = self._lines.read_bytes()
+            whole = raw[: raw.rfind(b"\n") + 1]
+            if len(whole) < len(raw):
+                os.truncate(self._lines, len(whole))
+        except OSError as e:
+            raise ConfigurationError(f"{self._lines} cannot be read ({e}). Choose another --out.") from e
         records: dict[tuple[str, int, int], Record] = {}
         for number, line in enumerate(whole.split(b"\n")[:-1], 1):  # str.splitlines would split texts too
             try:
                 record = Record.from_line(line.decode())
-            except (ValueError, TypeError, KeyError) as e:
+            except ValueError as e:
                 raise ConfigurationError(
                     f"{self._lines}:{number} is no record ({e}). Remove the line or choose another --out."
                 ) from e
@@ -103,12 +133,27 @@ class Store:
         return list(records.values())
 
     def append(self, record: Record) -> None:
-        """Writes one line in one piece, so that an interrupt or a second process never splits it."""
-        file = self._opened()
+        """Writes one line in one piece, so that an interrupt or a second process never splits it.
+
+        Raises:
+            NablaError: the disk is full, or the line cannot be written for another reason; no part of it stays.
+        """
+        line = record.as_line().encode()
         try:
-            os.write(file, record.as_line().encode())
-        finally:
-            os.close(file)
+            file = self._opened()
+            try:
+                size = os.fstat(file).st_size
+                written = os.write(file, line)
+                if written < len(line):
+                    if os.fstat(file).st_size == size + written:  # else another process has written after it
+                        os.ftruncate(file, size)
+                    raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes were written")
+            finally:
+                os.close(file)
+        except OSError as e:
+            raise NablaError(
+                f"A record was not kept in {self._lines} ({e}). Make room; the same command goes on from what is there."
+            ) from e
 
     def _opened(self) -> int:
         return os.open(self._lines, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -128,9 +173,12 @@ class Store:
 
     def _read_settings(self) -> dict[str, Any]:
         try:
-            settings = json.loads(self._settings.read_text(encoding="utf-8"))
+            settings = read_json(self._settings.read_bytes(), nan=True)
             if not isinstance(settings, dict):
                 raise ValueError("no object")
+            for name in _GROWING:
+                if not isinstance(settings.get(name, {}), dict):
+                    raise ValueError(f"{name} is no object")
         except ValueError as e:
             raise ConfigurationError(f"{self._settings} holds no settings ({e}). Choose another --out.") from e
         return settings

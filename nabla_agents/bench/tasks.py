@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from nabla_agents.bench.arms import Arm, default_arms, searches
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError, SandboxError
+from nabla_agents.json_text import read_json
 from nabla_agents.named import STRATEGIES
 from nabla_agents.rewards import MathAnswer, PythonTests
 from nabla_agents.tiny import CodeTask, Problem, code_tasks, is_correct, problems
@@ -148,7 +148,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = read_json(line)
         except ValueError as e:
             raise ConfigurationError(f"{path}:{number} is no JSON ({e}); expected one object a line.") from e
         if not isinstance(row, dict):

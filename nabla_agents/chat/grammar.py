@@ -19,7 +19,7 @@ _EXACT: Final = 2**53 - 1
 _BOUNDS: Final = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _ANY_TEXT: Final = r"/(.|\n)*/"
 _NO_CALL: Final = r"/([^{\s](.|\n)*)?/"
-_BARE: Final = re.compile(r'(?:\[TOOL_CALLS\]\s*)?\[?\s*\{\s*"name"\s*:')
+_BARE: Final = re.compile(r'(?:\[TOOL_CALLS\]\s{0,64})?\[?\s{0,64}\{\s{0,64}"name"\s*:')
 
 Marker = Callable[[str], int | None]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nabla_agents.chat.dialects import HERMES, Dialect
 from nabla_agents.chat.tool_calls import ToolCall, bare_calls, may_become_calls
+from nabla_agents.json_text import read_json
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Reply:
                 calls_read += _listed(raw) if dialect.several == "listed" else [ToolCall.read(raw)]
             content += after
         content = _steady(content, dialect.begin) if partial else content.rstrip() if written else content
-        return Reply(content, reasoning, tuple(calls_read))
+        return Reply(content, reasoning, _worth_telling(calls_read))
 
     @staticmethod
     def opens_thinking(prompt_text: str, dialect: Dialect = HERMES) -> bool:
@@ -73,11 +74,17 @@ class Reply:
         return prompt_text.rstrip().endswith(dialect.thought[0])
 
 
+def _worth_telling(calls: list[ToolCall]) -> tuple[ToolCall, ...]:
+    """The calls without those behind a readable one that cannot be read themselves, such as one that was cut."""
+    first = next((i for i, call in enumerate(calls) if call.error is None), len(calls))
+    return tuple(call for i, call in enumerate(calls) if i <= first or call.error is None)
+
+
 def _listed(raw: str) -> list[ToolCall]:
     """The calls of a JSON list; what is none is one call that says why."""
     try:
-        calls: object = json.loads(raw)
-    except (ValueError, RecursionError):
+        calls: object = read_json(raw)
+    except ValueError:
         calls = None
     if not isinstance(calls, list):
         return [ToolCall.read(raw)]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from nabla_agents.chat.dialects import HERMES
+from nabla_agents.json_text import read_json
 
 _FENCES: Final = ("```json\n", "```\n")
 _FENCE: Final = re.compile(r"```(?:json)?\s*\n")
-_FENCED: Final = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class ToolCall:
         """A call from the text between its markers; never raises. Arguments may be an object or JSON text of one."""
         raw = raw.strip()
         try:
-            call: Any = json.loads(raw)
-        except (ValueError, RecursionError) as e:
+            call: Any = read_json(raw)
+        except ValueError as e:
             return ToolCall("", {}, raw, f"No JSON: {e}.")
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             return ToolCall("", {}, raw, 'Expected an object with "name" and "arguments".')
@@ -41,11 +41,15 @@ class ToolCall:
         name, arguments = call["name"], call.get("arguments", call.get("parameters", {}))
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError) as e:
+                arguments = read_json(arguments)
+            except ValueError as e:
                 return ToolCall(name, {}, raw, f"The arguments are no JSON: {e}.")
         if not isinstance(arguments, dict):
             return ToolCall(name, {}, raw, "The arguments are no JSON object.")
+        try:
+            json.dumps(arguments, allow_nan=False)
+        except ValueError as e:  # 1e999 is read as an infinity
+            return ToolCall(name, {}, raw, f"The arguments are no JSON: {e}.")
         return ToolCall(name, cast(dict[str, Any], arguments), raw)
 
     @property
@@ -65,12 +69,13 @@ def bare_calls(text: str, names: Collection[str]) -> tuple[ToolCall, ...]:
     Empty where it is anything else.
     """
     text = text.strip()
-    fenced = _FENCED.fullmatch(text)
     if not may_become_calls(text, names):
         return ()
+    fence = _FENCE.match(text)
+    closed = fence is not None and text.endswith("```", fence.end())
     try:
-        read: Any = json.loads(fenced[1] if fenced else text)
-    except (ValueError, RecursionError):
+        read: Any = read_json(text[fence.end() : -3] if fence is not None and closed else text)
+    except ValueError:
         return ()
     objects = read if isinstance(read, list) else [read]
     calls = [ToolCall.read(json.dumps(each, ensure_ascii=False)) for each in objects]

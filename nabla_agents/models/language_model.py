@@ -118,16 +118,17 @@ class LanguageModel:
 
     def _rendered(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> str:
         """The conversation by the chat template: tools in text where it has none, fewer roles where it refuses some."""
-        knows_tools = self.tokenizer.knows_tools
+        knows_tools, marks = self.tokenizer.knows_tools, self.tokenizer.marks
+        messages, tools = marks.messages(messages), marks.tools(tools)  # before markers of ours are among them
         if not knows_tools and (tools or any(m.extra.get("tool_calls") for m in messages)):
             messages, tools = with_tools_in_text(messages, tools), None
         messages = in_dialect(messages, self.tokenizer.dialect)
         try:
-            return self.tokenizer.render(messages, tools=tools)
+            return self.tokenizer.written(messages, tools=tools)
         except PromptError as refusal:
             fewer = folded(messages if knows_tools else with_tools_in_text(messages, None))
             try:
-                return self.tokenizer.render(fewer, tools=tools)
+                return self.tokenizer.written(fewer, tools=tools)
             except PromptError:
                 raise refusal from None
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -14,12 +12,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from nabla_agents.chat.dialects import Dialect
+from nabla_agents.chat.marks import Marks
 from nabla_agents.errors import ModelLoadError, PromptError
 from nabla_agents.types import Message
 
 _WINDOW = 32  # tokens that are decoded again to place the next one
-_OTHERS = ("user", "tool")  # whose text may come from anyone
-_NO_SPACE = "\u200b"
+_GAPS = ("\u200b", "\u2060", " ", ".")  # within a mark that is to be text: the first that the tokenizer does not drop
 
 
 class Tokenizer:
@@ -28,6 +26,7 @@ class Tokenizer:
     def __init__(self, hf: PreTrainedTokenizerBase, *, name: str) -> None:
         self.hf, self.name = hf, name
         self._lock = threading.Lock()
+        self._marks: Marks | None = None
 
     @property
     def eos_id(self) -> int | None:
@@ -128,13 +127,29 @@ class Tokenizer:
         self,
         messages: Sequence[Message],
         *,
-        tools: Sequence[dict[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
         """The conversation in the model's own chat format.
 
-        Special tokens that users' or tools' texts spell (`<|im_end|>`) are kept as text, by a zero-width space within:
-        else whoever writes a text could end its turn and write others. Other roles are rendered as they are.
+        Special tokens that a message or a tool spells (`<|im_end|>`) are kept as text, by a zero-width space within,
+        and so are other marks in what users and tools write (see `Marks`): else whoever writes a text could end its
+        turn and write others.
+
+        Raises:
+            PromptError: there is no chat template, or it refuses the conversation.
+        """
+        unforged, tools = self.marks.messages(messages), self.marks.tools(tools)
+        return self.written(unforged, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    def written(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """As `render`, of messages and tools in which no mark is forged: every mark in them counts as one.
 
         Raises:
             PromptError: there is no chat template, or it refuses the conversation.
@@ -147,7 +162,7 @@ class Tokenizer:
         try:
             return str(
                 self.hf.apply_chat_template(
-                    [self._as_text(m).as_template_input() for m in messages],
+                    [m.as_template_input() for m in messages],
                     tools=list(tools) if tools else None,  # pyright: ignore[reportArgumentType]
                     add_generation_prompt=add_generation_prompt,
                     tokenize=False,
@@ -157,21 +172,27 @@ class Tokenizer:
             roles = ", ".join(m.role for m in messages)
             raise PromptError(f"The chat template of {self.name} refuses this conversation ({roles}): {e}") from e
 
+    @property
+    def marks(self) -> Marks:
+        """The texts that only the chat template may write."""
+        template = str(self.hf.chat_template or "")
+        if self._marks is None or self._marks.template != template:  # a template may be set later
+            texts = sorted(set(self.special_tokens.values()))
+            tried = [Marks(texts, template, gap) for gap in _GAPS]
+            self._marks = next((marks for marks in tried if self._keeps_out(marks)), tried[0])
+        return self._marks
+
+    def _keeps_out(self, marks: Marks) -> bool:
+        """Whether no special token is read in what is left of their texts."""
+        own = {i for i, text in self.special_tokens.items() if len(text) > 1}
+        try:
+            return not own & set(self.encode("\n".join(map(marks.within, marks.special))))
+        except Exception:  # a tokenizer that refuses the characters will say so for the whole prompt
+            return False
+
     @cached_property
     def special_tokens(self) -> dict[int, str]:
         """The tokens that `decode` leaves out, with the texts that `encode` reads as them."""
         added: dict[int, Any] = self.hf.added_tokens_decoder
         own = zip(self.hf.all_special_ids, self.hf.all_special_tokens, strict=True)
         return {i: str(token.content) for i, token in added.items() if token.special} | dict(own)
-
-    @cached_property
-    def _special(self) -> re.Pattern[str]:
-        """The texts that are read as special tokens, the longest first."""
-        texts = sorted(set(self.special_tokens.values()), key=len, reverse=True)
-        return re.compile("|".join(re.escape(text) for text in texts if len(text) > 1) or r"(?!)")
-
-    def _as_text(self, message: Message) -> Message:
-        if message.role not in _OTHERS:
-            return message
-        content = self._special.sub(lambda found: found[0][0] + _NO_SPACE + found[0][1:], message.content)
-        return message if content == message.content else replace(message, content=content)

@@ -14,6 +14,7 @@ from nabla_agents.base_engine import BaseEngine
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, NablaError, PromptError, RemoteError
 from nabla_agents.named import STRATEGIES
 from nabla_agents.remote.model import RemoteModel
+from nabla_agents.remote.received import Card, Cards, Rendered
 from nabla_agents.remote.search import RemoteSearch
 from nabla_agents.request import PromptLike, Request, read_messages
 from nabla_agents.run import Run
@@ -72,6 +73,9 @@ class RemoteEngine(BaseEngine):
     Nothing is asked before it is used. A request is tried again after a connection error, 408, 409, 425, 429 and 5xx,
     with random waits that grow; an answer that breaks off raises, and nothing is resumed. Threads may share one.
 
+    Whatever a server sends, or does not, ends as an answer or as an error of ours: nothing is believed before it is
+    checked, bodies and lines of more than 64 MiB and steps of more than 256 MiB are refused, and `deadline` ends all.
+
     Args:
         base_url: of the server, for example `http://127.0.0.1:8000/v1`.
         model: one of those served; the first of them if none is given.
@@ -79,11 +83,12 @@ class RemoteEngine(BaseEngine):
         reward: the name of a reward that the server offers, in place of its engine's own.
         strategy: a local strategy such as `BestOfN(n=4)`, or `RemoteStrategy(name)`; the server's own if none is given.
         budget: what one prompt may cost unless a call says otherwise; the server's own if none is given.
-        timeout: seconds that a sign of life may take.
+        timeout: seconds that an attempt may take; of a search, its beginning, and each sign of life after it.
+        deadline: seconds that an answer may take in all, from the first attempt to its last word.
         attempts: how often a request is tried in all.
 
     Raises:
-        ConfigurationError: a URL that is none, or `attempts` below 1.
+        ConfigurationError: a URL that is none, `attempts` below 1, or no seconds.
     """
 
     def __init__(
@@ -96,12 +101,19 @@ class RemoteEngine(BaseEngine):
         strategy: Any = None,
         budget: Budget | None = None,
         timeout: float = 60.0,
+        deadline: float = 3600.0,
         attempts: int = 5,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         url = base_url.rstrip("/").removesuffix("/v1")
         self._http = HttpClient(
-            url, error=_remote_error, api_key=api_key, attempts=attempts, timeout=timeout, transport=transport
+            url,
+            error=_remote_error,
+            api_key=api_key,
+            attempts=attempts,
+            timeout=timeout,
+            deadline=deadline,
+            transport=transport,
         )
         self._name, self.reward = model, reward
         self.strategy = RemoteStrategy.of(strategy)
@@ -123,16 +135,13 @@ class RemoteEngine(BaseEngine):
         if self._name is not None:
             card = self._http.get(f"/v1/models/{quote(self._name)}")
         else:
-            [card, *_] = self._http.get("/v1/models").get("data") or [{}]
-        try:
-            return RemoteModel(self._http, card)
-        except (KeyError, TypeError) as e:
-            raise RemoteError(f"{self.base_url} is no server of `nabla serve`: it knows no {e}.") from e
+            card = Cards.read(self._http.get("/v1/models"), self.base_url).data[0]
+        return RemoteModel(self._http, Card.read(card, self.base_url))
 
     @cached_property
     def budget(self) -> Budget:
         """What one prompt may cost unless a call says otherwise."""
-        return Budget(**self.model.budget) if self._budget is None else self._budget
+        return self.model.budget if self._budget is None else self._budget
 
     def close(self) -> None:
         """Closes the connections."""
@@ -159,8 +168,8 @@ class RemoteEngine(BaseEngine):
         else:
             messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(read_messages(prompt))
             body["messages"] = [message_fields(message) for message in messages]
-        rendered = self._http.post(PROMPT, body)
-        return Prompt(messages, rendered["text"], tuple(rendered["ids"]))
+        rendered = Rendered.read(self._http.post(PROMPT, body), self.base_url)
+        return Prompt(messages, rendered.text, self.model.tokenizer.checked(rendered.ids))
 
     def submit(self, request: Request, *, on_demand: bool = False) -> Run:
         """Has the server search, as `Engine.submit`; with `on_demand` it begins with the first step asked for, and goes
@@ -182,7 +191,7 @@ class RemoteEngine(BaseEngine):
             strategy=None if strategy.name is None else strategy.wire,
             reward=self.reward,
         )
-        search = RemoteSearch(self._http, body, request, self.model.tokenizer, places=self._places)
+        search = RemoteSearch(self._http, body, request, self.model, places=self._places)
         run = Run(request, search, on_demand=on_demand)
         search.serve(run)
         return run
@@ -196,7 +205,7 @@ def _remote_error(failure: Failure) -> NablaError:
             f"{url} cannot be reached, tried {failure.attempts} times: {message}. Is `nabla serve` running there?"
         )
     if status == 200:
-        return RemoteError(f"{url} answered with what is no JSON; is it a server of `nabla serve`?")
+        return RemoteError(f"{url} gave {message}; is it a server of `nabla serve`?")
     if failure.may_pass:
         return RemoteError(f"{url} answered {status}, tried {failure.attempts} times: {message}")
     if failure.code == "context_length_exceeded":

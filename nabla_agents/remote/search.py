@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
-import socket
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
-from typing import Any
+from contextlib import closing
+from typing import Any, Final
 
 import httpx
 
+from nabla_agents.backends.body import BodyError, Lines
 from nabla_agents.backends.http import HttpClient
 from nabla_agents.errors import NablaError, RemoteError
-from nabla_agents.remote.model import RemoteTokenizer
+from nabla_agents.json_text import read_json
+from nabla_agents.remote.model import RemoteModel
+from nabla_agents.remote.received import read_result, read_step
 from nabla_agents.request import Request
 from nabla_agents.result import Result, Trace
 from nabla_agents.run import Run
 from nabla_agents.types import FinishReason, Step, Usage
-from nabla_agents.wire import STEPS, SentResult, SentStep
+from nabla_agents.wire import STEPS, SentResult
+
+_MOST_KEPT: Final = 1 << 28  # bytes of steps that a trace keeps
 
 
 class RemoteSearch:
@@ -35,18 +38,18 @@ class RemoteSearch:
         http: HttpClient,
         body: Mapping[str, Any],
         request: Request,
-        tokenizer: RemoteTokenizer,
+        model: RemoteModel,
         *,
         places: threading.Semaphore,
     ) -> None:
         self._http, self._body, self._request = http, body, request
-        self._tokenizer, self._places = tokenizer, places
+        self._model, self._places = model, places
         self._usage = Usage()
         self._best: Step | None = None  # the last one accepted
         self._ended: tuple[FinishReason, str] | None = None
         self._sent: SentResult | None = None
         self._cancelled, self._began = threading.Event(), False
-        self._response: httpx.Response | None = None
+        self._lines: Lines | None = None
         self._lock = threading.Lock()
         self._run: weakref.ref[Run] | None = None
 
@@ -66,13 +69,9 @@ class RemoteSearch:
         """Ends the search: the server hears it at once, since the connection is shut."""
         self._cancelled.set()
         with self._lock:
-            response = self._response
-        if response is not None and not response.is_closed:
-            stream = response.extensions.get("network_stream")
-            connection = None if stream is None else stream.get_extra_info("socket")
-            if connection is not None:
-                with suppress(OSError):  # gone already
-                    connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for the next step
+            lines = self._lines
+        if lines is not None:
+            lines.shut()  # wakes the thread that waits for the next step
         self.wake()
 
     def result(self, steps: Sequence[Step], *, ended: bool) -> Result:
@@ -113,7 +112,7 @@ class RemoteSearch:
     def _ids(self, text: str) -> tuple[int, ...]:
         """Of a text that the server did not send the ids of; none where it is not there any more."""
         try:
-            return tuple(self._tokenizer.encode(text))
+            return tuple(self._model.tokenizer.encode(text))
         except NablaError:
             return ()
 
@@ -139,29 +138,32 @@ class RemoteSearch:
         if self._cancelled.is_set():
             return None
         try:
-            response = self._http.stream(STEPS, self._body, stopped=self._cancelled)
+            lines = self._http.stream(STEPS, self._body, stopped=self._cancelled)
         except NablaError:
             if self._cancelled.is_set():
                 return None
             raise
-        with closing(response):
+        with closing(lines):
             with self._lock:
-                self._response = response
-            last = self._heed(self._items(response))
+                self._lines = lines
+            last = self._heed(self._items(lines))
         if self._sent is None and self._ended is None and not self._cancelled.is_set():
             raise self._broken("it ended before its result")
         return last
 
     def _heed(self, items: Iterator[Any]) -> Step | None:
         """As `_read`, of what has come; ends before the last step where a text is good enough."""
-        last, until = None, self._request.until
+        last, committed, url, until = None, "", self._http.url, self._request.until
         for item in items:
+            if self._sent is not None or (last is not None and "step" in item):
+                raise self._broken("it went on after its end")
             if "step" not in item:
-                self._sent = SentResult.model_validate(item["result"])
-                self._tokenizer.learn(self._sent.token_ids, self._sent.token_texts)
+                self._sent = self._result_of(item.get("result"))
                 continue
-            step = SentStep.model_validate(item).step
-            self._usage = step.usage
+            step = read_step(item, url)
+            if not step.committed_text.startswith(committed):
+                raise self._broken("it took back text that was committed")
+            committed, self._usage = step.committed_text, step.usage
             if step.done:
                 last = step
                 continue
@@ -173,26 +175,49 @@ class RemoteSearch:
                 return None
         return last
 
+    def _result_of(self, item: Any) -> SentResult:
+        seed, vocab_size = self._request.seed, self._model.vocab_size
+        result = read_result(item, self._http.url, seed=seed, vocab_size=vocab_size)
+        self._model.tokenizer.learn(result.token_ids, result.token_texts)
+        return result
+
     def _put(self, step: Step) -> None:
         run = None if self._run is None else self._run()
         if run is not None:
             run.put(step)
 
-    def _items(self, response: httpx.Response) -> Iterator[Any]:
-        """The data of the events; ends where the search was cancelled."""
+    def _items(self, lines: Lines) -> Iterator[dict[str, Any]]:
+        """The data of the events, up to the mark of their end; ends where the search was cancelled.
+
+        Raises:
+            RemoteError: it broke off before, or is no stream of events.
+        """
+        if lines.content_type != "text/event-stream":
+            raise RemoteError(f"{self._http.url} gave no stream of events; is it a server of `nabla serve`?")
+        kept = 0
         try:
-            for line in response.iter_lines():
-                if self._cancelled.is_set():
+            for line in lines:
+                if self._cancelled.is_set() or line == b"data: [DONE]":
                     return
-                if not line.startswith("data: ") or line == "data: [DONE]":
+                if not line.startswith(b"data: "):
                     continue
-                item = json.loads(line.removeprefix("data: "))
+                item: Any = read_json(line.removeprefix(b"data: "), nan=True)
+                if not isinstance(item, dict):
+                    raise self._broken("an event is no JSON object")
                 if "error" in item:
-                    raise RemoteError(f"{self._http.url}: {item['error'].get('message')}")
+                    error: Any = item["error"]
+                    message = error.get("message") if isinstance(error, dict) else error
+                    raise RemoteError(f"{self._http.url}: {str(message)[:2000]}")
+                kept += 0 if _is_token(item) else len(line)
+                if kept > _MOST_KEPT:
+                    raise self._broken(f"more than {_MOST_KEPT >> 20} MiB of steps")
                 yield item
-        except (httpx.HTTPError, httpx.StreamError, ValueError) as e:
+        except (httpx.HTTPError, httpx.StreamError, BodyError, ValueError) as e:
             if not self._cancelled.is_set():
-                raise self._broken(f"{type(e).__name__}: {e}") from e
+                raise self._broken(f"{type(e).__name__}: {str(e)[:300]}") from e
+        else:
+            if not self._cancelled.is_set():
+                raise self._broken("it ended without a mark of its end")
 
     def _broken(self, why: str) -> RemoteError:
         """The error of an answer that broke off."""
@@ -200,3 +225,9 @@ class RemoteSearch:
             f"The answer of {self._http.url} broke off ({why}). Nothing was resumed; ask again: the same seed gives "
             "the same answer."
         )
+
+
+def _is_token(item: dict[str, Any]) -> bool:
+    """Whether an event is a step that no trace keeps."""
+    step = item.get("step")
+    return isinstance(step, dict) and step.get("kind") == "token"

@@ -5,6 +5,7 @@ escaped.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from html import escape
@@ -15,6 +16,7 @@ from nabla_agents.report.curves import curves
 from nabla_agents.report.diff import Diff
 from nabla_agents.types import Span, Step, TokenGain, Usage
 
+_HALVES: Final = re.compile("[\ud800-\udfff]")
 _STRONG: Final = 5.0  # nats of predicted gain at which a token's colour is full
 _STYLE: Final = """
 .nabla-report{--ink:#1b1f24;--dim:#5c6670;--line:#d9dee3;--page:#fff;--box:#f6f8fa;--good:#1a7f37;--bad:#cf222e;
@@ -47,8 +49,8 @@ _AROUND: Final = "body{margin:0}@media(prefers-color-scheme:dark){body{backgroun
 
 
 def page(steps: Sequence[Step], *, title: str = "Trace", question: str = "") -> str:
-    """The page of a trace; every text in it is escaped."""
-    return (
+    """The page of a trace; every text in it is escaped, and it can be written as UTF-8."""
+    return _whole(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
@@ -65,10 +67,15 @@ def fragment(steps: Sequence[Step], *, title: str = "Trace", question: str = "")
     if question:
         parts.append(f"<pre>{escape(question)}</pre>")
     if not tried:
-        return "".join([*parts, '<p class="dim">Nothing was tried.</p></section>'])
+        return _whole("".join([*parts, '<p class="dim">Nothing was tried.</p></section>']))
     parts += [_answer(tried, steps[-1]), "<h2>What was tried</h2><ol>", *_timeline(steps), "</ol>"]
     parts += ['<div class="curves">', *curves(tried), "</div>", _ledger(steps[-1].usage), "</section>"]
-    return "".join(parts)
+    return _whole("".join(parts))
+
+
+def _whole(html: str) -> str:
+    """With U+FFFD for halves of surrogate pairs."""
+    return _HALVES.sub("\ufffd", html)
 
 
 def _answer(tried: Sequence[Step], last: Step) -> str:

@@ -18,13 +18,13 @@ class Status(StrEnum):
     DENIED = "denied"  # it tried what the sandbox forbids
     OUTPUT_LIMIT = "output_limit"  # stdout or values above their cap; what came before is kept
     CRASHED = "crashed"  # a signal, a trap, or no result at all
-    UNSUPPORTED = "unsupported"  # a real module that this sandbox lacks: says nothing about the program
+    UNSUPPORTED = "unsupported"  # it needs a real module that this sandbox lacks, and so cannot pass here
     UNAVAILABLE = "unavailable"  # the sandbox itself is broken: says nothing about the program
 
     @property
     def judges(self) -> bool:
         """Whether the status says something about the program; if not, a reward is NaN with this explanation."""
-        return self not in (Status.UNSUPPORTED, Status.UNAVAILABLE)
+        return self is not Status.UNAVAILABLE
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from nabla_agents.errors import SandboxError
 from nabla_agents.sandbox.execution import Status
 from nabla_agents.sandbox.executor import Capabilities
 from nabla_agents.sandbox.observation import REPORT_BYTES, Observation
-from nabla_agents.sandbox.process import GuestProcess, start
+from nabla_agents.sandbox.process import KILLED, GuestProcess, start
 from nabla_agents.sandbox.program import Limits
 
 PACKAGES = ("numpy", "sympy", "dateutil")
@@ -67,9 +67,11 @@ class ForkWorker(GuestProcess):
         finally:
             output.close()
             report.close()
-        if end is None:
-            self.stop()
         fact, detail = _fact(ended_by, end, cpu_seconds)
+        if end is None:
+            if ended_by is None and self.was_killed():
+                fact, detail = Status.UNAVAILABLE, f"the worker was {KILLED}"
+            self.stop()
         return Observation(
             stdout=bytes(output.data),
             report=bytes(report.data),
@@ -199,4 +201,6 @@ def _fact(ended_by: Status | None, end: dict[str, Any] | None, cpu_seconds: int)
     code = -end["exit"]
     if code == signal.SIGXCPU or (code == signal.SIGKILL and end["cpu_seconds"] >= cpu_seconds):
         return Status.TIMEOUT, "processor time"
+    if code == signal.SIGKILL:  # which the child can send nobody, itself included
+        return Status.UNAVAILABLE, f"the program was {KILLED}"
     return (Status.CRASHED, f"signal {signal.Signals(code).name}") if code > 0 else (None, "")

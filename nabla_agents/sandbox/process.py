@@ -16,6 +16,8 @@ from nabla_agents.sandbox.executor import Capabilities
 from nabla_agents.sandbox.observation import Observation
 from nabla_agents.sandbox.program import Limits
 
+DEATH_SECONDS = 1.0  # from the end of its pipe to that of the process
+KILLED = "killed from outside (SIGKILL)"
 # Nothing of the host's own environment. One hash seed and one thread: the same program does the same in every worker.
 ENVIRONMENT = {
     "LANG": "C.UTF-8",
@@ -49,6 +51,15 @@ class GuestProcess(ABC):
 
     def alive(self) -> bool:
         return self._finalizer.alive and self._process.poll() is None
+
+    def was_killed(self) -> bool:
+        """Whether somebody else ended it by SIGKILL, which no program within can send; waits a moment for its end."""
+        if os.name != "posix" or not self._finalizer.alive:
+            return False
+        try:
+            return self._process.wait(timeout=DEATH_SECONDS) == -signal.SIGKILL
+        except subprocess.TimeoutExpired:
+            return False
 
     def stop(self) -> None:
         """Ends it, whatever it does; may be called twice."""

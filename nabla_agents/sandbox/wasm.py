@@ -24,7 +24,7 @@ from nabla_agents.sandbox import artefact
 from nabla_agents.sandbox.execution import Status
 from nabla_agents.sandbox.executor import Capabilities
 from nabla_agents.sandbox.observation import REPORT_BYTES, Observation
-from nabla_agents.sandbox.process import GuestProcess, start
+from nabla_agents.sandbox.process import KILLED, GuestProcess, start
 from nabla_agents.sandbox.program import Limits
 
 START = """
@@ -39,6 +39,7 @@ LARGEST_REPLY_BYTES = 64 << 20
 WALL_CLOCK, ENDED = "wall clock", "the worker ended"
 TRAPS = {
     WALL_CLOCK: Status.TIMEOUT,
+    KILLED: Status.UNAVAILABLE,
     "all fuel consumed": Status.TIMEOUT,
     "reply too long": Status.OUTPUT_LIMIT,
     "unreachable": Status.OOM,  # how the interpreter aborts
@@ -67,7 +68,9 @@ class WasmWorker(GuestProcess):
             reply = {"trap": WALL_CLOCK}  # it computes, or waits: in either case it cannot be asked to end
         except OSError:
             pass
-        if reply.get("trap") in (WALL_CLOCK, ENDED):
+        if reply.get("trap") == ENDED and self.was_killed():
+            reply = {"trap": KILLED}
+        if reply.get("trap") in (WALL_CLOCK, ENDED, KILLED):
             self.stop()
         return _observation(reply, time.monotonic() - started)
 

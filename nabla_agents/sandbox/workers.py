@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from nabla_agents.errors import ProgramError, SandboxError
@@ -37,8 +38,8 @@ class Worker(Protocol):
 class WorkerPool:
     """An Executor over up to `workers` workers made by `start`, which raises SandboxError where it cannot.
 
-    The first worker is started at once; another one, in the background, whenever a thread has to wait. The pool serves
-    only the process that made it.
+    A program whose worker was killed from outside is run once more. The first worker is started at once; another one,
+    in the background, whenever a thread has to wait. The pool serves only the process that made it.
     """
 
     def __init__(self, start: Callable[[], Worker], *, workers: int | None = None) -> None:
@@ -98,6 +99,11 @@ class WorkerPool:
     def _run(self, program: Program, limits: Limits) -> Execution:
         with self._worker() as worker:
             done = _checked(worker, program, limits)
+        if done.status is Status.UNAVAILABLE:  # nobody's fault here: a second time it is told
+            with self._worker() as worker:
+                done = _checked(worker, program, limits)
+            if done.status is Status.UNAVAILABLE:
+                return replace(done, detail=f"{done.detail}, and so was the one before it")
         if done.status is not Status.CRASHED:
             return done
         with self._worker() as worker:  # the program's fault only if the sandbox still works

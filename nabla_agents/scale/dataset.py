@@ -63,7 +63,7 @@ def on_ray(shards: Sequence[Shard], make_engine: EngineMaker, settings: DatasetS
 
     if not shards:
         return
-    items = [{"number": number, "rows": json.dumps(rows)} for number, rows in shards]
+    items = [{"number": number, "rows": json.dumps(rows, default=str)} for number, rows in shards]
     worker: Any = ShardWorker  # Ray makes one in each process
     results = ray.data.from_items(items, override_num_blocks=len(items)).map(
         worker,
@@ -86,7 +86,7 @@ class ShardWorker:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """A shard as Ray Data has it."""
         number, rows = self.completed((int(item["number"]), json.loads(item["rows"])))
-        return {"number": number, "rows": json.dumps(rows)}
+        return {"number": number, "rows": json.dumps(rows, default=str)}
 
     def completed(self, shard: Shard) -> Shard:
         """The shard's rows with their completions, searched as one batch."""
@@ -94,6 +94,9 @@ class ShardWorker:
         prompts: dict[int, Any] = {}
         completions: dict[int, Row] = {}
         for i, row in enumerate(rows):
+            if ABOUT in row:  # it could not be read
+                completions[i] = {COMPLETION: None}
+                continue
             try:
                 prompts[i] = engine.prompt(_question(row, settings.question))
             except PromptError as e:
@@ -121,13 +124,14 @@ def complete_dataset(
     """Writes `out` with every row of `source`, in its order, and two more fields: `completion`, and `nabla` with the
     search in a few numbers. Yields (shards done, shards in all) after each; nothing happens until it is iterated.
 
-    A row that cannot be asked has no completion, and `nabla.error` says why. Finished shards are kept in the folder
-    `out` + `.parts` until all are there; the same call goes on from them, whatever ended the one before. The suffix of
-    a file says what it is: `.jsonl` or `.parquet`.
+    A row that cannot be read or asked has no completion, and `nabla.error` says why. Finished shards are kept in the
+    folder `out` + `.parts` until all are there; the same call goes on from them, whatever ended the one before. The
+    suffix of a file says what it is: `.jsonl` or `.parquet`.
 
     Raises:
         ConfigurationError: files that cannot be read or written, or parts of another job; before anything is loaded.
-        NablaError: what the engine raises for other reasons than the row itself; the job can go on later.
+        NablaError: what the engine raises for other reasons than the row itself, or a full disk; the job can go on
+            later.
     """
     settings = settings or DatasetSettings()
     kind_of(out)
@@ -147,8 +151,18 @@ def complete_dataset(
     if len(done) < len(shards):
         missing = len(shards) - len(done)
         raise NablaError(f"{missing} of {len(shards)} shards have no result; run the same job again.")
-    write_rows(out, (row for file in files.values() for row in read_lines(file)))
+    write_rows(out, (row for number, asked in shards for row in _part(files[number], len(asked))))
     shutil.rmtree(parts)
+
+
+def _part(file: Path, count: int) -> list[Row]:
+    """The rows of a finished shard."""
+    rows = read_lines(file)
+    if len(rows) != count:
+        raise ConfigurationError(
+            f"{file} has {len(rows)} rows; expected {count}. Remove it, and run the same job again."
+        )
+    return rows
 
 
 def _question(row: Row, field: str) -> str | list[dict[str, Any]]:
@@ -157,7 +171,7 @@ def _question(row: Row, field: str) -> str | list[dict[str, Any]]:
     question = row[field]
     if isinstance(question, str) or (isinstance(question, list) and all(isinstance(m, dict) for m in question)):
         return question
-    raise PromptError(f"The field {field!r} is {question!r}; expected text, or a list of messages.")
+    raise PromptError(f"The field {field!r} is {repr(question)[:200]}; expected text, or a list of messages.")
 
 
 def _identity(rows: Sequence[Row], settings: DatasetSettings, make_engine: EngineMaker) -> str:
@@ -186,5 +200,5 @@ def _claim(parts: Path, identity: str, out: Path) -> None:
                 f"{parts} has parts of another job: other rows, other settings or another version. Remove the folder, "
                 f"or choose another file than {out}."
             )
-    except OSError as e:
-        raise ConfigurationError(f"{parts} cannot be written ({e}).") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigurationError(f"{parts} cannot be read or written ({e}).") from e

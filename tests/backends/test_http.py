@@ -113,10 +113,10 @@ def test_a_stream_is_tried_again_until_it_begins_and_never_after(pauses: list[fl
             raise httpx.ReadError("reset")
 
     http, there = client(refusal(503), httpx.Response(200, stream=Breaking()))
-    response = http.stream("/x", BODY)
+    lines = http.stream("/x", BODY)
     with pytest.raises(httpx.ReadError):
-        list(response.iter_raw())
-    response.close()
+        list(lines)
+    lines.close()
     assert (len(there.requests), len(pauses)) == (2, 1)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nabla_agents import ConfigurationError, Usage
+from nabla_agents import ConfigurationError, NablaError, Usage
 from nabla_agents.bench import Record, Store
 
 SETTINGS: dict[str, Any] = {"seed": 0, "rewards": {"process": "abc"}, "arms": {"greedy": {"reward": None}}}
@@ -70,9 +70,45 @@ def test_of_two_lines_for_one_question_the_first_counts(tmp_path: Path) -> None:
     assert kept.read() == [record(0), record(0, arm="nabla")]
 
 
+WHOLE: dict[str, Any] = json.loads(record().as_line())
+
+
+def with_(**fields: Any) -> bytes:
+    return json.dumps({**WHOLE, **fields}).encode() + b"\n"
+
+
 @pytest.mark.parametrize(
     "garbage",
-    [b"nonsense\n", b"null\n", b"[]\n", b'{"arm": "greedy"}\n', b"\xff\xfe\n", b"\n", b'{"usage": {"x": 1}}\n'],
+    [
+        b"nonsense\n",
+        b"null\n",
+        b"[]\n",
+        b'{"arm": "greedy"}\n',
+        b"\xff\xfe\n",
+        b"\n",
+        b'{"usage": {"x": 1}}\n',
+        b"[" * 100_000 + b"\n",
+        with_(x=1),
+        with_(arm=None),
+        with_(problem="0"),
+        with_(problem=-1),
+        with_(seed=1.5),
+        with_(correct="yes"),
+        with_(text=["a"]),
+        with_(text="\ud800"),
+        with_(reward="1"),
+        with_(log_likelihood=math.nan),
+        with_(curve=[[True, 1.0]]),
+        with_(curve=[["x", None, None]]),
+        with_(usage=None),
+        with_(usage=[1]),
+        with_(usage={"dollars": 1}),
+        with_(usage={"rollouts": "2"}),
+        with_(usage={"rollouts": -2}),
+        with_(usage={"flops": math.inf}),
+        with_(usage={"rollouts": [[1]]}),
+    ],
+    ids=lambda line: line[-30:].decode(errors="replace"),
 )
 def test_a_line_that_is_no_record_is_named_and_kept(tmp_path: Path, garbage: bytes) -> None:
     kept = store(tmp_path)
@@ -107,7 +143,7 @@ def test_new_arms_are_added_and_old_ones_stay(tmp_path: Path) -> None:
         store(tmp_path, arms={"nabla": {"reward": "both"}})
 
 
-@pytest.mark.parametrize("settings", [b"{", b"[]", b"\xff", b""])
+@pytest.mark.parametrize("settings", [b"{", b"[]", b"\xff", b"", b'{"arms": []}', b'{"seed":' * 100_000])
 def test_settings_that_are_none_are_refused(tmp_path: Path, settings: bytes) -> None:
     (tmp_path / "settings.json").write_bytes(settings)
     with pytest.raises(ConfigurationError, match=r"settings.json holds no settings.*Choose another --out"):
@@ -132,3 +168,34 @@ def test_records_that_cannot_be_written_are_refused_before_anything_is_measured(
     (tmp_path / "records.jsonl").mkdir()
     with pytest.raises(ConfigurationError, match="Cannot keep results in"):
         store(tmp_path)
+
+
+def test_half_of_a_surrogate_pair_is_kept_as_what_text_can_hold(tmp_path: Path) -> None:
+    kept = store(tmp_path)
+    kept.append(record(0, text="a\ud800b"))
+    assert kept.read() == [record(0, text="a\ufffdb")]
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_record_that_a_full_disk_cuts_off_is_an_error_and_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    kept = store(tmp_path)
+    kept.append(record(0))
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda file, data: write(file, data[: int(len(data) * share)]))
+        with pytest.raises(NablaError, match=r"was not kept in .*records.jsonl .*Make room; the same command goes on"):
+            kept.append(record(1))
+    kept.append(record(2))
+    assert kept.read() == [record(0), record(2)]
+
+
+def test_a_disk_that_refuses_a_record_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    kept = store(tmp_path)
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(NablaError, match=r"No space left on device.*Make room"):
+        kept.append(record(0))

@@ -131,6 +131,8 @@ def test_the_first_lines_are_asked_whatever_the_seed(tmp_path: Path) -> None:
     [
         ("", {}, "has no questions"),
         ("{", {}, ":1 is no JSON"),
+        ('{"question": "\\ud800", "answer": "1"}', {}, r":1 is no JSON .*surrogates not allowed"),
+        ('{"a":' * 100_000, {}, ":1 is no JSON .nested more than 200 levels deep"),
         ("[]", {}, ":1 is no object"),
         ('{"question": "a", "answer": 1}\n{"question": "b"}', {}, r":2 has no field 'answer'; it has 'question'"),
         ('{"question": "", "answer": 1}', {}, "asks ''; expected some text"),

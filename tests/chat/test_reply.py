@@ -1,10 +1,15 @@
 """What is read from a completion's text, whole and as it grows."""
 
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from nabla_agents import CommittedReply, Prompt, Reply, ToolCall
+from nabla_agents.chat.dialects import DIALECTS, Dialect
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": "é </x>"}}\n</tool_call>'
 PROMPT = Prompt((), "x", (1,))
@@ -52,12 +57,30 @@ def test_a_prompt_may_have_opened_the_reasoning() -> None:
         ('{"name": 3}', "", "Expected an object"),
         ('{"name": "f", "arguments": [1]}', "f", "no JSON object"),
         ('{"name": "f", "arguments": "{"}', "f", "are no JSON"),
+        ('{"name": "f", "arguments": {"x": NaN}}', "", "JSON has no NaN"),
+        ('{"name": "f", "arguments": {"x": 1e999}}', "f", "are no JSON"),
+        ('{"name": "f", "arguments": {"x": "\\ud800"}}', "", "surrogates not allowed"),
+        ('{"name": "f", "arguments": ' + '{"x": [' * 150 + "]}" * 150 + "}", "", "nested more than 200 levels"),
+        ('{"name": "f", "arguments": ' + "[" * 100_000, "", "nested more than 200 levels"),
+        ('{"name": "f", "arguments": {"x": ' + "9" * 5000 + "}}", "", "No JSON"),
     ],
 )
 def test_what_is_no_call_says_why(raw: str, name: str, error: str) -> None:
     call = ToolCall.read(f"\n{raw}\n")
     assert (call.name, call.raw, call.arguments) == (name, raw, {})
     assert error in (call.error or "")
+
+
+def test_a_call_that_cannot_be_read_is_told_only_where_none_was_read_before() -> None:
+    """An answer that was cut within its second call is its first call; none is made up of the rest."""
+    whole, cut = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>', '<tool_call>\n{"name": "g", "argu'
+    names = [[call.name for call in Reply.read(text, tools=True).tool_calls] for text in (f"{whole}\n{cut}", whole)]
+    assert names == [["f"], ["f"]]
+    [alone] = Reply.read(cut, tools=True).tool_calls
+    assert alone.error is not None
+    broken = "<tool_call>\n{broken\n</tool_call>"
+    read = Reply.read(f"{broken}\n{whole}\n{broken}", tools=True).tool_calls
+    assert [call.error is None for call in read] == [False, True]
 
 
 def test_calls_of_other_spellings_are_read_and_written_back() -> None:
@@ -97,3 +120,62 @@ def test_parts_of_a_growing_reply_add_up_and_calls_keep_their_names() -> None:
     ids = [replies.call_id(0), replies.call_id(1), CommittedReply(replace(PROMPT, text="y"), 0, tools=True).call_id(0)]
     assert len(set(ids)) == 3
     assert ids[0] == CommittedReply(PROMPT, 0, tools=True).call_id(0)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+CALLS = st.fixed_dictionaries({}, optional={"name": VALUES, "arguments": VALUES, "parameters": VALUES})
+BITS = st.one_of(
+    st.text(st.characters(exclude_categories=()), max_size=8),  # halves of surrogate pairs too
+    (CALLS | st.lists(CALLS) | VALUES).map(json.dumps),
+    st.sampled_from(
+        [
+            "<think>",
+            "</think>",
+            "<tool_call>",
+            "</tool_call>",
+            "[TOOL_CALLS]",
+            "[THINK]",
+            "```json\n",
+            "\n```",
+            '{"name":',
+        ]
+    ),
+    st.sampled_from(["[", '{"a":', '{"name": "f", "arguments": ']).flatmap(
+        lambda opening: st.sampled_from([50, 201, 1100, 5_000]).map(lambda depth: opening * depth + "1")
+    ),
+    st.sampled_from([400, 4300, 5000]).map(lambda digits: "9" * digits),
+)
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    st.lists(BITS, max_size=6).map("".join),
+    st.sampled_from([False, True, ["f"], ["f", "\ud800"]]),
+    st.sampled_from(list(DIALECTS.values())),
+    st.booleans(),
+    st.booleans(),
+)
+@example('[TOOL_CALLS][{"name": "f", "arguments": {"a": "\ud800"}}]', ["f"], DIALECTS["mistral"], False, False)
+@example(
+    '[{"name": "f", "arguments": ' + '{"a": ' * 990 + "1" + "}" * 992 + "]", ["f"], DIALECTS["hermes"], False, False
+)
+def test_any_text_is_read_and_what_is_read_can_be_written(
+    text: str, tools: Any, dialect: Dialect, thinking: bool, partial: bool
+) -> None:
+    """Whatever a model wrote; and arguments that were read go on as JSON to any client."""
+    for call in Reply.read(text, tools=tools, thinking=thinking, partial=partial, dialect=dialect).tool_calls:
+        assert (
+            call.error is not None or json.loads(call.arguments_text.encode(), parse_constant=pytest.fail) is not None
+        )
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "text", ["```json\n" + "\n" * 20_000 + "x", "<tool_call>" * 20_000, '{"name":"f"' + " " * 20_000]
+)
+def test_a_long_text_is_read_in_linear_time(text: str) -> None:
+    assert not any(call.error is None for call in Reply.read(text, tools=["f"]).tool_calls)

@@ -192,7 +192,7 @@ def test_an_answer_that_breaks_off_is_an_error_and_nothing_is_resumed(remote: Re
     for stream in (Breaking(), httpx.ByteStream(b"data: [DONE]\n\n")):
         engine = remote("scripted", transport=(transport := Faulty()))
         prompt = engine.prompt("Hello")
-        transport.faults = [httpx.Response(200, stream=stream)]
+        transport.faults = [httpx.Response(200, stream=stream, headers={"content-type": "text/event-stream"})]
         transport.sent.clear()
         with pytest.raises(RemoteError, match="broke off .* Nothing was resumed"):
             engine.generate(prompt)
@@ -216,7 +216,7 @@ def test_a_cancelled_run_does_not_wait_to_be_tried_again(remote: Remote) -> None
 def test_a_server_of_another_kind_is_told_apart(pauses: list[float]) -> None:
     for answer in ({"json": {"data": [{"id": "gpt"}]}}, {"text": "<html>"}):
         models = httpx.MockTransport(lambda _, answer=answer: httpx.Response(200, **answer))
-        with pytest.raises(RemoteError, match=r"no server of `nabla serve`|no JSON; is it a server of `nabla serve`\?"):
+        with pytest.raises(RemoteError, match="no server of `nabla serve`|no JSON: .*; is it a server of"):
             RemoteEngine("http://example.test", transport=models).generate("Hello")
 
 

@@ -15,7 +15,7 @@ from nabla_agents import Engine, FinishReason, MirrorDTO, Nabla, Result, Score, 
 from nabla_agents.report import fragment, page
 from nabla_agents.types import TokenGain
 
-HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\x00\ud7ff"
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\x00\ud7ff\ud800"
 _VOID = {"meta", "circle", "polyline", "br"}
 
 
@@ -157,6 +157,7 @@ def test_hostile_text_is_text(field: str) -> None:
         title=HOSTILE if field == "title" else "t",
         question=HOSTILE if field == "question" else "q",
     )
+    html.encode()
     read = Reader(html)
     assert not {"script", "img"} & {tag for tag, _ in read.tags}
     assert not any(name.startswith("on") for _, attributes in read.tags for name in attributes)

@@ -231,3 +231,12 @@ for number in range(460):
     broken = [335, 336]  # x86-64 has none of these two: they raise SIGILL, without effect
     done = fork.run(Program(code, inputs={"allowed": allowed + broken}), LIMITS)
     assert (done.status, done.stdout) == (Status.OK, "")
+
+
+def test_whole_numbers_of_any_length_have_a_text(fork: Executor) -> None:
+    """A value is sent with as many digits as another interpreter reads, so that none of them breaks the report."""
+    done = fork.run(Program("print(len(str(10**5000)), int('9' * 5000) == 10**5000 - 1)"))
+    assert done.stdout == "5001 True\n"
+    done = fork.run(Program("def f(n): return 10**n", entry="f", calls=[[4000], [5000], [2]]))
+    assert (done.status, done.values) == (Status.OK, (10**4000, None, 100))
+    assert "4300 digits" in done.detail

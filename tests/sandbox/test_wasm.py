@@ -152,12 +152,23 @@ class TestBuilt:
         code = 'import json; json.dumps = lambda *a, **k: \'{"stdout": 3, "report": []}\''
         assert wasm.run(Program(code)).status is Status.CRASHED
 
-    def test_a_worker_that_dies_is_replaced(self) -> None:
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "print(len(str(10**5000)), int('9' * 5000) == 10**5000 - 1)",
+            "print(len(str(10**30000)) - 25000, int('9' * 30000) == 10**30000 - 1)",
+        ],
+    )
+    def test_whole_numbers_of_any_length_have_a_text(self, wasm: Executor, code: str) -> None:
+        """From thousands of digits on a module of Python's own computes it, which must have been loaded before."""
+        assert wasm.run(Program(code)).stdout == "5001 True\n"
+
+    def test_a_program_whose_worker_is_killed_is_run_once_more(self) -> None:
         with WorkerPool(WasmWorker, workers=1) as pool:
             process = pool._idle[0]._process  # type: ignore[attr-defined]
-            threading.Timer(0.3, process.kill).start()
-            done = pool.run(Program("while True: pass"), Limits(fuel=10**12, wall_seconds=30))
-            assert done.status is Status.CRASHED
+            threading.Timer(0.05, process.kill).start()
+            done = pool.run(Program("sum(range(10**7)); print(6 * 7)"), Limits(fuel=10**12, wall_seconds=30))
+            assert (done.status, done.stdout) == (Status.OK, "42\n")
             assert pool.run(Program("print(6 * 7)")).stdout == "42\n"
             assert pool.restarts == 1
 

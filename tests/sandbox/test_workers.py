@@ -77,14 +77,54 @@ def test_a_dead_worker_is_replaced_before_the_next_program() -> None:
         assert pool.restarts == 1
 
 
-def test_a_worker_that_dies_during_a_program_is_replaced(running_in: RunningIn) -> None:
+def test_a_program_whose_worker_is_killed_from_outside_is_run_once_more(running_in: RunningIn) -> None:
     with WorkerPool(light, workers=1) as pool:
         pid = pool._idle[0]._process.pid  # type: ignore[attr-defined]
         threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
-        done = pool.run(Program("while True: pass"), Limits(wall_seconds=10))
-        assert (done.status, done.detail) == (Status.CRASHED, "the worker ended")
-        assert pool.run(Program("print(6 * 7)")).stdout == "42\n"
+        done = pool.run(Program("import time; time.sleep(0.6); print(6 * 7)"), Limits(wall_seconds=10))
+        assert (done.status, done.stdout, pool.restarts) == (Status.OK, "42\n", 1)
         assert running_in(pid, 5) == []
+
+
+@pytest.mark.parametrize("victim", ["the worker", "the program"])
+def test_a_program_that_is_killed_from_outside_twice_is_not_judged(running_in: RunningIn, victim: str) -> None:
+    """It is not at fault, so it has not crashed. Without limits a program cannot do that: it can signal nobody."""
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(0.2):
+            for group in [worker._process.pid for worker in made if worker.alive()]:
+                for process in running_in(group, 0):
+                    if (process == group) is (victim == "the worker"):
+                        os.kill(process, signal.SIGKILL)
+
+    made: list[ForkWorker] = []
+
+    def start() -> ForkWorker:
+        made.append(light())
+        return made[-1]
+
+    with WorkerPool(start, workers=1) as pool:
+        killer = threading.Thread(target=kill)
+        killer.start()
+        done = pool.run(Program("import time; time.sleep(8)"), Limits(wall_seconds=10))
+        ended.set()
+        killer.join()
+        assert (done.status, done.status.judges) == (Status.UNAVAILABLE, False)
+        assert done.detail == f"{victim} was killed from outside (SIGKILL), and so was the one before it"
+        assert pool.run(Program("print(6 * 7)")).stdout == "42\n"
+
+
+def test_a_killed_worker_is_an_unjudged_answer() -> None:
+    from nabla_agents import PythonTests, Rollout
+
+    killed = Observation(b"", b"", 0.1, Status.UNAVAILABLE, "the worker was killed from outside (SIGKILL)")
+    worker = FakeWorker()
+    worker.check = lambda request, limits: killed  # type: ignore[method-assign]
+    with WorkerPool(lambda: worker, workers=1) as pool:
+        [score] = PythonTests("assert f(1) == 2", executor=pool).score([Rollout.from_text("?", "def f(x): return 2")])
+    assert not score.judged
+    assert "killed from outside" in score.explanation
 
 
 def test_a_zygote_that_does_not_answer_is_killed_with_its_program(running_in: RunningIn) -> None:

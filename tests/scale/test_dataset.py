@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,81 @@ def test_a_crash_between_the_file_and_the_end_of_the_job_is_made_good(source: Pa
     job.close()  # all shards are there, the file is not
     assert run_to_end(source, out) == [(3, 3)]
     assert len(rows_of(out)) == 8
+
+
+HALF, DEEP = '{"question": "\\ud800"}', '{"question": "1", "a": ' + "[" * 100_000 + "]" * 100_000 + "}"
+CLOSE = '{"question": "1", "a": ' + "[" * 300 + "]" * 300 + "}"  # no deeper than the interpreter allows, but than we do
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_row_that_cannot_be_read_is_that_rows_error(tmp_path: Path, suffix: str) -> None:
+    """Halves of surrogate pairs, which no file of text holds, and nesting that ends every recursion."""
+    lines = [HALF, DEEP, '{"question": "1", "id": "\\udfff"}', CLOSE, '{"question": "1"}']
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    out = tmp_path / f"out{suffix}"
+    run_to_end(tmp_path / "q.jsonl", out)
+    if suffix == ".jsonl":
+        rows = rows_of(out)
+        assert (rows[0]["question"], rows[2]["id"]) == ("\ud800", "\udfff")
+    else:
+        import pyarrow.parquet as pq
+
+        rows = [{**row, "nabla": json.loads(row["nabla"])} for row in pq.read_table(out).to_pylist()]
+        assert (rows[0]["question"], rows[2]["id"]) == ("\ufffd", "\ufffd")
+    assert [row["completion"] is None for row in rows] == [True, True, False, True, False]
+    assert rows[0]["nabla"]["error"].startswith("PromptError: ")
+    assert rows[1]["nabla"]["error"] == "Line 2 is nested more than 200 levels deep."
+    assert "Line 4" in rows[3]["nabla"]["error"]
+    assert [rows[i]["nabla"]["seed"] for i in (2, 4)] == [2, 4]
+
+
+def test_columns_of_several_kinds_are_json_text_in_parquet(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    values = [1, "a", 2**70, None]
+    lines = [json.dumps({"question": "1", "v": value, "huge": 2**70}) for value in values]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    run_to_end(tmp_path / "q.jsonl", tmp_path / "out.parquet")
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["v"] for row in rows] == ["1", '"a"', str(2**70), None]
+    assert rows[0]["huge"] == str(2**70)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_full_disk_is_an_error_and_the_job_goes_on_when_there_is_room(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / f"out{suffix}"
+    rows = [row for row in rows_of(source) if "question" in row]
+    source.write_text("".join(json.dumps({"question": row["question"]}) + "\n" for row in rows))
+    for broken, done in (("fsync", 0), ("replace", 0)):
+        with monkeypatch.context() as patched:
+            job = complete_dataset(source, out, make, SETTINGS)
+            assert next(job)[0] == done
+            patched.setattr(os, broken, full)
+            with pytest.raises(NablaError, match=r"cannot be written .*No space left.*run the same job again"):
+                next(job)
+        assert [p.name for p in (tmp_path / f"{out.name}.parts").iterdir()] == ["job"]
+    assert run_to_end(source, out)[-1] == (3, 3)
+
+
+def test_a_finished_shard_that_lost_rows_is_refused(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    job = complete_dataset(source, out, make, SETTINGS)
+    for _ in range(2):
+        next(job)
+    job.close()
+    part = tmp_path / "out.jsonl.parts" / "00000000.jsonl"
+    whole = part.read_text()
+    part.write_text(whole[: whole.index("\n") + 1])
+    with pytest.raises(ConfigurationError, match="has 1 rows; expected 3. Remove it, and run the same job again"):
+        run_to_end(source, out)
+    part.write_text(whole[:-5])
+    with pytest.raises(ConfigurationError, match=r"Line 3 of .*00000000.jsonl is no JSON"):
+        run_to_end(source, out)
 
 
 def test_parquet_goes_in_and_comes_out(source: Path, tmp_path: Path) -> None:

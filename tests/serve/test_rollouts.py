@@ -85,7 +85,7 @@ def test_a_server_that_refines_is_asked_for_plain_samples_by_the_format(tiny_eng
 
 def test_what_is_above_the_servers_limits_says_which(elsewhere: Engine) -> None:
     with pytest.raises(RolloutError, match=r"max_tokens is \d+; at most 4096 tokens are allowed"):
-        elsewhere.generate(QUESTION)
+        elsewhere.generate(QUESTION, sampling=Sampling(max_tokens=5000))
     with pytest.raises(RolloutError, match="17 answers are asked for; at most 16 are allowed"):
         elsewhere.generate(QUESTION, strategy=BestOfN(n=17), budget=Budget(rollouts=17), sampling=SHORT)
 

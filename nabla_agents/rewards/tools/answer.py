@@ -21,7 +21,7 @@ _REPLACED = (
     (re.compile(r"\s+"), " "),
 )
 _LETTER = re.compile(r"\(?([A-Ja-j])[).:]*")
-_ASSIGNED = re.compile(r"([A-Za-z]\w{0,9}) ?= ?(?=[^=])")
+ASSIGNED = re.compile(r"([A-Za-z]\w{0,9}) ?= ?(?=[^=])")
 # Only what is cheap is a number: `Fraction("1e10000000")` takes seconds, and other scripts have digits, too.
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?|\.[0-9]{1,40}"
 _SENTENCE = (
@@ -39,6 +39,7 @@ _FORMS = tuple(
         r"(?P<whole>[0-9]{1,40})? ?\\frac(?P<number>[0-9])(?P<under>[0-9])",
     )
 )
+_BESIDE, _GROUPED = re.compile(r"\d +\d"), re.compile(r"(?<!\d)\d{1,3}(?: \d{3})+(?!\d)")
 _ESCAPED_DOLLAR, _DOLLAR = re.compile(r"\\\$"), re.compile(r"(?<!\\)\$")
 _CURRENCIES = {"dollar": "$", "dollars": "$", "usd": "$", "euro": "€", "euros": "€", "eur": "€", "yen": "¥"}
 _MULTIPLE = re.compile(  # a number in words behind the digits, `2 million`
@@ -89,12 +90,12 @@ def same(gold: str, answer: str) -> bool | None:
         return None
     dollars = [_in_dollars(written) for written in (gold, answer)]
     gold, answer = normal(gold), normal(answer)
-    if gold.replace(" ", "") == answer.replace(" ", ""):
+    if gold == answer or (gold.replace(" ", "") == answer.replace(" ", "") and not _ungrouped(answer, gold)):
         return True if gold else None
     letters = _LETTER.fullmatch(gold), _LETTER.fullmatch(answer)
     if letters[0] and letters[1] and letters[0][1].isupper():
         return letters[0][1] == letters[1][1].upper()
-    names = {found[1] for found in (_ASSIGNED.match(gold), _ASSIGNED.match(answer)) if found}
+    names = {found[1] for found in (ASSIGNED.match(gold), ASSIGNED.match(answer)) if found}
     one, other = number(gold), number(answer)
     if one is None or other is None or len(names) > 1:
         return None
@@ -104,6 +105,11 @@ def same(gold: str, answer: str) -> bool | None:
     return _same_number(one, other)
 
 
+def _ungrouped(*answers: str) -> bool:
+    """Whether spaces in one of them do more than group digits: `4 2` is not 42, while `1 000` is 1000."""
+    return any(_BESIDE.search(_GROUPED.sub("1", answer)) for answer in answers)
+
+
 def numbers(*answers: str) -> bool:
     """Whether all are plainly numbers: then `same` has the last word, where math-verify would drop units and round."""
     return all(len(a) <= MAX_CHARACTERS and number(normal(a)) is not None for a in answers)
@@ -111,7 +117,7 @@ def numbers(*answers: str) -> bool:
 
 def number(answer: str) -> Number | None:
     """A number in normal form with its unit; None for everything that is not plainly one."""
-    assigned = _ASSIGNED.match(answer)
+    assigned = ASSIGNED.match(answer)
     answer = answer[assigned.end() :] if assigned else answer
     spelled = _SPELLED.get(answer.casefold().replace(" ", "-"))
     if spelled is not None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import builtins
-import math
+import cmath
+import copy
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.rewards.tools.script import Check, Script
+from nabla_agents.rewards.tools.evaluation import Unknown, evaluate, names_used
+from nabla_agents.rewards.tools.script import CONDITION, Check, Script
 from nabla_agents.rewards.tools.values import alike
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
@@ -37,7 +39,7 @@ def script(source: str, entry: str | None) -> Script:
     """
     try:
         body = ast.parse(source).body
-        names = _Names(body)
+        names = _Names(body, entry)
         checks, outside = _checks([*body, *_calls_of_tests(body, entry)], names)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
         raise ConfigurationError(f"PythonTests got tests that are no Python: {e}.") from e
@@ -46,7 +48,8 @@ def script(source: str, entry: str | None) -> Script:
             "PythonTests got source that tests nothing; expected assertions, functions test_…(), or check(candidate) "
             "together with entry."
         )
-    return Script(tuple(checks), outside, entry or names.first_asked(body))
+    subject = entry or names.first_asked(body)
+    return Script(tuple(checks), outside, subject, names.subjects(body) | ({subject} if subject else set()))
 
 
 def _checks(body: Sequence[ast.stmt], names: _Names) -> tuple[list[Check], bool]:
@@ -71,34 +74,77 @@ def _check(statement: ast.stmt, before: str, names: _Names) -> Check:
     whole = Check(before, ast.unparse(statement))
     if not isinstance(statement, ast.Assert):
         return whole
-    test = statement.test
+    return _compared(statement.test, whole, names) or _evaluated(statement.test, whole, names) or whole
+
+
+def _compared(test: ast.expr, whole: Check, names: _Names) -> Check | None:
+    """The check of one value that the program's interpreter sends: against a constant, or whether it is true."""
     refuted = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
     asked = test.operand if isinstance(test, ast.UnaryOp) and refuted else test
     if names.asks_program(asked):
         holds = operator.not_ if refuted else operator.truth
         symbol = "false" if refuted else "true"
-        return Check(before, whole.statement, ast.unparse(asked), symbol, _TRUTH, lambda value, _: holds(value))
+        return Check(whole.before, whole.statement, ast.unparse(asked), symbol, _TRUTH, lambda value, _: holds(value))
     if not isinstance(test, ast.Compare) or len(test.ops) != 1:
-        return whole
+        return None
     left, right, kind = test.left, test.comparators[0], type(test.ops[0])
-    if isinstance(test.ops[0], ast.Eq) and _literal(left) is not _NONE:
+    if isinstance(test.ops[0], ast.Eq) and names.constant(left) is not _NONE:
         left, right = right, left
-    expected = _literal(right)
+    expected = names.constant(right)
     if expected is _NONE or (kind in (ast.Is, ast.IsNot) and not _single(expected)):
-        return whole
+        return None
     # Of two outcomes one is soon guessed, so that it must be the program's own answer.
     if not names.asks_program(left) and (kind is not ast.Eq or _single(expected) or names.decides(left)):
-        return whole
+        return None
     symbol, holds = _OPERATORS[kind]
-    return Check(before, whole.statement, ast.unparse(left), "" if symbol == "==" else symbol, expected, holds)
+    return Check(whole.before, whole.statement, ast.unparse(left), "" if symbol == "==" else symbol, expected, holds)
 
 
-class _Truth:
+def _evaluated(test: ast.expr, whole: Check, names: _Names) -> Check | None:
+    """The check of a condition over calls of the program's own: they send their values, the rest is evaluated here."""
+    calls: dict[str, ast.expr] = {}
+    condition = _Placed(calls, names).visit(copy.deepcopy(test))
+    if not calls or names.own & names_used(condition):
+        return None
+    try:
+        evaluate(condition, dict.fromkeys(calls, 1))
+    except Unknown:
+        return None
+    except Exception:  # of another kind than 1
+        pass
+    sent = [ast.unparse(call) for call in calls.values()]
+
+    def holds(value: Any, _: Any) -> bool:
+        return bool(evaluate(condition, dict(zip(calls, value if len(calls) > 1 else [value], strict=True))))
+
+    expression = sent[0] if len(sent) == 1 else f"({', '.join(sent)})"
+    return Check(whole.before, whole.statement, expression, CONDITION, _Said(ast.unparse(test)), holds)
+
+
+class _Placed(ast.NodeTransformer):
+    """Puts names into the places of calls of the program's own."""
+
+    def __init__(self, calls: dict[str, ast.expr], names: _Names) -> None:
+        self._calls, self._names = calls, names
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        if not self._names.asks_program(node):
+            self.generic_visit(node)
+            return node
+        name = f"_nabla_{len(self._calls)}"
+        self._calls[name] = node
+        return ast.Name(name, ast.Load())
+
+
+class _Said:
+    def __init__(self, text: str) -> None:
+        self._text = text
+
     def __repr__(self) -> str:
-        return ""
+        return self._text
 
 
-_TRUTH, _NONE = _Truth(), object()
+_TRUTH, _NONE = _Said(""), object()
 
 
 def _literal(node: ast.expr) -> Any:
@@ -113,12 +159,12 @@ def _literal(node: ast.expr) -> Any:
 def _readable(value: Any) -> bool:
     if isinstance(value, dict):
         return all(_readable(k) and _readable(v) for k, v in value.items())
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, list | tuple | set | frozenset):
         return all(map(_readable, value))
     return (
         value is None
         or (isinstance(value, bool | int | str | bytes))
-        or (isinstance(value, float) and math.isfinite(value))
+        or (isinstance(value, float | complex) and not cmath.isnan(value))
     )
 
 
@@ -129,15 +175,18 @@ def _single(value: Any) -> bool:
 class _Names:
     """Who is who in the tests: what they bind themselves, and what must come from the program."""
 
-    def __init__(self, body: Sequence[ast.stmt]) -> None:
+    def __init__(self, body: Sequence[ast.stmt], entry: str | None) -> None:
         self.functions: set[str] = set()
         self.tests: set[str] = set()  # those of the functions that can object
-        self.bound: set[str] = set(dir(builtins))
+        self.own: set[str] = set()  # what the tests bind or define, but for what they import
         for statement in body:
             for node in ast.walk(statement):
                 self._bind(node)
         self.imported = {name for s in body for name in _imported(s)}
-        self.bound |= self.functions | self.imported
+        self.own |= self.functions
+        self.bound = set(dir(builtins)) | self.own | self.imported
+        if entry not in self.functions | self.imported:
+            self.bound.discard(entry or "")
 
     def _bind(self, node: ast.AST) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -147,11 +196,22 @@ class _Names:
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
             self.functions |= {t.id for t in node.targets if isinstance(t, ast.Name)}
         if isinstance(node, ast.ClassDef):
-            self.bound.add(node.name)
+            self.own.add(node.name)
         elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            self.bound.add(node.id)
+            self.own.add(node.id)
         elif isinstance(node, ast.arg):
-            self.bound.add(node.arg)
+            self.own.add(node.arg)
+
+    def constant(self, node: ast.expr) -> Any:
+        """The value of an expression that needs neither the program nor the tests' own names, or `_NONE`."""
+        value = _literal(node)
+        if value is not _NONE or self.own & names_used(node):
+            return value
+        try:
+            value = evaluate(node, {})
+            return value if _readable(value) else _NONE
+        except Exception:  # not evaluated here, or wrong: whoever runs it will see
+            return _NONE
 
     def asks_program(self, node: ast.expr) -> bool:
         """Whether it is a call of what the program defines, or of a method of what that returns."""
@@ -165,6 +225,13 @@ class _Names:
             for n in ast.walk(node)
         )
 
+    def subjects(self, body: Sequence[ast.stmt]) -> frozenset[str]:
+        """Builtins that an assertion asks with data alone, and so may be the program's own: `assert sum(1, 2) == 3`."""
+        asserted = (node.test for s in body for node in ast.walk(s) if isinstance(node, ast.Assert))
+        calls = (n for test in asserted for n in (test, *ast.iter_child_nodes(test)) if isinstance(n, ast.Call))
+        roots = {_root(n) for n in calls if isinstance(n.func, ast.Name) and all(map(_is_data, n.args))}
+        return frozenset(name for name in roots if name in dir(builtins))
+
     def first_asked(self, body: Sequence[ast.stmt]) -> str | None:
         """The first name that is called and that only the program can define."""
         calls = (n for s in body for n in ast.walk(s) if isinstance(n, ast.Call))
@@ -176,6 +243,10 @@ def _root(node: ast.AST) -> str | None:
     while isinstance(node, ast.Call | ast.Attribute | ast.Subscript):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else None
+
+
+def _is_data(node: ast.expr) -> bool:
+    return _literal(node) is not _NONE
 
 
 def _imported(statement: ast.stmt) -> Iterator[str]:

@@ -43,3 +43,37 @@ def text(value: Fraction, places: int, *, prefix: str = "", grouping: str = "") 
     whole, part = divmod(int(scaled), 10**places)
     sign = "-" if value < 0 and scaled else ""
     return f"{sign}{prefix}{whole:{grouping}d}" + (f".{part:0{places}d}" if places else "")
+
+
+def is_float_of(value: Fraction, written: str) -> bool:
+    """Whether a number with 15 digits or more, a point among them, is the value as binary floats have it:
+    14.999999999999998 for 15.
+    """
+    digits = "".join(c for c in written if c.isdecimal() or c == ".").lstrip("0.")
+    return (
+        "." in written
+        and len(digits.replace(".", "")) >= 15
+        and abs(number(unsigned(written)) - abs(value)) <= (abs(value) + 1) / 10**12
+    )
+
+
+def unsigned(written: str) -> str:
+    """The digits of a number with their separators, without sign and currency."""
+    return "".join(c for c in written if c.isdecimal() or c in ".,")
+
+
+def cut_off(value: Fraction, places: int) -> Fraction:
+    """Without what stands behind that many decimals."""
+    scale = 10**places
+    return Fraction((abs(value) * scale).__floor__(), scale) * (1 if value >= 0 else -1)
+
+
+def about(value: Fraction) -> str:
+    """The value as one says it: exactly, if four decimals are enough, else rounded to at least three digits, with a
+    sign that says so.
+    """
+    places = short_decimals(value)
+    if places is not None:
+        return f"= {text(value, places)}"
+    places = next((d for d in range(1, 12) if abs(value) * 10**d >= 100), 12)
+    return f"≈ {text(value, places)}"

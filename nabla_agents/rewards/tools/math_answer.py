@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 
-from nabla_agents.answers import stated_answer
+from nabla_agents.answers import rival_answer, stated_answer
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.rewards.base import Reward
 from nabla_agents.rewards.tools.answer import MAX_CHARACTERS, normal, numbers, same
+from nabla_agents.rewards.tools.hedges import hedge
 from nabla_agents.rewards.tools.math_check import same_by_math_verify
 from nabla_agents.rewards.tools.text import not_text
 from nabla_agents.sandbox import Executor
@@ -26,12 +27,14 @@ class MathAnswer(Reward):
     symbolic: also compares formulas, `x^2+2x+1` with `(x+1)^2`, by math-verify in a sandbox (extra `math`).
     executor: the sandbox for it, one that has the module math_verify; by default one that all rewards share.
 
-    The answer is the last one that is boxed, or follows `####` or `answer is`; else the whole of a completion that is
-    a mere expression, else its last number. A hedge, `3 or 7`, is no answer. It is compared in the host by normal form,
-    choice letter and exact number (fractions, per cent, units, powers of ten, numerals as far as `ninety-nine`;
-    microseconds), and only what that cannot decide in the sandbox (tens of milliseconds, at most 2 s). Answers that are
-    equal only when rounded, in different units or currencies (`$5`, `5 cents`), or in words are not judged. The right
-    answer may be a whole solution that ends in a mark. No model pass.
+    The answer is the last one that is boxed, or follows `####` or `answer is`; else the whole of a completion that is a
+    mere expression, else its last number. A hedge is not judged: `3 or 7`, `42; 43`, two boxes side by side, and what
+    relates a value instead of giving it, where the right answer does not (`41 = 42`, `\ge 42`, `42 \approx 41`, `[42,
+    43]`), nor are invisible characters or numbers side by side. It is compared in the host by normal form, choice
+    letter and exact number (fractions, per cent, units, powers of ten, numerals as far as `ninety-nine`; microseconds),
+    and only what that cannot decide in the sandbox (tens of milliseconds, at most 2 s). Answers that are equal only
+    when rounded, in different units or currencies (`$5`, `5 cents`), or in words are not judged. The right answer may
+    be a whole solution that ends in a mark. No model pass.
 
     Raises:
         ConfigurationError: when made: no answer or several, or one that is neither text nor a number.
@@ -59,9 +62,14 @@ class MathAnswer(Reward):
             return not_text(rollout.text)
         answer = stated_answer(rollout.text)
         if answer is None:
-            return Score.not_judged("no final answer is stated", called)
+            return Score.not_judged("no final answer is stated, or more than one", called)
         if len(answer) > MAX_CHARACTERS:
             return Score.not_judged(f"the answer has {len(answer)} characters, limit {MAX_CHARACTERS}", called)
+        rival = rival_answer(rollout.text)
+        if rival is not None and same(rival, answer) is not True:
+            return Score.not_judged(f"answer {answer[:80]!r} stands beside another one, {rival[:40]!r}", called)
+        if why := hedge(gold, answer):
+            return Score.not_judged(f"answer {answer[:80]!r} is not judged: {why}", called)
         equal = same(gold, answer)
         why = "compared as text and number" + ("; in other words, in other units, or rounded" if equal is None else "")
         if equal is None and self._symbolic and not numbers(gold, answer):

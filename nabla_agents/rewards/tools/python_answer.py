@@ -11,8 +11,10 @@ from nabla_agents.rewards.tools import executors
 from nabla_agents.rewards.tools.answer import same
 from nabla_agents.rewards.tools.code import line_span, python_code
 from nabla_agents.rewards.tools.fences import Fenced
+from nabla_agents.rewards.tools.hedges import hedge
 from nabla_agents.rewards.tools.math_answer import Gold, golds, verdict
 from nabla_agents.rewards.tools.text import not_text
+from nabla_agents.rewards.tools.trial import lacks_standard_module
 from nabla_agents.sandbox import Execution, Executor, Limits, Program
 from nabla_agents.types import Rollout, Score, Span, Usage
 
@@ -24,7 +26,8 @@ class PythonAnswer(Reward):
     executor, limits, credit: as in `PythonTests`.
 
     The program is the last fenced block of Python, or a bare text; the answer is in its last printed line. NaN where
-    the two cannot be compared as text or number, and where the sandbox lacks a module or is broken. One run, of
+    the two cannot be compared as text or number, and where the sandbox is broken. A program that needs a package which
+    the sandbox lacks is wrong; of a part of Python that it lacks, the value is 0 and `verified` None. One run, of
     milliseconds; no model pass.
 
     Raises:
@@ -76,16 +79,17 @@ class PythonAnswer(Reward):
         if not execution.ok:
             error = f"{execution.status} {execution.error_type} {execution.error_message[:200]}".strip()
             place = line_span(code, execution.line)
-            return _failed(error, () if place is None else (Span(*place, -1.0, None, error, self.credit),))
+            spans = () if place is None else (Span(*place, -1.0, None, error, self.credit),)
+            return _failed(error, spans, None if lacks_standard_module(execution) else False)
         lines = execution.stdout.strip().splitlines()
         if not lines:
             return _failed("the program printed nothing")
         printed = lines[-1].strip()
         equal = same(gold, printed)
-        if equal is None and (stated := stated_answer(printed)) is not None:
+        if equal is None and (stated := stated_answer(printed)) is not None and not hedge(gold, stated):
             equal = same(gold, stated)
         return verdict(equal, f"printed {printed[:80]!r}", "compared as text and number")
 
 
-def _failed(explanation: str, spans: tuple[Span, ...] = ()) -> Score:
-    return Score(0.0, 0.0, False, spans, explanation, Usage(reward_calls=1))
+def _failed(explanation: str, spans: tuple[Span, ...] = (), verified: bool | None = False) -> Score:
+    return Score(0.0, 0.0, verified, spans, explanation, Usage(reward_calls=1))

@@ -12,7 +12,7 @@ from nabla_agents.rewards.tools import executors
 from nabla_agents.rewards.tools.code import line_span, python_code
 from nabla_agents.rewards.tools.script import Script
 from nabla_agents.rewards.tools.text import not_text
-from nabla_agents.rewards.tools.trial import Trial, Tried, run
+from nabla_agents.rewards.tools.trial import Trial, Tried, lacks_standard_module, run
 from nabla_agents.rewards.tools.unit_tests import Calls, unit_tests
 from nabla_agents.sandbox import Executor, Limits
 from nabla_agents.types import Rollout, Score, Span, Usage
@@ -35,18 +35,25 @@ class PythonTests(Reward):
     arguments enter the sandbox, as JSON (tuples arrive as lists): results come back as JSON and are compared here
     (`unit_tests.equal`: 3 is 3.0, floats within 1e-9, True is not 1, tuples are lists).
 
-    Source runs behind the program, statement by statement, but what an assertion compares with stays here: of
-    `assert EXPR == LITERAL` only EXPR is evaluated there, and its value comes back as data, tuples, sets and keys
-    included. So it is with `in`, `<` and their like, `is None`, `assert f(1)` and `assert not f(1)`, where the other
-    side is a call of the program's own. All other assertions run beside the program, which could see and cheat them:
-    comparisons of two calls, `isclose`, functions that assert, values that are no data. When all pass and one of
-    these is among them, the answer is not verified (None), because nobody outside has seen a result. One that fails is.
+    Source runs behind the program, statement by statement, but what an assertion compares with stays here: of `assert
+    EXPR == LITERAL` only EXPR is evaluated there, and its value comes back as data, tuples, sets and keys included. So
+    it is with `in`, `<` and their like, `is None`, `assert f(1)` and `assert not f(1)`, where the other side is a call
+    of the program's own, and with conditions over such calls: `f(1) == f(2)`, `abs(f(1) - 2) < 1e-9`,
+    `math.isclose(f(1), 2.0)`, `1 < f(1) < 3`. An object that is no data is equal to no literal, whatever its `__eq__`
+    says.
+
+    All other assertions run beside the program, with Python's own builtins: what `and`, `or` and `if` decide,
+    `isinstance`, loops, functions that assert, objects of the program's own. It could see and cheat them all the same;
+    so when all tests pass and one of these is among them, the pass is only claimed (value 1, `verified` None), and not
+    verified (True). One that fails is wrong (False).
 
     One run for all tests, and one more for each from the first on that leaves or raises past them, or does not fit into
-    `value_bytes` or `output_bytes` together with those before it. After a run that meets the limit of time, and after
-    a run of all tests that meets any other, all later tests fail, untried. All runs of one program together have
-    four times `limits.wall_seconds`: what is not tried then counts as not passed, and makes a program that has passed
-    all before NaN. Milliseconds each; no model pass. A sandbox that lacks a module, or is broken, is an explained NaN.
+    `value_bytes` or `output_bytes` together with those before it. After a run that meets the limit of time, and after a
+    run of all tests that meets any other, all later tests fail, untried. All runs of one program together have four
+    times `limits.wall_seconds`: what is not tried then counts as not passed, and makes a program that has passed all
+    before NaN. Milliseconds each; no model pass. An answer that needs a package which the sandbox lacks is wrong; of a
+    part of Python that it lacks, the value is low and `verified` None. A sandbox that is broken, or lacks what the
+    tests themselves import, is an explained NaN.
 
     Raises:
         ConfigurationError: when made: no tests, no identifier, values that are not JSON, or too long for `limits`.
@@ -98,7 +105,7 @@ class PythonTests(Reward):
         return Trial(code, tests)
 
     def _verdict(self, trial: Trial) -> Score:
-        unjudged = next((t.execution for t in trial.results if not t.execution.status.judges), None)
+        unjudged = trial.lacking()
         if unjudged is not None:
             return _not_judged(f"sandbox {unjudged.status}: {unjudged.error_message or unjudged.detail}")
         passed = sum(t.passed for t in trial.results)
@@ -113,7 +120,7 @@ class PythonTests(Reward):
         return Score(
             value=value,
             verdict=value,
-            verified=False if failed else True if outside else None,
+            verified=_refuted(failed) if failed else True if outside else None,
             spans=self._spans(trial, failed),
             explanation="; ".join(filter(None, said)),
             usage=Usage(reward_calls=1),
@@ -126,9 +133,14 @@ class PythonTests(Reward):
         return (Span(*place, -1.0, explanation=failed.said, credit=self.credit),)
 
 
+def _refuted(failed: Tried) -> bool | None:
+    """False: the tests say that it is wrong. None: it needs a part of the standard library that the sandbox lacks."""
+    return None if lacks_standard_module(failed.execution) else False
+
+
 def _fitting(tests: Calls | Script, limits: Limits) -> Calls | Script:
     """The tests, if they can be sent, and a right function's values can come back."""
-    if isinstance(tests, Script) and (size := len(tests.appended("").encode())) > limits.source_bytes:
+    if isinstance(tests, Script) and (size := len(tests.around("").encode())) > limits.source_bytes:
         raise ConfigurationError(
             f"PythonTests got tests of {size} bytes as source, limits.source_bytes is {limits.source_bytes}; raise it."
         )

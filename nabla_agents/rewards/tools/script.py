@@ -10,34 +10,62 @@ from typing import Any
 from nabla_agents.rewards.tools.values import DATA, Unreadable, read
 
 ENTRY = "_nabla_test"
-# Runs after the program, in the same interpreter: whatever it returns is a claim. Tests share their state, in order.
+CONDITION = "that"  # the symbol of a check that is more than one comparison
+# Runs the program, and behind it the tests in their order, with the builtins as they were before it: what the program
+# defines of that name counts for itself alone, unless it is what the tests ask for. What tests bind, the program sees,
+# too. Whatever comes back is a claim all the same: they share an interpreter.
 _HARNESS = """
-def {entry}(last, tests={tests!r}, done=[]):
-{data}
-    def line_of(error):
-        line, traceback = None, error.__traceback__
-        while traceback is not None:
-            if traceback.tb_frame.f_code.co_filename == "<program>" and traceback.tb_lineno <= {lines}:
-                line = traceback.tb_lineno
-            traceback = traceback.tb_next
-        return line
+def run_program():
+    exec(compile(code, "<program>", "exec", dont_inherit=True), space)
 
-    space = globals()
+def see_program():
+    for name, value in list(space.items()):
+        own = name not in __builtins__ or name in subjects
+        if own and name != "__builtins__" and seen.get(name, seen) is not value:
+            view[name] = seen[name] = value
+
+def show_program():
+    for name, value in list(view.items()):
+        if name != "__builtins__" and seen.get(name, seen) is not value:
+            space[name] = seen[name] = value
+
+def line_of(error):
+    line, traceback = None, error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == "<program>":
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return line
+
+{data}
+def test(before, expression, statement):
+    try:
+        see_program()
+        exec(compile(before, "<tests>", "exec"), view)
+        show_program()
+        if expression:
+            return data(eval(compile(expression, "<tests>", "eval"), view))
+        exec(compile(statement, "<tests>", "exec"), view)
+        return ["held"]
+    except MemoryError:
+        raise
+    except Exception as error:
+        line = line_of(error)
+        if isinstance(error, ImportError) and line is None:
+            raise  # the tests need what is not there
+        return ["raised", type(error).__name__[:200], str(error)[:200], line]
+    finally:
+        show_program()
+
+def {entry}(last):
     while len(done) <= last:
-        before, expression, statement = tests[len(done)]
         done.append(0)
-        try:
-            exec(compile(before, "<tests>", "exec"), space)
-            if expression:
-                result = data(eval(compile(expression, "<tests>", "eval"), space))
-            else:
-                exec(compile(statement, "<tests>", "exec"), space)
-                result = ["held"]
-        except (ImportError, MemoryError):
-            raise
-        except Exception as error:
-            result = ["raised", type(error).__name__[:200], str(error)[:200], line_of(error)]
+        result = test(*tests[len(done) - 1])
     return result
+
+done, seen, view = [], {{}}, {{"__builtins__": __builtins__, "__name__": space["__name__"]}}
+run_program()
+space["{entry}"] = seen["{entry}"] = {entry}
 """
 
 
@@ -61,29 +89,41 @@ class Check:
 class Script:
     """Tests from source, in their order. `outside`: no statement between them could be a check of its own.
 
-    `function` is the name that the first of them asks of the program.
+    `function` is the name that the first of them asks of the program; `subjects` are all that may be its own although
+    Python has something of that name, as in `assert sum(1, 2) == 3`.
     """
 
     checks: tuple[Check, ...]
     outside: bool
     function: str | None
+    subjects: frozenset[str] = frozenset()
 
     @property
     def count(self) -> int:
         return len(self.checks)
 
-    def appended(self, code: str, beside: frozenset[int] = frozenset()) -> str:
-        """The code with the tests behind it; those in `beside` run there whole, with what they compare with."""
+    def around(self, code: str, beside: frozenset[int] = frozenset()) -> str:
+        """A program that runs the code, and then its tests; those in `beside` whole, with what they compare with."""
         tests = [
             (c.before, "" if i in beside else c.expression, c.statement if i in beside or not c.expression else "")
             for i, c in enumerate(self.checks)
         ]
-        return code + "\n" + _HARNESS.format(entry=ENTRY, tests=tests, data=DATA, lines=code.count("\n") + 1)
+        facts = f'"code": {code!r}, "tests": {tests!r}, "subjects": {tuple(sorted(self.subjects))!r}'
+        builtins = 'dict(vars(__import__("builtins")))'
+        harness = _HARNESS.format(entry=ENTRY, data=DATA)
+        # Below the lines of the code, so that none of these is taken for one of those.
+        below = "\n" * (code.count("\n") + 1)
+        return (
+            f'{below}exec(compile({harness!r}, "<tests>", "exec"), '
+            f'{{"__builtins__": {builtins}, "space": globals(), {facts}}})'
+        )
 
 
 @dataclass(frozen=True)
 class Said:
-    """What came of one test. `outside`: it was compared here. `again`: its value is no data; only beside can it be."""
+    """What came of one test. `outside`: it was compared here. `again`: its value is an object, of which only its own
+    interpreter can tell whether it is true.
+    """
 
     passed: bool
     outside: bool = False
@@ -101,7 +141,7 @@ def judged_check(check: Check, claim: Any, *, beside: bool) -> Said:
         case ["held"] if beside or not check.expression:
             return Said(True)
         case ["opaque", str(kind)] if not beside and check.expression:
-            return Said(False, again=True, why=f"{check.expression[:80]} gave an object of type {kind}")
+            return _of_an_object(check, kind)
         case _ if beside or not check.expression:
             return Said(False, why=f"{check.statement[:80]}: no valid report")
     try:
@@ -110,7 +150,21 @@ def judged_check(check: Check, claim: Any, *, beside: bool) -> Said:
         return Said(False, why=f"{check.expression[:80]}: no valid report")
     try:
         passed = bool(check.holds(value, check.expected))
-    except TypeError:  # of another kind than what it is compared with
+    except Exception:  # of another kind than what it is compared with, or too large
         passed = False
     expected = f"{check.symbol} {check.expected!r}".strip()[:80]
     return Said(passed, True, "" if passed else f"{check.expression[:80]} gave {value!r:.80}, expected {expected}")
+
+
+def _of_an_object(check: Check, kind: str) -> Said:
+    """The verdict on an object that is no data: it is no literal, and nothing but its own methods could say that it is
+    equal to one, or less.
+    """
+    why = f"{check.expression[:80]} gave an object of type {kind}"
+    if check.symbol in ("true", "false", CONDITION):
+        return Said(False, again=True, why=why)
+    if check.symbol in ("!=", "is not", "not in"):
+        return Said(True, outside=check.symbol == "is not")
+    return Said(
+        False, True, f"{why}, expected {check.symbol} {check.expected!r:.80}".replace("expected  ", "expected ")
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +65,8 @@ class Trial:
                 self._note(i, fine, [value])
         # What is capped for all tests together says nothing of the others: each has that room alone. After any other
         # limit, each of the others could take as long again.
-        if single or execution.status not in (Status.ERROR, Status.OUTPUT_LIMIT) or self._undefined(execution):
+        alone = (Status.ERROR, Status.UNSUPPORTED, Status.OUTPUT_LIMIT)
+        if single or execution.status not in alone or self._undefined(execution):
             self._end(execution)
 
     def next(self) -> list[tuple[int, Program]]:
@@ -83,6 +86,19 @@ class Trial:
         if left and self._seconds > ALL_RUNS * limits.wall_seconds:
             self.untried = f"{left} tests were not tried, because those before took {self._seconds:.1f} s"
 
+    def lacking(self) -> Execution | None:
+        """The run in which the sandbox was broken, or lacked what the tests themselves import."""
+        own = isinstance(self.tests, Script)
+        return next(
+            (
+                t.execution
+                for t in self.results
+                if not t.execution.status.judges
+                or (own and t.execution.status is Status.UNSUPPORTED and t.execution.line is None)
+            ),
+            None,
+        )
+
     def _left(self) -> list[int]:
         return [i for i in range(self.count) if i not in self._results]
 
@@ -91,13 +107,13 @@ class Trial:
             return Program(
                 self.code.flush, entry=self.tests.entry, calls=self.tests.arguments[tests.start : tests.stop]
             )
-        source = self.tests.appended(self.code.flush, frozenset(self._beside & {*tests}))
+        source = self.tests.around(self.code.flush, frozenset(self._beside & {*tests}))
         return Program(source, entry=ENTRY, calls=[[i] for i in tests])
 
     def _undefined(self, execution: Execution) -> bool:
         """Whether the program itself failed, and not a test: those of a script report what they raise."""
-        passed_on = ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "ImportError", "ModuleNotFoundError")
-        is_error = execution.status is Status.ERROR and isinstance(self.tests, Script)
+        passed_on = ("SystemExit", "KeyboardInterrupt", "GeneratorExit")
+        is_error = execution.status in (Status.ERROR, Status.UNSUPPORTED) and isinstance(self.tests, Script)
         return is_error and not execution.values and execution.error_type not in passed_on
 
     def _unclear(self, execution: Execution) -> bool:
@@ -136,6 +152,12 @@ def run(trials: Sequence[Trial], executor: Executor, limits: Limits) -> None:
         executions = iter(executor.run_many([p for _, programs in wave for _, p in programs], limits))
         for trial, programs in wave:
             trial.take([(i, next(executions)) for i, _ in programs], limits)
+
+
+def lacks_standard_module(execution: Execution) -> bool:
+    """Whether the program needs a part of the standard library that this sandbox lacks; packages it must do without."""
+    missing = re.match(r"No module named '(\w+)", execution.error_message)
+    return execution.status is Status.UNSUPPORTED and missing is not None and missing[1] in sys.stdlib_module_names
 
 
 def _called(tests: Calls, index: int, execution: Execution, values: Sequence[Any]) -> Tried:

@@ -9,6 +9,7 @@ import sys
 import types
 
 FILE = "<program>"
+JSON_DIGITS = 4300  # of a whole number in a report: as many as any other interpreter reads by default
 NAME_CHARACTERS, MESSAGE_CHARACTERS = 200, 1000
 OUT_OF_MEMORY = '{"status": "oom", "error_type": "MemoryError"}'  # ready before memory is gone
 FAILED = '{"status": "error", "error_type": "Exception"}'
@@ -31,11 +32,13 @@ class Report:
         # The program may break everything it can reach; what is needed afterwards is bound here.
         self._dumps = json.dumps
         self._encode = json.JSONEncoder(allow_nan=False, default=plain).iterencode
+        self._limit_digits = getattr(sys, "set_int_max_str_digits", lambda digits: None)
 
     def add(self, value):
         """Appends a value's JSON, `null` with a reason where it has none; stops at the cap, however deep it shares."""
         text = ""
         try:
+            self._limit_digits(JSON_DIGITS)
             for chunk in self._encode(value):
                 text += chunk
                 if len(text) > self._room:
@@ -43,6 +46,8 @@ class Report:
         except (TypeError, ValueError, RecursionError) as e:
             self.facts["detail"] = f"call {len(self.values)} returned {name_of(value)}, no JSON value: {text_of(e)}"
             text = "null"
+        finally:
+            self._limit_digits(0)
         self._room -= len(text) + 1
         self.values.append(text)
 

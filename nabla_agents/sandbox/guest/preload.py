@@ -16,6 +16,11 @@ STANDARD = """
     tempfile textwrap threading time timeit token tokenize traceback types typing unicodedata unittest urllib.parse
     uuid warnings weakref xml.etree.ElementTree zipfile zlib zoneinfo doctest cProfile pstats
 """
+# What the interpreter and these modules load only when they come to need it: long numbers as text, annotations.
+LATE = """
+    _pylong _pydecimal _pydatetime _colorize annotationlib string.templatelib concurrent.futures.thread
+    importlib.resources _ast_unparse _markupbase _py_warnings pathlib._os
+"""
 CODECS = """
     ascii base64_codec bz2_codec charmap cp1252 cp437 hex_codec idna iso8859_1 latin_1 punycode quopri_codec
     raw_unicode_escape rot_13 unicode_escape utf_16 utf_16_be utf_16_le utf_32 utf_32_be utf_32_le utf_7 utf_8 utf_8_sig
@@ -57,8 +62,13 @@ for pair in pairs:
 
 
 def load(packages: list[str]) -> None:
-    """Loads the standard modules that this interpreter has, and `packages`; one that cannot be loaded is left out."""
-    for name in [*STANDARD.split(), *(f"encodings.{codec}" for codec in CODECS.split())]:
+    """Loads the standard modules that this interpreter has, and `packages`; one that cannot be loaded is left out.
+
+    Numbers of any length have a text: time has limits of its own here, which that of 4300 digits does without.
+    """
+    if hasattr(sys, "set_int_max_str_digits"):
+        sys.set_int_max_str_digits(0)
+    for name in [*STANDARD.split(), *LATE.split(), *(f"encodings.{codec}" for codec in CODECS.split())]:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     for package in packages:

@@ -167,7 +167,7 @@ def test_what_is_no_text_is_refused_and_thoughts_are_left_out() -> None:
         conversation([HumanMessage([{"type": "image_url", "image_url": {"url": "x"}}])])
 
 
-def test_a_call_cut_short_is_closed_and_a_broken_one_is_invalid(scripted: Any) -> None:
+def test_a_number_ends_by_its_bounds_and_a_broken_call_is_invalid(scripted: Any) -> None:
     endless = call("first", '{"x": ' + "1" * 500)
     cut = ChatNabla(engine=scripted(lambda prompt: endless), max_tokens=70).bind_tools(TOOLS, tool_choice="any")
     assert cut.invoke("x").tool_calls
@@ -202,12 +202,6 @@ async def test_an_answer_is_an_object_of_the_schema(scripted: Any, method: Any, 
     expected = Pet(name="Mia", age=3) if schema is Pet else {"name": "Mia", "age": 3}
     assert llm.invoke("x") == await llm.ainvoke("x") == expected
     assert list(llm.stream("x"))[-1] == expected
-
-
-@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
-def test_a_model_that_knows_no_json_answers_in_it_all_the_same(engine: Engine, method: Any) -> None:
-    pet = ChatNabla(engine=engine, max_tokens=90).with_structured_output(Pet, method=method).invoke("Which pet?")
-    assert isinstance(pet, Pet)
 
 
 def test_the_raw_message_comes_along_and_an_error_is_told(scripted: Any) -> None:

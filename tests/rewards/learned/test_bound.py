@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from nabla_agents import BestOfN, Budget, Engine, LanguageModel, Nabla, Rollout, Sampling
+from nabla_agents import BestOfN, Budget, Engine, Greedy, LanguageModel, Nabla, Rollout, Sampling
 from nabla_agents.testing import (
     byte_tokenizer,
     permuted_tokenizer,
@@ -205,4 +205,4 @@ def test_a_disjoint_reward_still_chooses_the_answer() -> None:
     result = engine.generate("bb", sampling=Sampling(max_tokens=6), seed=1)
     assert result.score is not None
     assert result.score.value == max(s.score.value for s in result.trace if s.score is not None)
-    assert Engine(model=policy).generate("bb", sampling=Sampling(max_tokens=2)).coverage == ()
+    assert Engine(model=policy, strategy=Greedy()).generate("bb", sampling=Sampling(max_tokens=2)).coverage == ()

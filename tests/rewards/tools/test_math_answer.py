@@ -194,6 +194,64 @@ def test_what_math_verify_would_drop_is_left_open(math_checker: Executor, gold: 
     assert said(judge(MathAnswer(gold), rf"\boxed{{{answer}}}")) == "open"
 
 
+HEDGES = [
+    "42; 43", "41 = 42", "42 = 41", "x = 42 = 41", r"42 \approx 41", r"\ge 42", "> 42", r"\neq 42", r"\sim 42",
+    "~42", "≈42", "[42,42]", "[42]", "42, 43", r"\{42, 43\}", "4 2", "42 43", r"42\,43", "42~43", r"42\quad 43",
+    "42\u202e14", "4\u200b2", "⁴2", "42±1", r"42\pm 1", r"42 \lor 43", r"42 \text{ or } 43", "42 to 43", "42:43",
+    "42...43", "$42$ $43$", "42 (or 43)", r"\boxed{42}{41}", r"\boxed{42} or \boxed{43}",
+    r"\boxed{43}, \boxed{42}", r"\text{not }42", "about 42", "42?!", "42+", r"42 \pmod{43}", r"42; \frac{1}{2}",
+    r"x \in \{42\}", r"42\\43", "4_2", "(42]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["\\boxed{%s}", "#### %s", "The answer is %s", "%s"])
+def test_no_hedge_is_verified(math_checker: Executor, form: str) -> None:
+    for hedge in HEDGES:
+        for gold in ("42", "41"):
+            score = judge(MathAnswer(gold), form % hedge)
+            assert score.verified is not True, (form % hedge, score.explanation)
+            assert score.explanation
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("42", "x = 42"),
+        ("42", r"\frac{84}{2}"),
+        ("42", r"6 \cdot 7"),
+        ("42", r"x = \sqrt{1764}"),
+        ("42", "(42)"),
+        ("42", "= 42"),
+        ("42", r"42~\text{cm}"),
+        ("1000", "1 000"),
+        (r"11,\! 111", r"11,\! 111"),
+        ("1.5", "1 1/2"),
+        ("x > 3", "3 < x"),
+        ("(1, 2)", r"\left( 1, 2 \right)"),
+        ("1, 2", r"\{1, 2\}"),
+        (r"2 \pm \sqrt{3}", r"2 \pm \sqrt{3}"),
+        ("y = 2x", "2x"),
+        ("4 2", "4 2"),
+        ("639/40", r"15\frac{39}{40}}, or $\boxed{\frac{639}{40}"),
+        ("42", r"42}$, so \boxed{42"),
+    ],
+)
+def test_what_only_formats_an_answer_or_is_right_itself_is_no_hedge(
+    math_checker: Executor, gold: str, answer: str
+) -> None:
+    score = judge(MathAnswer(gold), rf"\boxed{{{answer}}}")
+    assert score.verified is True, score.explanation
+
+
+def test_the_explanation_names_the_hedge() -> None:
+    for text, words in [
+        (r"\boxed{\ge 42}", r"'\\ge 42' is not judged: it is an inequality"),
+        (r"\boxed{42} or \boxed{43}", "'43' stands beside another one, '42'"),
+        ("#### 42\u202e14", "the invisible character U+202E"),
+    ]:
+        assert words in judge(MathAnswer("42", symbolic=False), text).explanation
+
+
 def test_a_machine_without_a_sandbox_leaves_formulas_open(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Executor:
         from nabla_agents import SandboxError

@@ -28,7 +28,11 @@ def judge(tool: PythonAnswer, text: str, question: str = "?") -> Score:
         ("print('forty-two')", True),
         ("print('forty-two apples')", None),
         ("print('42 or 43')", None),
-        ("import asyncio\nprint(42)", None),
+        ("print('42; 43')", None),
+        ("print('4 2')", None),
+        ("print('41 = 42')", None),
+        ("print('42\\u202e14')", None),
+        ("import pandas\nprint(42)", False),
     ],
 )
 def test_the_last_printed_line_is_the_answer(programs: Executor, text: str, verified: bool | None) -> None:
@@ -37,6 +41,12 @@ def test_the_last_printed_line_is_the_answer(programs: Executor, text: str, veri
     assert score.judged is (verified is not None)
     assert score.value == float(bool(verified)) or not score.judged
     assert score.explanation
+
+
+def test_a_part_of_python_that_the_sandbox_lacks_is_no_proof_of_a_wrong_answer(programs: Executor) -> None:
+    score = judge(PythonAnswer(42), "import asyncio\nprint(42)")
+    assert (score.value, score.verified) == (0.0, None)
+    assert "No module named 'asyncio'" in score.explanation
 
 
 def test_the_failing_line_is_located(programs: Executor) -> None:

@@ -107,17 +107,50 @@ def test_one_that_never_ends_fails_once_and_not_for_every_test(programs: Executo
     assert "timeout" in score.explanation
 
 
-def test_what_the_sandbox_lacks_is_no_wrong_answer(programs: Executor) -> None:
-    score = judge(PythonTests(PAIRS, entry="add"), "import asyncio\n" + GOOD)
+ASSERTED = "assert add(1, 2) == 3\nassert add(0, 0) == 0"
+
+
+@pytest.mark.parametrize("tests", [PAIRS, ASSERTED], ids=["pairs", "source"])
+@pytest.mark.parametrize(
+    ("imports", "verified"),
+    [
+        ("import pandas", False),
+        ("raise ImportError('no pandas')", False),
+        ("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')", False),
+        ("import no_such_thing", False),
+        ("import asyncio", None),  # a part of Python, which this sandbox lacks
+    ],
+)
+def test_an_answer_that_needs_what_is_not_there_fails_and_ends_nothing(
+    programs: Executor, tests: Any, imports: str, verified: bool | None
+) -> None:
+    """Neither a part that a test reaches, nor the whole: a low score that says so, whatever is tested with it."""
+    whole = judge(PythonTests(tests, entry="add"), f"{imports}\n{GOOD}")
+    part = judge(PythonTests(tests, entry="add"), f"def add(a, b):\n    if a == 1: {imports}\n    return a + b")
+    assert (whole.value, whole.verified) == (0.0, verified), whole.explanation
+    assert 0 < part.value < 1
+    assert part.verified in (False, verified)
+    for score in (whole, part):
+        assert score.explanation.split("named ")[-1] in score.explanation
+        assert "ModuleNotFoundError" in score.explanation or "ImportError" in score.explanation
+        assert len(score.spans) == 1
+
+
+def test_an_answer_that_does_without_what_is_not_there_is_right(programs: Executor) -> None:
+    text = "try:\n    import pandas\nexcept ImportError:\n    pandas = None\n" + GOOD
+    assert judge(PythonTests(PAIRS, entry="add"), text).verified is True
+
+
+def test_what_the_tests_themselves_need_and_the_sandbox_lacks_is_no_verdict(programs: Executor) -> None:
+    score = judge(PythonTests("import pandas\nassert add(1, 2) == 3"), GOOD)
     assert not score.judged
-    assert "unsupported" in score.explanation
+    assert "No module named 'pandas'" in score.explanation
 
 
 def test_a_batch_is_judged_in_order(programs: Executor) -> None:
     texts = [GOOD, "def add(a, b): return 0", "", GOOD, "while True: pass", "import asyncio"]
     scores = PythonTests(PAIRS, entry="add", limits=FAST).score([Rollout.from_text("?", t) for t in texts])
-    assert [s.value for s in scores if s.judged] == [1.0, 0.5, 0.0, 1.0, 0.0]
-    assert not scores[5].judged
+    assert [s.value for s in scores] == [1.0, 0.5, 0.0, 1.0, 0.0, 0.0]
 
 
 def test_none_is_expected_and_what_is_no_json_is_not_none(programs: Executor) -> None:
@@ -155,32 +188,74 @@ def compared(source: str) -> list[Any]:
         ("assert f(1) in (1, 2)", (1, 2)),
         ("assert f(1) < 2", 2),
         ("assert f(1) != 'x'", "x"),
+        ("assert f(1) == float('inf')", float("inf")),
+        ("assert set(f(1)) == set([1, 2])", {1, 2}),
+        ("assert f(1) == chr(8)", "\x08"),
+        ("assert f(1) == (1.5, -2 + 1j)", (1.5, -2 + 1j)),
     ],
 )
 def test_what_an_assertion_compares_with_stays_in_the_host(assertion: str, expected: Any) -> None:
     assert compared(assertion) == [expected]
     [check] = unit_tests(assertion, None).checks  # type: ignore[union-attr]
-    assert assertion not in unit_tests(assertion, None).appended("")  # type: ignore[union-attr]
+    assert assertion not in unit_tests(assertion, None).around("")  # type: ignore[union-attr]
     assert check.expression
 
 
 @pytest.mark.parametrize(
     "assertion",
     [
-        "assert f(1) == f(2)",
         "assert isinstance(f(1), int) is True",  # who answers is not the program
         "assert all(f(i) for i in range(3))",
-        "assert (f(1) == 2) == True",
         "assert (f(1) == 2 and 'yes') == 'yes'",
-        "assert abs(f(1) - 2) < 1e-9",
         "assert f(1) is 300",
         "assert f(1) == g",
-        "assert 1 < f(1) < 3",
-        "assert f(1) == float('inf')",
+        "assert f(1) == 2 or f(2) == 3",
+        "assert f(x) == len",
+        "from math import isclose\nassert isclose(f(1), 2)",
+        "assert [f(1)][0].real == 2 * [1]",
+        "def abs(x): return 0\nassert abs(f(1) - 2) < 1",
     ],
 )
 def test_an_assertion_that_decides_beside_the_program_stays_whole(assertion: str) -> None:
     assert compared(assertion) == [None]
+
+
+@pytest.mark.parametrize(
+    ("condition", "good", "bad"),
+    [
+        ("math.isclose(f(1), 2.0, rel_tol=0.001)", "2.001", "2.1"),
+        ("abs(f(1) - 2) < 1e-09", "2.0", "2.1"),
+        ("1 < f(1) < 3", "2", "3"),
+        ("f(1) == f(2)", "{1: (2,)}", "x"),
+        ("not f(1) == f(2)", "x", "0"),
+        ("sorted(f(1)) == sorted(f(2), reverse=False)", "[2, 1]", "[x]"),
+        ("len(f(1)) >= len([1, 2])", "'ab'", "'a'"),
+        ("round(f(1), 2) == round(f(2), 2)", "1 / 3", "x / 7"),
+        ("(f(1) == 2) == True", "2", "3"),
+        ("f(1) * 2 + 1 in (5, 7)", "2", "4"),
+        ("math.isclose(f(1), f(2))", "2", "'a'"),
+    ],
+)
+def test_a_condition_is_evaluated_in_the_host(programs: Executor, condition: str, good: str, bad: str) -> None:
+    """The program's interpreter sends what its own calls give, and nothing else: nothing of it can forge the rest."""
+    source = f"import math\nassert {condition}"
+    [check] = unit_tests(source, None).checks  # type: ignore[union-attr]
+    assert check.expression in ("f(1)", "(f(1), f(2))")
+    for value, verified in ((good, True), (bad, False)):
+        score = judge(PythonTests(source), f"def f(x): return {value}")
+        assert score.verified is verified, (value, score.explanation)
+    assert condition in score.explanation
+    forger = "class All:\n    __eq__ = __lt__ = __gt__ = lambda *_: True\ndef f(x): return All()"
+    assert judge(PythonTests(source), forger).verified is not True
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["f(1) * 10**8 == 1", "len(f(1)) == 9", "str(f(1)) == '1'", "max(f(1)) == 3", "f(1) % 0 == 1", "chr(f(1)) == 'a'"],
+)
+def test_what_cannot_be_evaluated_is_a_failed_test(programs: Executor, condition: str) -> None:
+    for value in ("10**70000", "'a' * 10**6", "None", "float('nan')", "-1"):
+        assert judge(PythonTests(f"assert {condition}"), f"def f(x): return {value}").value == 0.0
 
 
 def test_a_helper_that_decides_is_no_evidence(programs: Executor) -> None:
@@ -209,6 +284,7 @@ def test_a_helper_that_decides_is_no_evidence(programs: Executor) -> None:
         ("assert f(1) == 1", "def f(x): return True", "def f(x): return '1'"),
         ("assert f(1) < 2", "def f(x): return x", "def f(x): return 'a'"),
         ("assert f(1) is None", "def f(x): pass", "def f(x): return 0"),
+        ("assert f(2) == 1" + 4000 * "0", "def f(x): return 10 ** 4000", "def f(x): return 10 ** 4000 + 1"),
         ("assert f(2) == 1" + 40 * "0", "def f(x): return 10 ** 40", "def f(x): return 10 ** 40 + 1"),
     ],
 )  # fmt: skip
@@ -302,7 +378,7 @@ def test_no_forger_is_verified(programs: Executor, forger: str) -> None:
     assert score.verified is not True, score.explanation
     mixed = "import math\n" + source + "\nassert math.isclose(add(1, 1), 2)\nassert add(1, 2) == add(2, 1)"
     assert judge(PythonTests(mixed), forger).verified is not True
-    assert judge(PythonTests(mixed), GOOD).verified is None
+    assert judge(PythonTests(mixed), GOOD).verified is True
 
 
 def test_arguments_that_are_no_json_reach_the_function_as_they_are(programs: Executor) -> None:
@@ -330,15 +406,16 @@ def test_assertions_run_beside_the_program(programs: Executor) -> None:
 
 def test_nobody_vouches_for_assertions_that_ran_beside_the_program(programs: Executor) -> None:
     """Such an answer ends no search: the program could have made them pass, as the forger does. A failed one counts."""
-    forger = "class All:\n    __eq__ = lambda *_: True\ndef add(a, b): return All()"
-    for source in ("assert add(1, 2) == add(2, 1)", "assert add(1, 2) == 3\nassert add(2, 2) != 5 or True"):
-        for text in (GOOD, forger):
+    forger = "class All:\n    __eq__ = __ne__ = __lt__ = __gt__ = lambda *_: True\ndef add(a, b): return All()"
+    for source, seen in (("assert add(1, 2) == add(2, 1)", True), ("assert add(2, 2) != 5 or True", None)):
+        assert judge(PythonTests(source), GOOD).verified is seen
+        for text in (forger, GOOD)[: 1 if seen else 2]:
             score = judge(PythonTests(source), text)
             assert (score.value, score.verified) == (1.0, None)
             assert "beside the program" in score.explanation
         assert judge(PythonTests(source), "def add(a, b): return undefined").verified is False
     for source in ("assert add(1, 2) == 3", "x = 1\nassert add(x, 2) == 3"):
-        assert judge(PythonTests(source), forger).verified is None  # its value is no data: it was asked beside
+        assert judge(PythonTests(source), forger).value == 0.0
         assert judge(PythonTests(source), GOOD).verified is True  # compared outside
 
 
@@ -362,11 +439,76 @@ def test_a_checking_function_is_one_test(programs: Executor) -> None:
     ],
 )
 def test_leaving_early_passes_no_test(programs: Executor, cheat: str) -> None:
-    """The last one passes assertions, which it can fool, but not pairs, which are compared in the host."""
     assert judge(PythonTests(PAIRS, entry="add"), cheat).verified is False
     for source in ("assert add(1, 2) == 3", "import math\nassert math.isclose(add(1, 2), 3)"):
-        fooled = "__eq__" in cheat and "isclose" not in source
-        assert (judge(PythonTests(source), cheat).value == 1.0) is fooled
+        assert judge(PythonTests(source), cheat).verified is False
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        "exec = lambda *a, **k: None",
+        "eval = compile = exec = lambda *a, **k: None",
+        "import builtins\nbuiltins.exec = builtins.eval = builtins.compile = lambda *a, **k: None",
+        "import builtins\nbuiltins.abs = lambda *_: 0\nbuiltins.all = builtins.isinstance = lambda *_: True",
+        "abs = lambda *_: 0\nall = isinstance = lambda *_: True",
+        "__builtins__ = {'abs': lambda *_: 0}",
+        "_nabla_test = lambda last: ['held']",
+        "AssertionError = None",
+    ],
+)
+def test_what_runs_beside_the_program_has_pythons_own_builtins(programs: Executor, forgery: str) -> None:
+    source = (
+        "assert abs(add(1, 2) - 3) < 1e-9 or False\nassert all(add(i, 1) == i + 1 for i in range(3))\n"
+        "assert isinstance(add(1, 2), int) and add(1, 2) == 3"
+    )
+    score = judge(PythonTests(source), f"{forgery}\ndef add(a, b): return 7")
+    assert (score.value, score.verified) == (0.0, False), score.explanation
+    assert judge(PythonTests(source), GOOD).value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("assert sum(1, 2) == 3\nassert sum(2, 2) == 4", "def sum(a, b): return a + b"),
+        ("assert max([1, 2], 3) == [3]", "def max(xs, x): return [x]"),
+        ("value = input()\nassert read() == 'x'", "def input(): return 'x'\ndef read(): return input()"),
+    ],
+)
+def test_what_the_tests_ask_for_may_have_the_name_of_a_builtin(programs: Executor, source: str, text: str) -> None:
+    entry = None if "read" not in source else "input"
+    assert judge(PythonTests(source, entry=entry), text).verified is True
+
+
+def test_a_program_sees_what_its_tests_bind(programs: Executor) -> None:
+    source = (
+        "class Node:\n    def __init__(self, value): self.value = value\nLIMIT = 3\ninput = lambda: 'typed'\n"
+        "assert value(Node(2)) == (2, 3, 'typed', 2)\nassert calls == 1"
+    )
+    text = (
+        "calls = 0\ndef value(node):\n    global calls\n    calls += 1\n"
+        "    return node.value, LIMIT, input(), Node(2).value"
+    )
+    score = judge(PythonTests(source), text)
+    assert score.value == 1.0, score.explanation
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "passes"),
+    [
+        ("assert f() == 0.5", "from fractions import Fraction\ndef f(): return Fraction(1, 2)", True),
+        ("assert f() == 3", "from decimal import Decimal\ndef f(): return Decimal('3.0')", True),
+        ("assert f() == {'a'}", "def f(): return {'a': 1}.keys()", True),
+        ("assert f() == 'a'", "import enum\nclass E(enum.Enum):\n    A = 'a'\ndef f(): return E.A", False),
+        ("assert f() == [1]", "def f(): return iter([1])", False),
+        ("assert f() is not None", "def f(): return object()", True),
+        ("assert f() is None", "def f(): return object()", False),
+        ("assert f() < 2", "class A:\n    __lt__ = lambda *_: True\ndef f(): return A()", False),
+    ],
+)
+def test_objects_are_what_they_are_worth_as_data(programs: Executor, source: str, text: str, passes: bool) -> None:
+    score = judge(PythonTests(source), text)
+    assert score.verified is passes, score.explanation
 
 
 @pytest.mark.parametrize(
@@ -385,15 +527,13 @@ def test_leaving_early_passes_no_test(programs: Executor, cheat: str) -> None:
     ],
 )
 @pytest.mark.parametrize("tests", [PAIRS[:2], "assert add(1, 2) == 3\nassert add(0, 0) == 0"], ids=["pairs", "source"])
-def test_a_hostile_function_is_a_low_score_or_says_what_the_sandbox_lacks(
-    programs: Executor, deed: str, tests: Any
-) -> None:
+def test_a_hostile_function_is_a_low_score(programs: Executor, deed: str, tests: Any) -> None:
     """Beside it, a right one of the same batch is verified."""
     tool = PythonTests(tests, entry="add", limits=Limits(cpu_seconds=1, wall_seconds=4.0, fuel=2 * 10**9))
     hostile = f"def add(a, b):\n    {deed}\n    return a + b"
     scores = tool.score([Rollout.from_text("?", text) for text in (hostile, GOOD)])
     assert scores[0].verified is not True
-    assert scores[0].value == 0.0 or (not scores[0].judged and "unsupported" in scores[0].explanation)
+    assert scores[0].value == 0.0
     assert scores[0].explanation
     assert scores[1].verified is True
 
@@ -506,14 +646,14 @@ class Double:
     def __exit__(self, *_: object) -> None: ...
 
 
-LOW = [Status.ERROR, Status.TIMEOUT, Status.OOM, Status.DENIED, Status.OUTPUT_LIMIT, Status.CRASHED]
+LOW = [s for s in Status if s not in (Status.OK, Status.UNAVAILABLE)]
 
 
 @pytest.mark.parametrize("status", [s for s in Status if s is not Status.OK])
 @pytest.mark.parametrize("tests", [PAIRS, "x = 1\nassert add(1, 2) == 3"], ids=["pairs", "assertions"])
 def test_every_status_has_its_verdict(status: Status, tests: Any) -> None:
     entry = "add" if tests is PAIRS else None
-    score = judge(PythonTests(tests, entry=entry, executor=Double(Execution(status, detail="why"))), GOOD)
+    score = judge(PythonTests(tests, entry=entry, executor=Double(Execution(status, detail="why", line=1))), GOOD)
     assert score.judged is (status in LOW)
     assert (score.value == 0.0) is (status in LOW)
     assert str(status) in score.explanation
