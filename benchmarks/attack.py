@@ -211,7 +211,7 @@ REFUSED: Final[dict[str, tuple[Any, ...]]] = {
     "13 a megabyte of one letter": (CHAT, says("a" * 1_000_000)),
     "13 a stop string of a megabyte": (CHAT, says(stop=["x" * 900_000])),
     "15 an error for each of 300,000 messages": (CHAT, {"messages": [1] * 300_000}),
-    "15 an error for each of 60,000 names": (CHAT, says(**{f"unknown {i}": 1 for i in range(40_000)})),
+    "15 an error for each of 40,000 names": (CHAT, says(**{f"unknown {i}": 1 for i in range(40_000)})),
 }
 
 
