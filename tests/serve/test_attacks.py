@@ -16,6 +16,7 @@ from fastapi.responses import PlainTextResponse
 
 from nabla_agents import Engine, Greedy
 from nabla_agents.models.constraint import Compiler
+from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.scripted import scripted_model
 from nabla_agents.serve import ServeSettings, create_app
@@ -30,7 +31,7 @@ CHAT, TEXTS, TOKENS = "/v1/chat/completions", "/v1/completions", "/v1/nabla/toke
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was tokenized, rendered and compiled."""
     calls: list[str] = []
-    for kind, name in ((Tokenizer, "encode"), (Tokenizer, "render"), (Compiler, "start")):
+    for kind, name in ((Tokenizer, "encode"), (LanguageModel, "prompt"), (Compiler, "start")):
         original: Any = getattr(kind, name)
 
         def counted(self: Any, *a: Any, name: str = name, original: Any = original, **o: Any) -> Any:
@@ -79,7 +80,7 @@ async def test_a_grammar_is_compiled_after_its_prompt_is_known_to_fit(
 ) -> None:
     body = chat("word " * 20_000, **answers_in({"type": "string"}))
     refused(await client.post(CHAT, json=body), 400, "context_length_exceeded")
-    assert "render" in read
+    assert "prompt" in read
     assert "start" not in read
 
 
