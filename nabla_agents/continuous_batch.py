@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -19,6 +20,8 @@ OwnerT = TypeVar("OwnerT", bound=Hashable)
 
 _JOIN_SHARE: Final = 0.25  # of the batch is free before others join: each time costs a prefill and a copy of the cache
 
+_SOON: Final = 4  # steps after which an owner without a row is given one, also where the batch is full
+
 _MOST_JOINED: Final = 2.0  # batches before a step is due: jobs that end with their first token keep out no other
 
 
@@ -28,20 +31,24 @@ class _Sequence(Generic[OwnerT]):
 
     owner: OwnerT
     job: RolloutJob
+    decoding: Decoding | None = None
     row: Row | None = None
     rollout: Rollout | None = None
 
 
 class ContinuousBatch(Generic[OwnerT]):
-    """Jobs of owners on one model, each owner of which gets its rollouts when all of them are there; at most
-    `max_batch` rows are written at a time.
+    """Jobs of owners on one model, each owner of which gets its rollouts when all of them are there.
+
+    At most `max_batch` rows are written at a time, but for the first of each of as many owners: it joins within a few
+    steps, however long the others have still to go.
     """
 
     def __init__(self, model: LanguageModel, *, max_batch: int) -> None:
         self._model, self._max_batch = model, max_batch
-        self._decoding: Decoding = model.decoding()
+        self._decodings: deque[Decoding] = deque()  # one; several where rows cannot join: within a sliding window
         self._owners: dict[OwnerT, tuple[Writing, list[_Sequence[OwnerT]]]] = {}
         self._joined = 0  # since the last step
+        self._steps = 0  # since the last time that some joined
 
     def __len__(self) -> int:
         """How many owners have not left."""
@@ -53,7 +60,7 @@ class ContinuousBatch(Generic[OwnerT]):
     @property
     def writing(self) -> bool:
         """Whether some rollout has begun and not ended."""
-        return bool(self._decoding)
+        return any(self._decodings)
 
     def add(self, owner: OwnerT, writing: Writing) -> None:
         self._owners[owner] = writing, [_Sequence(owner, job) for job in writing.jobs]
@@ -67,8 +74,7 @@ class ContinuousBatch(Generic[OwnerT]):
     def withdraw(self, owner: OwnerT) -> Written:
         """Ends an owner's rollouts where they are, and frees their rows."""
         _, sequences = self._owners.pop(owner)
-        given_up = self._decoding.drop([s.row for s in sequences if s.row is not None])
-        return Written([s.rollout for s in sequences if s.rollout is not None], given_up)
+        return Written([s.rollout for s in sequences if s.rollout is not None], _dropped(sequences))
 
     def advance(self) -> dict[OwnerT, Written | Exception]:
         """Joins what waits where there is room, or makes one decode step. Returns the owners that have all their
@@ -76,12 +82,9 @@ class ContinuousBatch(Generic[OwnerT]):
 
         What does not fit into memory is written anew in halves, which `usage.out_of_memory` counts.
         """
-        waiting = [s for _, own in self._owners.values() for s in own if s.row is None and s.rollout is None]
-        room = self._max_batch - len(self._decoding)
-        enough = room >= _JOIN_SHARE * self._max_batch and self._joined < _MOST_JOINED * self._max_batch
-        joining = waiting[:room] if (enough and self._decoding.joinable) or not self._decoding else []
-        self._joined = self._joined + len(joining) if joining else 0
-        failed = self._step(self._decoding, joining)
+        joining = self._joining()
+        self._joined, self._steps = (self._joined + len(joining), 0) if joining else (0, self._steps + 1)
+        failed = self._step(self._place() if joining else self._next(), joining)
         for writing, [first, *_] in [own for own in self._owners.values() if own[0].watch is not None and own[1]]:
             if writing.watch is not None and first.row is not None:
                 writing.watch(first.row.ids)
@@ -93,27 +96,68 @@ class ContinuousBatch(Generic[OwnerT]):
                 del self._owners[owner]
         return written
 
-    def _step(self, decoding: Decoding, joining: Sequence[_Sequence[OwnerT]]) -> dict[OwnerT, Exception]:
-        written = [s for _, own in self._owners.values() for s in own if s.row is not None]
+    def _joining(self) -> list[_Sequence[OwnerT]]:
+        """What joins before the next step: as much as there is room for, the first of each owner before others; and in
+        time the first of an owner that has no row, though the batch is full of those of others.
+        """
+        first, others, writing = list[_Sequence[OwnerT]](), list[_Sequence[OwnerT]](), 0
+        for _, own in self._owners.values():
+            waiting = [s for s in own if s.row is None and s.rollout is None]
+            beside = any(s.row is not None for s in own)
+            writing += beside
+            first += waiting[: not beside]
+            others += waiting[not beside :]
+        rows = sum(map(len, self._decodings))
+        room = self._max_batch - rows
+        enough = room >= _JOIN_SHARE * self._max_batch and self._joined < _MOST_JOINED * self._max_batch
+        joinable = all(decoding.joinable for decoding in self._decodings)
+        if not rows or (enough and joinable):
+            return [*first, *others][:room]
+        return first[: self._max_batch - writing] if self._steps >= _SOON else []
+
+    def _place(self) -> Decoding:
+        """The decoding that rows may join now."""
+        if not (self._decodings and self._decodings[0].joinable):
+            self._decodings.appendleft(self._model.decoding())
+        return self._decodings[0]
+
+    def _next(self) -> Decoding | None:
+        """The decoding whose turn it is; None where nothing is written."""
+        self._decodings = deque(decoding for decoding in self._decodings if decoding)
+        self._decodings.rotate(-1)
+        return self._decodings[-1] if self._decodings else None
+
+    def _step(self, decoding: Decoding | None, joining: Sequence[_Sequence[OwnerT]]) -> dict[OwnerT, Exception]:
+        if decoding is None:
+            return {}
+        every = [s for _, own in self._owners.values() for s in own if s.row is not None]
+        written = [s for s in every if s.decoding is decoding]
         try:
             if joining:
                 for sequence, row in zip(joining, decoding.add([s.job for s in joining]), strict=True):
-                    sequence.row = row
+                    sequence.row, sequence.decoding = row, decoding
             else:
                 decoding.step()
         except torch.OutOfMemoryError:
-            affected, no_room = [*written, *joining], True
+            affected, no_room = [*every, *joining], True
         except Exception:
             affected, no_room = list(joining or written), False
         else:
             rows = ((s, s.row) for s in (*written, *joining) if s.row is not None)
             ended = [(s, row) for s, row in rows if row.finish is not None]
             _end([s for s, _ in ended], [decoding.finished(row) for _, row in ended])
-            return {}
+            failed: dict[OwnerT, Exception] = {s.owner: row.error for s, row in ended if row.error is not None}
+            for owner in failed:
+                _dropped(self._owners[owner][1])
+            return failed
         # Only here has the failed attempt let go of its tensors: a handled exception holds the frames it came through.
+        if no_room:
+            self._decodings.clear()
+        elif not joining:
+            self._decodings.remove(decoding)
+        for sequence in affected:
+            sequence.decoding = None
         del decoding
-        if no_room or not joining:
-            self._decoding = self._model.decoding()
         if no_room:
             try:
                 _end(affected, after_failure(self._model.rollout, [s.job for s in affected]))
@@ -136,4 +180,13 @@ class ContinuousBatch(Generic[OwnerT]):
 
 def _end(sequences: Sequence[_Sequence[OwnerT]], rollouts: Sequence[Rollout]) -> None:
     for sequence, rollout in zip(sequences, rollouts, strict=True):
-        sequence.row, sequence.rollout = None, rollout
+        sequence.decoding, sequence.row, sequence.rollout = None, None, rollout
+
+
+def _dropped(sequences: Sequence[_Sequence[OwnerT]]) -> list[Rollout]:
+    """What was written of those that are being written; their rows are free."""
+    rows: dict[Decoding, list[Row]] = {}
+    for sequence in sequences:
+        if sequence.row is not None and sequence.decoding is not None:
+            rows.setdefault(sequence.decoding, []).append(sequence.row)
+    return [rollout for decoding, own in rows.items() for rollout in decoding.drop(own)]

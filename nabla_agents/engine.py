@@ -130,6 +130,13 @@ class Engine(BaseEngine):
             rollouts=self._rollouts,
         )
 
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the thread that computes has been at one piece of work, such as a decode step or a batch of
+        gradient passes; 0 while it waits for work.
+        """
+        return self._scheduler.busy_seconds
+
     def prompt(
         self, prompt: PromptLike, *, tools: Sequence[dict[str, Any]] | None = None, formatted: bool = False
     ) -> Prompt:

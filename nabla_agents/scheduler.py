@@ -3,97 +3,40 @@
 from __future__ import annotations
 
 import atexit
-import contextvars
 import os
 import threading
-import weakref
+import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
 
 from nabla_agents.continuous_batch import ContinuousBatch
-from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.memory import in_halves
 from nabla_agents.models.threads import release_threads
 from nabla_agents.run import Run
-from nabla_agents.search.operation import Cancelled, Operation, Writing
+from nabla_agents.search.operation import Cancelled, Operation, Pause, Writing
 from nabla_agents.search.search import STOPPED
 from nabla_agents.searching import Searching
-from nabla_agents.types import Step
+from nabla_agents.task import Task
+from nabla_agents.types import Rollout, Step
 
 MAX_BATCH: Final = 32  # searches that run at a time, and rows of one batch
 
 _MOST_WAIT: Final = 3  # searches that wait for another operation, for each whose rollouts are written meanwhile
 
-_PATIENCE: Final = 16  # decode steps after which a search that waits is waited for no longer
+_PIECE: Final = 1.0  # seconds that one batch of an operation may take by the pace of the last one, if it is of several
+
+_FIRST_PIECE: Final = 2048  # tokens, while no pace is known
+
+_LONG: Final = 0.25  # seconds of an operation after which others have as long, unless they want nothing
+
+_LIGHT: Final = 1024  # tokens of an operation that does not wait for that
 
 _MOMENT: Final = 0.05  # seconds that searches wait for a tool before they go on without those that it judges
-
-
-class Task:
-    """A search that the scheduler drives: it is ready to go on, waits for an operation, or is parked until another step
-    is wanted. It works in the context of whoever asked for it.
-    """
-
-    def __init__(self, run: Run, searching: Searching) -> None:
-        self.search = searching.search
-        self.searching = searching
-        self.waits_for: Operation | Writing | None = None
-        self.begun = False  # what it waits for
-        self.waited = 0  # decode steps, for that
-        self.ready = True
-        self.parked = not run.wanted
-        self._run = weakref.ref(run)  # who lets go of a run needs no answer
-        self._steps = searching.steps()
-        self._context = contextvars.copy_context()
-        self._moving: Coroutine[Any, Any, Step] | None = None
-        self._outcome: Any = None
-
-    @property
-    def run(self) -> Run | None:
-        return self._run()
-
-    def put(self, step: Step) -> None:
-        """A step that was made, for whoever is still there."""
-        if (run := self.run) is not None:
-            run.put(step)
-
-    def give(self, outcome: Any) -> None:
-        """What it waited for; an exception is raised where it waits."""
-        self._outcome, self.waits_for, self.begun, self.ready, self.waited = outcome, None, False, True, 0
-
-    def may_be_left(self, operation: Operation) -> bool:
-        """Whether a search that was stopped need not wait for it: it runs elsewhere, or judges nothing finished."""
-        return operation.apart if self.begun else not operation.closing
-
-    def advance(self) -> Operation | Writing | Step | None:
-        """Goes on to the next operation, the next step, or the end: None."""
-        outcome, self._outcome = self._outcome, None
-        if self._moving is None:
-            moving: Any = self._steps.__anext__()
-            self._moving = moving
-        assert self._moving is not None
-        try:
-            if isinstance(outcome, BaseException):
-                awaited = self._context.run(self._moving.throw, outcome)
-            else:
-                awaited = self._context.run(self._moving.send, outcome)
-        except StopIteration as e:
-            self._moving = None
-            return e.value
-        except StopAsyncIteration:
-            return None
-        if isinstance(awaited, Operation | Writing):
-            self.waits_for, self.ready = awaited, False
-            return awaited
-        self._outcome = ConfigurationError(
-            f"A strategy awaits {awaited!r}; expected operations of its search alone, such as search.roll(...)."
-        )
-        return self.advance()
 
 
 class Scheduler:
@@ -102,10 +45,12 @@ class Scheduler:
 
     Rollouts are written together, a token at a time; searches join and leave the batch when they are in need of it.
     Operations of one kind run as one batch, since they gain more by a wide one than rollouts do: as soon as three
-    quarters of the searches wait for something else than rollouts, or one has waited for some steps, or nothing is
-    being written. Tools judge on threads of their own.
+    quarters of the searches wait for something else than rollouts, or one has waited for some steps, the fewer the less
+    was written for it, or nothing is being written. An operation that took long is followed by as long for
+    the others. Tools judge on threads of their own.
 
     Between any two steps it looks whether a search was stopped or has reached a limit, and then ends its rollouts.
+    `busy_seconds` is its heartbeat.
     """
 
     def __init__(self) -> None:
@@ -117,6 +62,9 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._tasks: list[Task] = []
         self._batches: dict[LanguageModel, ContinuousBatch[Task]] = {}
+        self._rests_until = 0.0  # from heavy operations
+        self._pace = 0.0  # seconds for each token of the last heavy one
+        self._moved: float | None = None  # when the piece of work began that the thread is at; None while it waits
 
     @staticmethod
     def of(device: torch.device) -> Scheduler:
@@ -136,6 +84,14 @@ class Scheduler:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="nabla-scheduler", daemon=True)
                 self._thread.start()
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the thread has been at one piece of work: a batch, a decode step, or what a search does between
+        two operations; 0 while it waits for work. From any thread.
+        """
+        moved = self._moved
+        return 0.0 if moved is None else time.monotonic() - moved
 
     def held(self) -> AbstractContextManager[Any]:
         """Within it, searches that are added wait, so that they begin as one batch; what runs goes on for a step."""
@@ -157,11 +113,13 @@ class Scheduler:
 
     def step(self) -> bool:
         """One batch of one kind, or one token of all rollouts; False where there is nothing to do until news come."""
+        self._moved = time.monotonic()
         self._take_in()
         self._heed()
         ready = [task for task in self._tasks if task.ready and not task.parked]
         for task in ready:
             self._advance(task)
+            self._moved = time.monotonic()
         if chosen := self._chosen():
             self._execute(chosen)
             return True
@@ -179,9 +137,11 @@ class Scheduler:
                 self._batches.clear()
                 continue
             if not busy:
+                self._moved = None
                 release_threads()
                 with self._changed:
                     self._changed.wait_for(lambda: self._news or self._closed)
+        self._moved = None
         for task in [*self._tasks, *self._coming]:
             task.search.ended = STOPPED
             self._end(task, None)
@@ -230,7 +190,7 @@ class Scheduler:
             if isinstance(reached, Writing):
                 batch = self._batches.setdefault(reached.model, ContinuousBatch(reached.model, max_batch=MAX_BATCH))
                 batch.add(task, reached)
-            if isinstance(reached, Operation | Writing):
+            if isinstance(reached, Operation | Writing | Pause):
                 return
             if reached is None or reached.done:
                 self._end(task, reached)
@@ -261,14 +221,27 @@ class Scheduler:
         busy = [o.function for t, o in wanted if t.begun and o.alone]
         waiting = [(t, o) for t, o in wanted if not t.begun and o.function not in busy]
         writers = sum(len(batch) for batch in self._batches.values())
-        patient = all(task.waited < _PATIENCE for task, _ in waiting)
         writing = any(batch.writing for batch in self._batches.values())
+        if writers and time.monotonic() < self._rests_until:
+            waiting = [(t, o) for t, o in waiting if o.apart or _tokens(o) <= _LIGHT]
+        patient = all(task.patient for task, _ in waiting)
         if writing and patient and len(waiting) < _MOST_WAIT * writers:
             for task, _ in waiting:
                 task.waited += 1
             return []
         _, first = min(waiting, key=lambda pair: pair[1].rank, default=(None, None))
-        return [] if first is None else [t for t, o in waiting if o.function == first.function]
+        return [] if first is None else self._piece([(t, o) for t, o in waiting if o.function == first.function])
+
+    def _piece(self, wanted: Sequence[tuple[Task, Operation]]) -> list[Task]:
+        """Those of equal operations that are run as one batch: as many as do not hold up others for long, or one."""
+        most = _FIRST_PIECE if self._pace == 0 else _PIECE / self._pace
+        tasks, tokens = list[Task](), 0
+        for task, operation in wanted:
+            tokens += 0 if operation.apart else _tokens(operation)
+            if tasks and tokens > most:
+                break
+            tasks.append(task)
+        return tasks
 
     def _write(self) -> bool:
         """A step of the rollouts of one model, of each in its turn; False where none are asked for."""
@@ -290,8 +263,14 @@ class Scheduler:
         for task in tasks:
             task.begun = True
         if not operations[0].apart:
+            began = time.monotonic()
             for task, outcome in zip(tasks, outcomes(operations), strict=True):
                 task.give(outcome)
+            took = time.monotonic() - began
+            if (tokens := sum(map(_tokens, operations))) > _LIGHT:
+                self._pace = took / tokens
+            if took > _LONG:
+                self._rests_until = began + 2 * took
             return
 
         def compute() -> None:
@@ -304,6 +283,12 @@ class Scheduler:
         thread = threading.Thread(target=compute, name="nabla-apart", daemon=True)
         thread.start()
         thread.join(_MOMENT)  # so that those that a fast tool judges stay together
+
+
+def _tokens(operation: Operation) -> int:
+    """That an operation on completions reads; 0 for one on something else."""
+    rollouts = (row for row in operation.columns[0] if isinstance(row, Rollout))
+    return sum(len(rollout.prompt.ids) + len(rollout.completion_ids) for rollout in rollouts)
 
 
 def outcomes(operations: Sequence[Operation]) -> list[Any]:

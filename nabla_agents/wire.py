@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Annotated, Any, Final, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
 from nabla_agents.chat.dialects import DIALECTS, HERMES
 from nabla_agents.chat.grammar import Grammar
@@ -23,7 +24,12 @@ PROMPT: Final = "/v1/nabla/prompt"
 TOKENS: Final = "/v1/nabla/tokens"
 STEPS: Final = "/v1/nabla/steps"
 
-Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+Many: Any = Field(fail_fast=True)
+"""Of a list: one thing that is wrong with it is enough, where a client may send a hundred thousand."""
+_MOST_NAMES: Final = 64  # of one object
+
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Stops = Annotated[list[Stop], Field(max_length=16)]
 
 
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -33,6 +39,14 @@ class Body(BaseModel):
     """Base of all requests: JSON types as they are, no further names."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_names(cls, data: Any) -> Any:
+        """Before each of them becomes an error of its own."""
+        if isinstance(data, dict) and len(data) > _MOST_NAMES:
+            raise PydanticCustomError("too_many_names", "has too many names, most of them unknown")
+        return data
 
 
 def _body_of(record: type, **otherwise: Any) -> type[Body]:
@@ -113,9 +127,9 @@ class PromptRequest(Body):
     """`POST /v1/nabla/prompt`: a conversation to render by the chat template, or a text verbatim."""
 
     model: str
-    messages: list[NativeMessage] | None = None
+    messages: Annotated[list[NativeMessage], Many] | None = None
     text: str | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], Many] | None = None
 
 
 class TokensRequest(Body):
@@ -123,13 +137,13 @@ class TokensRequest(Body):
 
     model: str
     text: str | None = None
-    ids: list[Annotated[int, Field(ge=0)]] | None = None
+    ids: Annotated[list[Annotated[int, Field(ge=0)]], Many] | None = None
 
 
 class RenderedPrompt(Body):
     """A prompt as `/v1/nabla/prompt` rendered it; its token ids are made anew."""
 
-    messages: list[NativeMessage]
+    messages: Annotated[list[NativeMessage], Many]
     text: str
 
 

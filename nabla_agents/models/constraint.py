@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _OF_SCHEMA = "failed to compile JSON schema: "  # how llguidance begins what is wrong with a schema
 _KEPT = 64  # compiled grammars of a model; an agent has a few
+_KEPT_CHARACTERS = 256 * 1024  # of their sources: compiled they take about 120 bytes a character, and 0.5 MB each
+_AHEAD = 8  # tokens
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -41,6 +43,18 @@ class Constraint:
             )
         return taken
 
+    def check_ends(self) -> None:
+        """Looks a few tokens ahead for a place from which nothing that ends leads on.
+
+        Raises:
+            GrammarError: it is there, as in a JSON schema that refers to itself without a way to stop.
+        """
+        ahead = Constraint(self._matcher.deep_copy(), self._vocab_size)
+        for _ in range(_AHEAD):
+            ahead.take([int(ahead.mask().argmax())])
+            if ahead.complete:
+                return
+
     @property
     def complete(self) -> bool:
         """Whether nothing more can be written."""
@@ -58,8 +72,11 @@ class Constraint:
         """What may come next, and after each token of a guess as far as the grammar has it; stays where it was."""
         masks, taken = [self.mask()], 0
         for token in guess:
-            if not masks[-1][token] or self.take([token]) == 0:
-                break
+            try:
+                if not masks[-1][token] or self.take([token]) == 0:
+                    break
+            except GrammarError:  # raised again where the token is written
+                return masks
             taken += 1
             if self.complete:
                 break
@@ -89,10 +106,16 @@ class Compiler:
             GrammarError: it does not compile.
         """
         with self._lock:
-            matcher = self._compiled.pop(grammar, None) or self._compile(grammar)
+            matcher = self._compiled.pop(grammar, None)
+        if matcher is None:
+            matcher = self._compile(grammar)  # others need not wait for it
+        with self._lock:
             self._compiled[grammar] = matcher  # the newest is last
-            if len(self._compiled) > _KEPT:
-                del self._compiled[next(iter(self._compiled))]
+            kept = sum(_size(other) for other in self._compiled)
+            while len(self._compiled) > 1 and (len(self._compiled) > _KEPT or kept > _KEPT_CHARACTERS):
+                oldest = next(iter(self._compiled))
+                kept -= _size(oldest)
+                del self._compiled[oldest]
             return Constraint(matcher.deep_copy(), self._vocab_size)
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
@@ -139,6 +162,10 @@ def _ll_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_ids: Sequence[int])
             f"The tokenizer of {tokenizer.name} cannot be constrained by a grammar ({e}); expected a fast byte-level "
             "or byte-fallback one."
         ) from e
+
+
+def _size(grammar: Grammar) -> int:
+    return len(grammar.body) + len(grammar.instead or "")
 
 
 def _short(text: str, length: int = 300) -> str:

@@ -66,13 +66,10 @@ class Decoding:
     @torch.no_grad()
     def add(self, jobs: Sequence[RolloutJob]) -> list[Row]:
         """Reads the jobs' prefixes and chooses the token after each: one prefill. Returns their rows, which fill as
-        steps are made.
-
-        Raises:
-            GrammarError: a prefix is not a beginning of what its grammar has.
+        steps are made. One whose prefix is not a beginning of what its grammar has ends with an error.
         """
         model = self._model
-        rows = [Row(job, list(job.prefix_ids), constraint=_constraint(model, job)) for job in jobs]
+        rows = [_row(model, job) for job in jobs]
         longest = max(len(job.prompt.ids) + job.max_tokens for job in jobs)
         texts = [(*job.prompt.ids, *job.prefix_ids) for job in jobs]
         context, hidden = model.transformer.read(
@@ -126,6 +123,9 @@ class Decoding:
 def rollout(model: CausalModel, jobs: Sequence[RolloutJob]) -> list[Rollout]:
     """Samples all jobs together; finished rows leave the batch. Costs one prefill, and one forward per token that no
     draft has guessed.
+
+    Raises:
+        GrammarError: a prefix is not a beginning of what its grammar has, or from what was written no end is reached.
     """
     if not jobs:
         return []
@@ -133,6 +133,8 @@ def rollout(model: CausalModel, jobs: Sequence[RolloutJob]) -> list[Rollout]:
     rows = decoding.add(jobs)
     while decoding:
         decoding.step()
+    if (error := next((row.error for row in rows if row.error is not None), None)) is not None:
+        raise error
     return [row.rollout(model) for row in rows]
 
 
@@ -175,8 +177,7 @@ def _take(
         for j, (token, log_prob) in enumerate(drawn):
             row.ids.append(token)
             row.log_probs.append(log_prob)
-            if row.constraint is not None:
-                row.constraint.take([token])
+            row.follow(token)
             row.close_if_finished(model)
             if row.finish is not None or j == len(guess) or token != guess[j]:
                 break
@@ -220,6 +221,13 @@ def _chosen(
         pairs.append(torch.stack([tokens.double(), token_log_probs(logits, tokens).double()], dim=1))
     # The only wait for the device in a step, whatever the batch; ids are whole numbers far below 2^53.
     return [(int(token), log_prob) for token, log_prob in torch.cat(pairs).tolist()]
+
+
+def _row(model: CausalModel, job: RolloutJob) -> Row:
+    try:
+        return Row(job, list(job.prefix_ids), constraint=_constraint(model, job))
+    except GrammarError as e:
+        return Row(job, list(job.prefix_ids), error=e, finish=FinishReason.LENGTH)
 
 
 def _constraint(model: CausalModel, job: RolloutJob) -> Constraint | None:

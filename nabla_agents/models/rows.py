@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.config import Sampling
+from nabla_agents.errors import GrammarError
 from nabla_agents.models.causal_model import CausalModel
 from nabla_agents.models.constraint import Constraint
 from nabla_agents.types import FinishReason, Prompt, Rollout, Usage
@@ -50,6 +51,7 @@ class Row:
     computed_tokens: int = 0
     prefilled_tokens: int = 0
     finish: FinishReason | None = None
+    error: GrammarError | None = None  # why it cannot go on
     text: str | None = None
     window: int = FIRST_WINDOW
     misses: int = 0
@@ -73,11 +75,21 @@ class Row:
         self.misses = 0 if accepted else self.misses + 1
         self.window = min(2 * self.window, LARGEST_WINDOW) if accepted == len(guess) else FIRST_WINDOW
 
+    def follow(self, token: int) -> None:
+        """Has its grammar follow a token. What it cannot follow ends the row, and no other."""
+        if self.constraint is not None:
+            try:
+                self.constraint.take([token])
+            except GrammarError as e:
+                self.error, self.finish = e, FinishReason.LENGTH
+
     def close_if_finished(self, model: CausalModel) -> None:
         """A terminal token, a stop string, the end of its grammar or the length ends a row, in this order. A special
         token that is a stop string has no text, but ends it too.
         """
         newest, stop = self.ids[-1], self.job.sampling.stop
+        if self.error is not None:
+            return
         if newest in model.eos_ids or (stop and model.tokenizer.special_tokens.get(newest) in stop):
             self.finish = FinishReason.STOP
         elif stop and (text := before_stop(model, stop, self.ids)) is not None:

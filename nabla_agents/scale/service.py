@@ -39,10 +39,10 @@ class Replica:
     """One engine behind the server's application, which Ray's ingress adds."""
 
     async def check_health(self) -> None:
-        """Raises once the replica takes no more requests."""
+        """Raises once the replica takes no more requests, or hangs."""
         app: Any = getattr(self, "app", None)
-        if app is not None and not app.state.service.ready:
-            raise RuntimeError("the replica shuts down")
+        if app is not None and (not app.state.service.ready or app.state.service.stalled):
+            raise RuntimeError("the replica shuts down, or hangs")
 
 
 def application(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Protocol
 
 import torch
@@ -30,7 +31,7 @@ class AdamDTO(Settings):
     would belong to another text (set `stop_on_flip=False` to take all steps).
     """
 
-    steps: Annotated[int, Field(ge=1)] = 20
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 20
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.001
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -38,6 +39,13 @@ class AdamDTO(Settings):
     stop_on_flip: bool = True
 
     def refine(self, logits: Float[Tensor, "n vocab"], gradient: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
+        *_, refined = self.refinements(logits, gradient)
+        return refined
+
+    def refinements(
+        self, logits: Float[Tensor, "n vocab"], gradient: Float[Tensor, "n vocab"]
+    ) -> Iterator[Float[Tensor, "n vocab"]]:
+        """The logits after each step, for who may have to stop before the last."""
         start = wide(logits).detach()
         z = start.clone().requires_grad_()
         optimizer = torch.optim.AdamW([z], lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -52,7 +60,7 @@ class AdamDTO(Settings):
             flipped = refined.argmax(-1, keepdim=True) != argmax
             moved = z.detach().clone()
             refined = torch.where(flipped, refined, moved) if self.stop_on_flip else moved
-        return refined
+            yield refined
 
 
 class MirrorDTO(Settings):

@@ -69,3 +69,10 @@ class Writing:
 
     def __await__(self) -> Generator[Writing, Any, Written]:
         return (yield self)
+
+
+class Pause:
+    """Lets the other searches make a step first; awaited amid long work of a search's own."""
+
+    def __await__(self) -> Generator[Pause, Any, None]:
+        yield self

@@ -7,12 +7,15 @@ from dataclasses import replace
 from typing import Annotated
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, field_serializer
+from torch import Tensor
 
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, kl_divergence
 from nabla_agents.search.directions import Directed, Direction, GradientDirection
 from nabla_agents.search.dto import AdamDTO, MirrorDTO
+from nabla_agents.search.operation import Pause
 from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.search.positions import (
     Proposal,
@@ -23,7 +26,7 @@ from nabla_agents.search.positions import (
     plausible,
 )
 from nabla_agents.search.search import Search
-from nabla_agents.types import FinishReason, Rollout, Step
+from nabla_agents.types import FinishReason, Rollout, Step, Usage
 
 
 class ProposalSettings(Settings):
@@ -112,6 +115,10 @@ async def proposals(
     if directed is None:
         return
     for first in range(start, len(rollout.completion_ids), HEAD_CHUNK):
+        if first > start:
+            await Pause()
+            if search.overdrawn(Usage):
+                return
         chunk = range(first, min(first + HEAD_CHUNK, len(rollout.completion_ids)))
         changes = best_changes(search, settings, rollout, [p for p in chunk if p in free], directed)
         if directed.explains and changes:
@@ -143,13 +150,27 @@ def best_changes(
     if permitted is not None:
         allowed &= permitted.to(allowed.device)
     g = directed.rows(positions, allowed.scatter(-1, written[:, None], True)).to(logits.device)
-    refined = settings.dto.refine(logits, g)
+    refined = _refined(search, settings.dto, logits, g)
     if settings.resample is not None:
         drawn = choose_tokens(refined, settings.resample, search.uniforms(len(positions)))
         allowed &= torch.zeros_like(allowed).scatter(-1, drawn[:, None], True)
     kl = dict(zip(positions, kl_divergence(refined, logits).tolist(), strict=True))
     best = best_alternatives(positions, written, logits, refined, g, allowed)
     return [replace(p, kl=kl[p.position]) for p in best]
+
+
+def _refined(
+    search: Search, dto: MirrorDTO | AdamDTO, logits: Float[Tensor, "n vocab"], g: Float[Tensor, "n vocab"]
+) -> Float[Tensor, "n vocab"]:
+    """The rows refined; as far as they are when the search has to end."""
+    if not isinstance(dto, AdamDTO):
+        return dto.refine(logits, g)
+    refined = logits
+    for moved in dto.refinements(logits, g):
+        refined = moved
+        if search.overdrawn(Usage):
+            break
+    return refined
 
 
 async def _confirmed(

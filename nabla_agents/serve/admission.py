@@ -12,7 +12,6 @@ from nabla_agents.serve.errors import Refusal
 from nabla_agents.serve.keys import ApiKey
 
 _LONGEST_RETRY: Final = 60.0  # seconds that a client is asked to stay away at most
-_MOST_CALLERS: Final = 4096  # whose rate is remembered
 
 
 class Ticket:
@@ -28,14 +27,22 @@ class Ticket:
 class Admission:
     """A queue per caller and turns between callers, so that one with many requests does not keep out one with few.
 
-    Used on the event loop alone.
+    Of the `concurrent` places one caller has at most `share`, so that others find some free. Used on the event loop
+    alone.
     """
 
-    def __init__(self, *, concurrent: int, queued: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        concurrent: int,
+        queued: int,
+        share: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._concurrent, self._queued, self._clock = concurrent, queued, clock
+        self._share = concurrent if share is None else share
         self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._running: Counter[str] = Counter()
-        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, when that was
         self._seconds = 1.0  # that an answer takes, lately
 
     @property
@@ -52,10 +59,8 @@ class Admission:
         One caller has at most half of the queue, unless nobody else waits.
 
         Raises:
-            Refusal: 429 with Retry-After: too many wait, or the key's rate is exceeded.
+            Refusal: 429 with Retry-After: too many wait.
         """
-        if key is not None and key.requests_per_minute is not None:
-            self._count(key.id, key.requests_per_minute)
         free = max(0, self._concurrent - self.running) if not self.waiting else 0
         mine, others = len(self._waiting.get(caller, ())), self.waiting - len(self._waiting.get(caller, ()))
         room = self._queued + free - self.waiting
@@ -107,20 +112,5 @@ class Admission:
                 ticket.granted.set_result(None)
 
     def _may_run(self, ticket: Ticket) -> bool:
-        return ticket.most is None or self._running[ticket.caller] < ticket.most
-
-    def _count(self, key: str, per_minute: int) -> None:
-        """Takes one request from the key's allowance, which grows again by the second."""
-        now = self._clock()
-        left, then = self._rates.pop(key, (float(per_minute), now))
-        left = min(float(per_minute), left + (now - then) * per_minute / 60)
-        self._rates[key] = (left - 1 if left >= 1 else left, now)
-        while len(self._rates) > _MOST_CALLERS:
-            self._rates.popitem(last=False)
-        if left < 1:
-            raise Refusal(
-                429,
-                f"The key {key!r} may ask {per_minute} times a minute. Come back later.",
-                code="rate_limit_exceeded",
-                retry_after=(1 - left) * 60 / per_minute + 0.5,
-            )
+        most = self._share if ticket.most is None else min(ticket.most, self._share)
+        return self._running[ticket.caller] < most

@@ -15,6 +15,9 @@ from nabla_agents.search.search import Cancelled
 _UNION: Final = re.compile(r"(str|int|float|bool|none|dict|list|constrained-\w+)(\[.*\])?$|[A-Z]|function-")
 
 
+_LONGEST: Final = 2000  # characters of a message: what a client sent may be quoted in it
+
+
 class Refusal(Exception):
     """An answer other than 200: status, message, and OpenAI's type, code and parameter."""
 
@@ -61,7 +64,9 @@ def shutting_down() -> Refusal:
 
 
 def _writable(text: str) -> str:
-    """The text without halves of surrogate pairs, which a client may have sent and UTF-8 has not."""
+    """The text, or its beginning, without halves of surrogate pairs, which a client may have sent and UTF-8 has not."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}..."
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -101,6 +106,9 @@ def invalid_request(problems: Sequence[Any]) -> Refusal:
     if kind in ("json_invalid", "value_error.jsondecode"):
         reason = problem.get("ctx", {}).get("error", problem["msg"])
         return Refusal(400, f"The body is no JSON: {reason}. Expected a JSON object.", code="invalid_json")
+    if kind == "too_many_names":
+        name = dotted(place) or None
+        return invalid(f"{name or 'The body'} {problem['msg']}.", name, code="unknown_parameter")
     if not place:
         return Refusal(400, "Expected a JSON object as body, with content type application/json.", code="invalid_body")
     name = dotted(place)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nabla_agents.serve.errors import ClientGone, Refusal, refusal_of
 from nabla_agents.serve.keys import ApiKey, find
+from nabla_agents.serve.rates import Rates
 from nabla_agents.serve.settings import ServeSettings, is_loopback
 from nabla_agents.serve.telemetry import Metrics, Tracing, failure, log
 
@@ -42,6 +43,7 @@ class Middleware:
 
     def __init__(self, app: ASGIApp, *, settings: ServeSettings, metrics: Metrics, tracing: Tracing) -> None:
         self._app, self._settings, self._metrics, self._tracing = app, settings, metrics, tracing
+        self._rates = Rates()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -94,7 +96,8 @@ class Middleware:
         """Who asks.
 
         Raises:
-            Refusal: 401 for a missing, unknown or expired key; 403 where none is needed, but only from this machine.
+            Refusal: 401 for a missing, unknown or expired key; 403 where none is needed, but only from this machine;
+                429 where the key's rate is exceeded.
         """
         settings, path = self._settings, scope["path"]
         address = scope["client"][0] if scope.get("client") else ""
@@ -113,6 +116,7 @@ class Middleware:
             raise Refusal(401, "The API key is unknown here.", code="invalid_api_key")
         if key.expired():
             raise Refusal(401, f"The API key {key.id!r} has expired. Ask for another one.", code="expired_api_key")
+        self._rates.count(key)
         return Caller(key.id, key)
 
     async def _with_body(self, headers: Headers, receive: Receive) -> Receive:

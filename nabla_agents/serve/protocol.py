@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from nabla_agents.config import Count
-from nabla_agents.wire import Body, NablaField, Stops
+from nabla_agents.wire import Body, Many, NablaField, Stop, Stops
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
@@ -24,6 +24,13 @@ def neutral(*values: Any) -> AfterValidator:
         raise PydanticCustomError("unsupported", message, {"name": info.field_name})
 
     return AfterValidator(check)
+
+
+def _few(value: Any) -> Any:
+    """At most as many pairs as OpenAI takes."""
+    if isinstance(value, dict) and len(value) > 16:
+        raise PydanticCustomError("too_many_names", "has more than 16 names")
+    return value
 
 
 class StreamOptions(Body):
@@ -43,7 +50,7 @@ class Generation(Body):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     """0 and -1 are off."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: Annotated[str, Field(min_length=1)] | Stops | None = None
+    stop: Stop | Stops | None = None
     seed: Seed | None = None
     n: Count | None = None
     user: str | None = None
@@ -100,9 +107,9 @@ class Turn(BaseModel):
     model_config = _SENT_BACK
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Many] | None = None
     name: str | None = None
-    tool_calls: list[ToolCallTurn] | None = None
+    tool_calls: Annotated[list[ToolCallTurn], Many] | None = None
     tool_call_id: str | None = None
 
 
@@ -133,15 +140,15 @@ class ResponseFormat(Body):
 class ChatRequest(Generation):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Annotated[list[Turn], Field(min_length=1), Many]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Many] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(_few)] | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -160,10 +167,15 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """`POST /v1/completions`, with what vLLM has beside OpenAI's: token ids in the answer."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: (
+        str
+        | Annotated[list[str], Many]
+        | Annotated[list[int], Many]
+        | Annotated[list[Annotated[list[int], Many]], Many]
+    )
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     return_token_ids: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Annotated[list[int], Many] | None = None
     """Those that end the model's answers anyway."""
 
     best_of: Annotated[Any, neutral(1)] = None

@@ -5,27 +5,25 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
-from jsonschema.validators import validator_for
 
 from nabla_agents.chat.grammar import Grammar
 from nabla_agents.chat.openai import Asked, chosen_tool
 from nabla_agents.config import Sampling
-from nabla_agents.errors import ConfigurationError, GrammarError, PromptError
-from nabla_agents.request import Request
-from nabla_agents.serve.errors import Refusal, dotted, invalid, missing, refusal_of
-from nabla_agents.serve.keys import ApiKey
+from nabla_agents.errors import ConfigurationError, ContextOverflowError, GrammarError, PromptError
+from nabla_agents.request import PromptLike, Request
+from nabla_agents.serve.errors import dotted, invalid, missing, refusal_of
+from nabla_agents.serve.middleware import Caller
 from nabla_agents.serve.protocol import ChatRequest, CompletionRequest, Generation, Turn
+from nabla_agents.serve.schemas import check_sizes, misplaced, refers
 from nabla_agents.serve.service import Served, Service
 from nabla_agents.types import Message, Prompt
 from nabla_agents.wire import StepsRequest
 
 
 async def chat_requests(
-    service: Service, body: ChatRequest, key: ApiKey | None
+    service: Service, body: ChatRequest, caller: Caller
 ) -> tuple[Served, list[Request], list[dict[str, Any]] | None]:
     """One request per choice, to whom they go, and the tools that are offered.
 
@@ -37,16 +35,21 @@ async def chat_requests(
         raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise invalid("Give max_tokens or max_completion_tokens, not both.", "max_tokens")
+    _check_count(service, body, 1)
+    check_sizes([*_schemas(body)], service.settings)
+    _check_messages(served, body.messages)
     messages = [_message(turn, f"messages[{i}]") for i, turn in enumerate(body.messages)]
-    asked = await _read_asked(service, served, body)
-    prompt = await service.prompt(served, asked.told(messages), tools=asked.tools)
+    asked = await _read_asked(service, served, body, caller)
+    prompt = await read_prompt(service, served, caller, asked.told(messages), tools=asked.tools)
+    await _check_draft(service, served, body.own.draft, caller)
+    await _check_grammar(service, served, body, asked.grammar, caller)
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     sampling = _sampling(body, grammar=asked.grammar, max_tokens=service.max_tokens(name, getattr(body, name)))
-    return served, _requests(service, served, body, [prompt], sampling, body.top_logprobs, key), asked.tools
+    return served, _requests(service, served, body, [prompt], sampling, body.top_logprobs, caller), asked.tools
 
 
 async def completion_requests(
-    service: Service, body: CompletionRequest, key: ApiKey | None
+    service: Service, body: CompletionRequest, caller: Caller
 ) -> tuple[Served, list[Request]]:
     """`n` requests for each prompt, in the order of the prompts, and to whom they go. A prompt is taken verbatim.
 
@@ -57,14 +60,17 @@ async def completion_requests(
     if others := sorted(set(body.stop_token_ids or ()) - set(served.engine.model.eos_ids)):
         message = f"stop_token_ids has {others[0]}; expected end tokens of {body.model}, or texts in stop."
         raise invalid(message, "stop_token_ids", code="unsupported_value")
+    texts = _prompts(body.prompt)
+    _check_count(service, body, len(texts))
     try:
-        prompts = [await _completion_prompt(service, served, prompt) for prompt in _prompts(body.prompt)]
+        prompts = [await _completion_prompt(service, served, text, caller) for text in texts]
     except PromptError as e:
         refusal = refusal_of(e)
         refusal.param = "prompt"
         raise refusal from e
+    await _check_draft(service, served, body.own.draft, caller)
     sampling = _sampling(body, grammar=None, max_tokens=service.max_tokens("max_tokens", body.max_tokens))
-    return served, _requests(service, served, body, prompts, sampling, body.logprobs, key)
+    return served, _requests(service, served, body, prompts, sampling, body.logprobs, caller)
 
 
 def _sampling(body: Generation, *, grammar: Grammar | None, max_tokens: int) -> Sampling:
@@ -86,21 +92,36 @@ def _requests(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     top_logprobs: int | None,
-    key: ApiKey | None,
+    caller: Caller,
 ) -> list[Request]:
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options needs stream to be true.", "stream_options")
-    n, most, top = body.n or 1, service.settings.max_n, top_logprobs or 0
-    if n * len(prompts) > most:
-        raise invalid(f"{n * len(prompts)} answers are asked for; at most {most} are allowed.", "n")
+    n, top = body.n or 1, top_logprobs or 0
     if top > service.settings.max_top_logprobs:
         raise invalid(f"At most {service.settings.max_top_logprobs} top_logprobs.", "top_logprobs")
     seed = secrets.randbits(32) if body.seed is None else body.seed
-    common = {"sampling": sampling, "top_logprobs": top, **service.search(served, body.own, key)}
+    common = {"sampling": sampling, "top_logprobs": top, **service.search(served, body.own, caller.key)}
     return [Request(prompt=prompt, seed=seed + i, **common) for prompt in prompts for i in range(n)]
 
 
-async def steps_request(service: Service, body: StepsRequest, key: ApiKey | None) -> tuple[Served, Request]:
+async def _check_draft(service: Service, served: Served, draft: str | None, caller: Caller) -> None:
+    """A draft is read whole, several times; it may be as long as an answer."""
+    if draft is None:
+        return
+    count = len(await service.readers.read(caller.id, partial(encoded, served, draft)))
+    if count > service.settings.max_tokens:
+        message = f"The draft has {count} tokens; at most {service.settings.max_tokens} are allowed."
+        raise invalid(message, "nabla.draft", code="budget_above_cap")
+
+
+def _check_count(service: Service, body: Generation, prompts: int) -> None:
+    """Before any prompt is read: each costs time."""
+    count, most = (body.n or 1) * prompts, service.settings.max_n
+    if count > most:
+        raise invalid(f"{count} answers are asked for; at most {most} are allowed.", "n")
+
+
+async def steps_request(service: Service, body: StepsRequest, caller: Caller) -> tuple[Served, Request]:
     """The request of an engine elsewhere, and to whom it goes.
 
     Raises:
@@ -109,18 +130,23 @@ async def steps_request(service: Service, body: StepsRequest, key: ApiKey | None
     served = service.served(body.model, body.nabla.reward)
     sampling = body.sampling.read()
     sampling = sampling.replace(max_tokens=service.max_tokens("sampling.max_tokens", sampling.max_tokens))
-    try:
-        await service.compiled(served, sampling.grammar)
-    except GrammarError as e:
-        raise invalid(str(e), "sampling.grammar") from e
+    if sampling.grammar is not None:
+        rules = [sampling.grammar.body, sampling.grammar.instead]
+        check_sizes([(["sampling", "grammar"], rules)], service.settings)
 
     def rendered() -> Prompt:
         messages, text = tuple(message.read() for message in body.prompt.messages), body.prompt.text
         return served.engine.prompt(Prompt(messages, text, tuple(encoded(served, text))))
 
-    prompt = await service.reading(rendered)
-    request = Request(prompt=prompt, sampling=sampling, seed=body.seed, **service.search(served, body.nabla, key))
-    return served, request
+    prompt = await service.readers.read(caller.id, rendered)
+    await _check_draft(service, served, body.nabla.draft, caller)
+    if sampling.grammar is not None:
+        try:
+            await service.readers.read(caller.id, partial(served.engine.model.constraint, sampling.grammar))
+        except GrammarError as e:
+            raise invalid(str(e), "sampling.grammar") from e
+    wish = service.search(served, body.nabla, caller.key)
+    return served, Request(prompt=prompt, sampling=sampling, seed=body.seed, **wish)
 
 
 def encoded(served: Served, text: str) -> list[int]:
@@ -134,6 +160,24 @@ def encoded(served: Served, text: str) -> list[int]:
         return model.tokenizer.encode(text)
     except Exception as e:  # half a surrogate pair, a word that it does not have: tokenizers raise anything
         raise PromptError(f"The tokenizer of {model.name} cannot read the text: {e}") from e
+
+
+async def read_prompt(service: Service, served: Served, caller: Caller, prompt: PromptLike, **options: Any) -> Prompt:
+    """The prompt as the language model reads it.
+
+    Raises:
+        ContextOverflowError: it has more messages than the context has tokens; or its text is too long.
+        PromptError: it cannot be rendered.
+    """
+    if not isinstance(prompt, str | Prompt):
+        _check_messages(served, prompt)
+    return await service.readers.read(caller.id, partial(served.engine.prompt, prompt, **options))
+
+
+def _check_messages(served: Served, messages: Sequence[Any]) -> None:
+    most = served.engine.model.context_length
+    if len(messages) > most:
+        raise ContextOverflowError(f"The prompt has {len(messages)} messages; the context is {most} tokens.")
 
 
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -187,26 +231,28 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str 
     return [one for one in prompt if not isinstance(one, int)]
 
 
-async def _completion_prompt(service: Service, served: Served, prompt: str | list[int]) -> Prompt:
+async def _completion_prompt(service: Service, served: Served, prompt: str | list[int], caller: Caller) -> Prompt:
     if isinstance(prompt, str):
-        return await service.prompt(served, prompt, formatted=True)
+        return await read_prompt(service, served, caller, prompt, formatted=True)
     model = served.engine.model
+    if len(prompt) >= model.context_length:
+        raise ContextOverflowError(f"The prompt has {len(prompt)} tokens; the context is {model.context_length}.")
 
     def decoded() -> Prompt:
         inside = all(0 <= token < model.vocab_size for token in prompt)
         return served.engine.prompt(Prompt((), model.tokenizer.decode(prompt) if inside else "", tuple(prompt)))
 
-    return await service.reading(decoded)
+    return await service.readers.read(caller.id, decoded)
 
 
 # ── tools and structure ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _read_asked(service: Service, served: Served, body: ChatRequest) -> Asked:
-    """The tools and the structure of a chat, compiled.
+async def _read_asked(service: Service, served: Served, body: ChatRequest, caller: Caller) -> Asked:
+    """The tools and the structure of a chat.
 
     Raises:
-        Refusal: a choice of no tool that is there, no response format, a schema that cannot be kept to.
+        Refusal: a choice of no tool that is there, no response format, a schema that is none.
     """
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
     if isinstance(body.tool_choice, dict) and body.tool_choice.get("type") != "function":
@@ -216,32 +262,55 @@ async def _read_asked(service: Service, served: Served, body: ChatRequest) -> As
         chosen_tool(body.tool_choice, tools)
     except ConfigurationError as e:
         raise invalid(str(e), "tool_choice") from e
+    tokenizer = served.engine.model.tokenizer
+    read = partial(
+        Asked.read,
+        tools,
+        tool_choice=body.tool_choice,
+        parallel_tool_calls=body.parallel_tool_calls,
+        response_format=body.response_format and body.response_format.model_dump(by_alias=True, exclude_none=True),
+        reasoning=tokenizer.knows_reasoning,
+        dialect=tokenizer.dialect,
+    )
     try:
-        asked = Asked.read(
-            tools,
-            tool_choice=body.tool_choice,
-            parallel_tool_calls=body.parallel_tool_calls,
-            response_format=body.response_format and body.response_format.model_dump(by_alias=True, exclude_none=True),
-            reasoning=served.engine.model.tokenizer.knows_reasoning,
-            dialect=served.engine.model.tokenizer.dialect,
-        )
-        await service.compiled(served, asked.grammar)
-    except GrammarError as e:
-        raise await _of_a_schema(service, served, body, e) from e
+        return await service.readers.read(caller.id, read)
     except ConfigurationError as e:
         raise invalid(str(e), "response_format" if body.response_format else "tools") from e
-    return asked
 
 
-async def _of_a_schema(service: Service, served: Served, body: ChatRequest, error: GrammarError) -> Refusal:
-    """The refusal of the first schema that cannot be kept to even alone; of all of them together if there is none."""
-    for place, schema in _schemas(body):
+async def _check_grammar(
+    service: Service, served: Served, body: ChatRequest, grammar: Grammar | None, caller: Caller
+) -> None:
+    """Compiles the grammar of a chat, whose prompt is known to fit by now.
+
+    Raises:
+        Refusal: of the first schema that cannot be kept to even alone; of all of them together if there is none.
+    """
+    if grammar is None:
+        return
+    schemas = [*_schemas(body)]
+
+    def check() -> None:
+        compiled = served.engine.model.constraint
+        for place, schema in schemas:
+            if refers(schema):
+                _check_alone(served, place, schema)
         try:
-            await service.compiled(served, Grammar.json(schema, lenient=True))
+            compiled(grammar)
         except GrammarError as e:
-            param = dotted([*place, *_misplaced(schema)])
-            return invalid(f"Invalid value for '{param}': {e}", param)
-    return invalid(str(error), "tools" if body.tools else "response_format")
+            for place, schema in schemas:
+                _check_alone(served, place, schema)
+            raise invalid(str(e), "tools" if body.tools else "response_format") from e
+
+    await service.readers.read(caller.id, check)
+
+
+def _check_alone(served: Served, place: Sequence[str | int], schema: dict[str, Any]) -> None:
+    try:
+        served.engine.model.constraint(Grammar.json(schema, lenient=True)).check_ends()
+    except GrammarError as e:
+        param = dotted([*place, *misplaced(schema)])
+        raise invalid(f"Invalid value for '{param}': {e}", param) from e
 
 
 def _schemas(body: ChatRequest) -> Iterator[tuple[list[str | int], dict[str, Any]]]:
@@ -250,14 +319,3 @@ def _schemas(body: ChatRequest) -> Iterator[tuple[list[str | int], dict[str, Any
             yield ["tools", i, "function", "parameters"], tool.function.parameters
     if body.response_format and body.response_format.json_schema:
         yield ["response_format", "json_schema", "schema"], body.response_format.json_schema.schema_ or {}
-
-
-def _misplaced(schema: dict[str, Any]) -> list[str | int]:
-    """Where a schema breaks the rules of JSON Schema; empty where it does not."""
-    try:
-        validator_for(schema, Draft202012Validator).check_schema(schema)
-    except SchemaError as e:
-        return list(e.absolute_path)
-    except RecursionError:
-        pass
-    return []

@@ -11,7 +11,7 @@ from nabla_agents.serve.answers import Answer, ChatChoice, StepsAnswer, TextChoi
 from nabla_agents.serve.errors import Refusal, invalid
 from nabla_agents.serve.middleware import Caller
 from nabla_agents.serve.protocol import ChatRequest, CompletionRequest, ErrorBody
-from nabla_agents.serve.requests import chat_requests, completion_requests, encoded, steps_request
+from nabla_agents.serve.requests import chat_requests, completion_requests, encoded, read_prompt, steps_request
 from nabla_agents.serve.responses import respond
 from nabla_agents.serve.service import Served, Service
 from nabla_agents.wire import PROMPT, STEPS, TOKENS, PromptRequest, StepsRequest, TokensRequest
@@ -27,7 +27,7 @@ REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
         (413, "The body is too large."),
         (429, "Busy, or the key's rate is exceeded: Retry-After says when to come back."),
         (500, "The server failed."),
-        (503, "The server is shutting down."),
+        (503, "The server is shutting down, or hangs."),
     )
 }
 _ANSWER: Final[dict[int | str, dict[str, Any]]] = {
@@ -40,13 +40,15 @@ _STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {"description": "Steps, and at last the result, as server-sent events.", "content": {"text/event-stream": {}}}
 }
 
+_MOST_IDS: Final = 65_536  # or the context, if that is more
+
 router = APIRouter()
 
 
 @router.post("/v1/chat/completions", responses={**_ANSWER, **REFUSALS}, tags=["OpenAI"])
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """A refined answer to a conversation."""
-    served, wanted, tools = await chat_requests(Service.of(request), body, Caller.of(request).key)
+    served, wanted, tools = await chat_requests(Service.of(request), body, Caller.of(request))
     answer = Answer(body, [ChatChoice(body, served, one, tools) for one in wanted])
     return await respond(request, served, wanted, answer, stream=bool(body.stream))
 
@@ -54,7 +56,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
 @router.post("/v1/completions", responses={**_ANSWER, **REFUSALS}, tags=["OpenAI"])
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Refined completions of texts or token ids, taken verbatim."""
-    served, wanted = await completion_requests(Service.of(request), body, Caller.of(request).key)
+    served, wanted = await completion_requests(Service.of(request), body, Caller.of(request))
     answer = Answer(body, [TextChoice(body, served, one) for one in wanted])
     return await respond(request, served, wanted, answer, stream=bool(body.stream))
 
@@ -104,7 +106,8 @@ async def prompt(request: Request, body: PromptRequest) -> Response:
     if (body.messages is None) == (body.text is None):
         raise invalid("Give either messages or text.", "messages")
     conversation = [message.read() for message in body.messages or []] if body.text is None else body.text
-    rendered = await service.prompt(served, conversation, tools=body.tools, formatted=body.text is not None)
+    options = {"tools": body.tools, "formatted": body.text is not None}
+    rendered = await read_prompt(service, served, Caller.of(request), conversation, **options)
     return JSONResponse({"text": rendered.text, "ids": list(rendered.ids)})
 
 
@@ -116,6 +119,9 @@ async def tokens(request: Request, body: TokensRequest) -> Response:
     model = served.engine.model
     if (body.ids is None) == (body.text is None):
         raise invalid("Give either text or ids.", "text")
+    most = max(_MOST_IDS, model.context_length)
+    if body.ids is not None and len(body.ids) > most:
+        raise invalid(f"{len(body.ids)} token ids; at most {most} are shown at a time.", "ids")
     if body.ids is not None and any(token >= model.vocab_size for token in body.ids):
         raise invalid(f"A token id is too large; {body.model} has {model.vocab_size} tokens.", "ids")
 
@@ -123,22 +129,26 @@ async def tokens(request: Request, body: TokensRequest) -> Response:
         ids = list(body.ids or []) if body.text is None else encoded(served, body.text)
         return {"ids": ids, "texts": [model.tokenizer.token_text(token) for token in ids]}
 
-    return JSONResponse(await service.reading(read))
+    return JSONResponse(await service.readers.read(Caller.of(request).id, read))
 
 
 @router.post(STEPS, responses={**_STREAM, **REFUSALS}, response_class=StreamingResponse, tags=["nabla"])
 async def steps(request: Request, body: StepsRequest) -> Response:
     """A search's steps as server-sent events, and at last its result."""
-    served, wanted = await steps_request(Service.of(request), body, Caller.of(request).key)
+    served, wanted = await steps_request(Service.of(request), body, Caller.of(request))
     return await respond(request, served, [wanted], StepsAnswer(served.engine.model.tokenizer), stream=True)
 
 
 # ── for operators ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/health", tags=["operation"])
-async def health() -> Response:
-    """200 as long as the process answers."""
+@router.get("/health", responses={503: REFUSALS[503]}, tags=["operation"])
+async def health(request: Request) -> Response:
+    """200 as long as the process answers, and the thread that computes moves or waits for work."""
+    service = Service.of(request)
+    if service.stalled:
+        message = f"One step has taken longer than {service.settings.stall_seconds:g} s. Restart the server."
+        raise Refusal(503, message, code="stalled")
     return JSONResponse({"status": "ok"})
 
 

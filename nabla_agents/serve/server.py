@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
+import os
 import socket
+import sys
 from typing import Any, Final
 
 import h11
@@ -15,17 +18,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.serve.errors import Refusal
-from nabla_agents.serve.service import Service
+from nabla_agents.serve.service import CANCEL_SECONDS, Service
 from nabla_agents.serve.settings import ServeSettings
 from nabla_agents.serve.telemetry import configure, log
 
-_GRACE: Final = 15  # seconds after the deadline in which cancelled answers are told so
+_GRACE: Final = round(CANCEL_SECONDS) + 1  # seconds after the deadline, for connections
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which at its end refuses new requests, lets running ones finish, and cancels them at the deadline."""
+    """uvicorn, which at its end refuses new requests, lets running ones finish, and cancels them at the deadline.
 
-    def __init__(self, app: FastAPI, settings: ServeSettings) -> None:
+    With `owns_process` the process ends then, also where a thread hangs that nothing can stop.
+    """
+
+    def __init__(self, app: FastAPI, settings: ServeSettings, *, owns_process: bool = False) -> None:
+        self._owns_process = owns_process
         self._service: Service = app.state.service
         self._settings = settings
         super().__init__(
@@ -33,7 +40,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http=_bounded(settings.header_seconds, settings.max_connections),
+                http=_bounded(settings.header_seconds, settings.write_seconds, settings.max_connections),
                 ws="none",
                 loop="auto",
                 lifespan="on",
@@ -59,6 +66,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log("draining", answers=self._service.load)
+        if self._owns_process:  # by a thread of C, which waits for no one; it prints where each thread hangs
+            last = self._settings.shutdown_seconds + 2 * _GRACE
+            faulthandler.dump_traceback_later(last, exit=True, file=sys.__stderr__ or sys.stderr)
         draining = asyncio.create_task(self._service.drain(self._settings.shutdown_seconds))
         await super().shutdown(sockets)
         await draining
@@ -83,25 +93,37 @@ def serve(app: FastAPI, settings: ServeSettings) -> None:
             f"Cannot listen on {settings.host} port {settings.port}: {e.strerror or e}. Choose another host or port."
         ) from e
     with listener:
-        Server(app, settings).run([listener])
+        try:
+            Server(app, settings, owns_process=True).run([listener])
+        finally:
+            if not app.state.service.idle:  # a thread hangs, and the interpreter would wait for it
+                os._exit(1)
+            faulthandler.cancel_dump_traceback_later()
 
 
-def _bounded(header_seconds: float, max_connections: int) -> type[H11Protocol]:
-    """uvicorn's protocol, with so long for a request's head to arrive, and for so many connections at once.
+def _bounded(header_seconds: float, write_seconds: float, max_connections: int) -> type[H11Protocol]:
+    """uvicorn's protocol, with so long for a request's head to arrive and for what was written to be read, and for so
+    many connections at once.
 
-    uvicorn itself waits for the rest of a head for ever, and answers in plain text what is no HTTP, or one too many.
+    uvicorn itself waits for the rest of a head, and for a reader, for ever, and answers in plain text what is no HTTP,
+    or one too many.
     """
     message = f"{max_connections} connections are open, and no more are served at once."
     full = Refusal(503, message, code="too_many_connections", retry_after=1.0)
     refuse = JSONResponse(full.body, full.status, {**full.headers, "Connection": "close"})
 
     class Bounded(H11Protocol):
-        """Closes a connection on which no head was completed in time; refuses what comes by one too many."""
+        """Closes a connection on which no head was completed in time, or nothing read; refuses what comes by one too
+        many.
+        """
 
         _deadline: asyncio.TimerHandle | None = None
+        _reading: asyncio.TimerHandle | None = None
+        _reaping: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._reap(was_closing=False)
             if len(self.connections) > max_connections:
                 self.app = refuse
             self._arm()
@@ -115,7 +137,21 @@ def _bounded(header_seconds: float, max_connections: int) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
+            self.resume_writing()
+            if self._reaping is not None:
+                self._reaping.cancel()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._reading is None:
+                self._reading = self.loop.call_later(write_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._reading is not None:
+                self._reading.cancel()
+                self._reading = None
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -132,6 +168,14 @@ def _bounded(header_seconds: float, max_connections: int) -> type[H11Protocol]:
             for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             self.transport.close()
+
+        def _reap(self, *, was_closing: bool) -> None:
+            """A connection that closes has its last bytes read, or is dropped."""
+            if was_closing:
+                self.transport.abort()
+                return
+            closing = self.transport.is_closing()
+            self._reaping = self.loop.call_later(write_seconds, lambda: self._reap(was_closing=closing))
 
         def _arm(self) -> None:
             if self._deadline is None:

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final
 
 from starlette.requests import Request as HttpRequest
 
-from nabla_agents.chat.grammar import Grammar
-from nabla_agents.config import Settings
 from nabla_agents.engine import Engine
-from nabla_agents.errors import ConfigurationError
-from nabla_agents.named import replaced
-from nabla_agents.request import PromptLike, Request
+from nabla_agents.request import Request
 from nabla_agents.result import Result
 from nabla_agents.rewards import Reward
 from nabla_agents.run import Run
 from nabla_agents.search import Strategy
 from nabla_agents.serve.admission import Admission, Ticket
+from nabla_agents.serve.changes import changed
 from nabla_agents.serve.errors import Refusal, invalid, shutting_down
 from nabla_agents.serve.keys import ApiKey
+from nabla_agents.serve.readers import Readers
 from nabla_agents.serve.settings import ServeSettings
 from nabla_agents.serve.telemetry import Metrics
-from nabla_agents.types import Budget, FinishReason, Prompt, Step
+from nabla_agents.types import Budget, FinishReason, Step
 from nabla_agents.wire import NablaField
-
-ResultT = TypeVar("ResultT")
 
 OFFERED: Final = ("nabla", "nabla-parallel", "greedy", "best-of-n", "self-consistency")
 """The strategies that requests may name unless the server's owner says otherwise."""
+
+
+_SHARE: Final = 0.75  # of the places that one key has at most, where there are several keys
+
+CANCEL_SECONDS: Final = 5.0
+"""In which answers that were cancelled end, and are told so."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,13 @@ class Service:
         metrics: Metrics,
     ) -> None:
         self.settings, self.strategies, self.metrics = settings, strategies, metrics
-        self.admission = Admission(concurrent=settings.max_concurrent, queued=settings.max_queued)
-        self.draining = self._closed = False
+        places = settings.max_concurrent
+        share = math.ceil(_SHARE * places) if len(settings.keys) > 1 else places
+        self.admission = Admission(concurrent=places, queued=settings.max_queued, share=share)
+        self.readers = Readers(seconds=settings.read_seconds)
+        self.draining = False
         self.created = int(time.time())
+        self._drained_by = math.inf
         self._served = {
             (model, name): Served(model, name, engine if name is None else engine.with_reward(rewards[name]))
             for model, engine in engines.items()
@@ -68,7 +75,6 @@ class Service:
         }
         self.models, self.rewards = list(engines), list(rewards)
         self._runs: set[QueuedRun] = set()
-        self._readers = ThreadPoolExecutor(2, "nabla-read")
 
     @staticmethod
     def of(request: HttpRequest) -> Service:
@@ -88,29 +94,18 @@ class Service:
     def search(self, served: Served, wish: NablaField, key: ApiKey | None) -> dict[str, Any]:
         """How a request is searched: its strategy, budget and draft."""
         return {
-            "strategy": self._strategy(*wish.chosen),
+            "strategy": self._strategy(*wish.chosen, key),
             "budget": self.budget(served.engine, wish.limits, key),
             "draft": wish.draft,
         }
 
-    def _strategy(self, name: str | None, changes: Mapping[str, Any]) -> Strategy | None:
+    def _strategy(self, name: str | None, changes: Mapping[str, Any], key: ApiKey | None) -> Strategy | None:
         """The strategy of this name with some of its settings changed; None for the engine's own."""
         if name is None:
             return None
-        param, most = "nabla.strategy", self.settings.max_rollouts
         if name not in self.strategies:
             raise _not_offered("strategy", name, self.strategies, code="strategy_not_found")
-        strategy = self.strategies[name]
-        if not changes:
-            return strategy
-        if not isinstance(strategy, Settings):
-            raise invalid(f"The strategy {name!r} has no settings to change.", param)
-        if isinstance(n := changes.get("n"), int) and n > most:
-            raise invalid(f"n of the strategy is {n}; at most {most}.", param, code="budget_above_cap")
-        try:
-            return replaced(strategy, changes)
-        except ConfigurationError as e:
-            raise invalid(str(e), param) from e
+        return changed(name, self.strategies[name], changes, most_rollouts=self._most_rollouts(key))
 
     def budget(self, engine: Engine, wanted: Mapping[str, Any], key: ApiKey | None) -> Budget:
         """The engine's budget with what a request asks for, within the caps of the server and the key.
@@ -119,8 +114,7 @@ class Service:
             Refusal: more than a cap is asked for.
         """
         caps = {name: cap for name, cap in vars(self.settings.budget_caps).items() if cap is not None}
-        if key is not None and key.rollouts is not None:
-            caps["rollouts"] = min(caps["rollouts"], key.rollouts)
+        caps["rollouts"] = self._most_rollouts(key)
         for name, limit in wanted.items():
             if name in caps and limit > caps[name]:
                 message = f"nabla.budget.{name} is {limit:g}; at most {caps[name]:g} is allowed here."
@@ -128,6 +122,10 @@ class Service:
         own = {name: limit for name, limit in vars(engine.budget).items() if limit is not None}
         within = {name: min(own.get(name, cap), cap) for name, cap in caps.items()}
         return Budget(**{"rollouts": None, **own, **within, **wanted})
+
+    def _most_rollouts(self, key: ApiKey | None) -> int:
+        own = None if key is None else key.rollouts
+        return self.settings.max_rollouts if own is None else min(self.settings.max_rollouts, own)
 
     def max_tokens(self, name: str, wanted: int | None) -> int:
         """The wanted tokens of an answer, or the server's limit.
@@ -140,28 +138,6 @@ class Service:
             raise invalid(f"{name} is {wanted}; at most {most} tokens are allowed.", name, code="budget_above_cap")
         return most if wanted is None else wanted
 
-    async def reading(self, function: Callable[[], ResultT]) -> ResultT:
-        """The function's result, off the event loop: templates, tokenizers, grammars.
-
-        Raises:
-            Refusal: 503 after `close`; and what the function raises.
-        """
-        if self._closed:
-            raise shutting_down()
-        return await asyncio.get_running_loop().run_in_executor(self._readers, function)
-
-    async def prompt(self, served: Served, prompt: PromptLike, **options: Any) -> Prompt:
-        return await self.reading(lambda: served.engine.prompt(prompt, **options))
-
-    async def compiled(self, served: Served, grammar: Grammar | None) -> None:
-        """Compiles the grammar.
-
-        Raises:
-            GrammarError: what is wrong with it.
-        """
-        if grammar is not None:
-            await self.reading(lambda: served.engine.model.constraint(grammar))
-
     # ── what runs ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -170,8 +146,19 @@ class Service:
         return self.admission.running + self.admission.waiting
 
     @property
+    def idle(self) -> bool:
+        """Whether no thread is at work for a request."""
+        return not (self.load or self.readers.busy)
+
+    @property
     def ready(self) -> bool:
         return not self.draining
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the thread that computes has not moved for longer than its longest allowed step."""
+        busy = max(self._served[model, None].engine.busy_seconds for model in self.models)
+        return busy > self.settings.stall_seconds
 
     def submit(self, served: Served, requests: Sequence[Request], caller: str, key: ApiKey | None) -> list[QueuedRun]:
         """The requests, in the queue.
@@ -194,11 +181,15 @@ class Service:
             run.left.set_result(None)
 
     async def drain(self, seconds: float) -> None:
-        """Refuses what comes from now on, and waits for what runs; cancels what has not ended in time."""
+        """Refuses what comes from now on, and waits for what runs; cancels what has not ended in time, and does not
+        wait for what does not heed that. The first call's time is that of all.
+        """
         self.draining = True
-        for limit in (seconds, 10.0):
+        now = time.monotonic()
+        self._drained_by = min(now + seconds, self._drained_by)
+        for end in (self._drained_by, self._drained_by + CANCEL_SECONDS):
             if self._runs:
-                await asyncio.wait([run.left for run in self._runs], timeout=limit)
+                await asyncio.wait([run.left for run in self._runs], timeout=max(0.0, end - time.monotonic()))
             self._cancel()
 
     def _cancel(self) -> None:
@@ -207,9 +198,9 @@ class Service:
 
     def close(self) -> None:
         """Cancels what runs and ends the threads that read."""
-        self.draining = self._closed = True
+        self.draining = True
         self._cancel()
-        self._readers.shutdown(wait=True, cancel_futures=True)
+        self.readers.close()
 
 
 class QueuedRun:
@@ -255,7 +246,8 @@ class QueuedRun:
         self.queued_seconds = time.monotonic() - self.ticket.came
         self._service.metrics.queued(self.queued_seconds)
         loop = asyncio.get_running_loop()
-        run = await self._service.reading(lambda: self._served.engine.submit(self._request))  # tokenizes a draft
+        submit = partial(self._served.engine.submit, self._request)  # tokenizes a draft
+        run = await self._service.readers.read(self.ticket.caller, submit)
         self._run = run
         run.add_done_callback(lambda _: _tell(loop, self._service.leave, self))
         if self._cancelled:

@@ -45,10 +45,22 @@ class ServeSettings(Settings):
     """Time for a request's head to arrive, and `body_seconds` for its body."""
     body_seconds: Seconds = 30.0
     keep_alive_seconds: Count = 15
+    write_seconds: Seconds = 20.0
+    """Time that a client has to read what was sent, 64 kB at a time; one that does not is dropped."""
     heartbeat_seconds: Seconds = 10.0
     """A stream without news says that it is alive this often."""
     shutdown_seconds: Annotated[float, Field(ge=0)] = 30.0
     """Time that running answers have to end when the server is stopped; what has not, is cancelled."""
+    stall_seconds: Seconds = 120.0
+    """The longest that one step of the computing thread may take, such as a batch of gradient passes; beyond it,
+    /health says that the server hangs."""
+
+    read_seconds: Seconds = 10.0
+    """Time to render and tokenize what a request has, and to compile its schemas."""
+    max_schema_bytes: Count = 64 * 1024
+    """Of all schemas of a request together, those of its tools included; so are `max_schema_nodes`, their values."""
+    max_schema_nodes: Count = 10_000
+    max_schema_depth: Count = 64
 
     max_n: Count = 16
     max_tokens: Count = 4096

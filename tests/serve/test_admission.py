@@ -83,21 +83,13 @@ async def test_a_key_has_at_most_its_answers_at_a_time() -> None:
     assert granted(mine[1:]) == [True]
 
 
-async def test_a_rate_grows_again_by_the_second() -> None:
-    clock, key = Clock(), ApiKey(id="a", sha256=digest("x"), requests_per_minute=2)
-    admission = Admission(concurrent=9, queued=9, clock=clock)
-    for _ in range(2):
-        admission.enter("a", 1, key)
-    with pytest.raises(Refusal, match="2 times a minute") as raised:
-        admission.enter("a", 1, key)
-    assert raised.value.retry_after == 30.5
-    clock.now = 29.0
-    with pytest.raises(Refusal):
-        admission.enter("a", 1, key)
-    clock.now = 31.0
-    admission.enter("a", 1, key)
-    with pytest.raises(Refusal):
-        admission.enter("a", 1, key)
+async def test_one_caller_has_its_share_of_the_places_and_others_the_rest() -> None:
+    admission = Admission(concurrent=4, queued=10, share=3)
+    mine = admission.enter("a", 5)
+    assert granted(mine) == [True, True, True, False, False]
+    assert granted(admission.enter("b", 2)) == [True, False]
+    admission.leave(mine[0])
+    assert granted(mine[1:]) == [True, True, True, False]
 
 
 async def test_retry_after_follows_how_long_answers_take() -> None:

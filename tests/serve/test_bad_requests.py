@@ -279,8 +279,12 @@ async def test_a_key_has_its_own_rate_and_budget(make_app: Callable[..., FastAPI
     async with asgi(make_app(keys=keys), headers=bearing(key)) as client:
         above = {**chat("Hi", model="scripted"), "nabla": {"budget": {"rollouts": 4}}}
         refused(await client.post(CHAT, json=above), 400, "budget_above_cap", "at most 3")
-        for _ in range(2):
-            await still_answers(client)
+        await still_answers(client)  # with the refused one, all that it may ask
+        for route in (CHAT, TEXTS, "/v1/nabla/tokens"):
+            refused(await client.post(route, json={}), 429, "rate_limit_exceeded")
+        for route in ("/v1/models", "/v1/models/tiny", "/metrics", "/nowhere"):
+            refused(await client.get(route), 429, "rate_limit_exceeded")
+        assert (await client.get("/health")).status_code == 200
         response = await client.post(CHAT, json=chat("Hi", model="scripted"))
         refused(response, 429, "rate_limit_exceeded", "2 times a minute")
         assert 1 <= int(response.headers["retry-after"]) <= 31
