@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -92,6 +94,6 @@ def likeliest(logits: Float[Tensor, "n vocab"], top: int) -> tuple[tuple[tuple[i
     """For each row its `top` likeliest tokens with log π in nats, the likeliest first."""
     rows = wide(logits).log_softmax(-1)
     values, tokens = rows.topk(min(top, rows.shape[-1]))
-    ids: list[list[int]] = tokens.tolist()  # pyright: ignore[reportUnknownMemberType]
-    log_probs: list[list[float]] = values.tolist()  # pyright: ignore[reportUnknownMemberType]
+    ids: list[list[int]] = cast(Any, tokens).tolist()
+    log_probs: list[list[float]] = cast(Any, values).tolist()
     return tuple(tuple(zip(*row, strict=True)) for row in zip(ids, log_probs, strict=True))
