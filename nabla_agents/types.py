@@ -278,7 +278,8 @@ class Step(Brief):
 
     Steps of kind `token` tell how a text grows that nothing can revise; they are no rounds, and in no trace.
 
-    `predicted_gain` is what the gradient promised for the objective, `gain` what the proposal gave, both in nats.
+    `predicted_gain` is by what the gradient ranks changes, the objective's gain to first order, and no forecast, since
+    the answer is written anew behind the change; `gain` is what it gave. Both in nats.
     `kl` is KL(π'‖π) of the refined row that proposed the token from the language model's own, in nats.
     `committed_text` only grows from step to step; `done` marks the last step. `gains`, on the first step after a
     gradient pass, are those of the best completion before it, as far as its tokens were looked at.
