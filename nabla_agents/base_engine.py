@@ -14,7 +14,7 @@ from nabla_agents.config import Sampling
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.request import PromptLike, Request
 from nabla_agents.result import Result
-from nabla_agents.run import Run
+from nabla_agents.run import LISTEN, Run
 from nabla_agents.types import Budget, FinishReason, Prompt
 
 
@@ -202,7 +202,8 @@ def _wait_for(runs: Sequence[Run]) -> None:
     for run in runs:
         ended = threading.Event()
         run.add_done_callback(lambda _, ended=ended: ended.set())
-        ended.wait()
+        while not ended.wait(LISTEN):
+            pass
 
 
 def _seeds(prompts: Any, seeds: Any, max_batch: Any) -> Sequence[int]:

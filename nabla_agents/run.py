@@ -7,11 +7,14 @@ import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from nabla_agents.request import Request
 from nabla_agents.result import Result
 from nabla_agents.types import Step
+
+
+LISTEN: Final = 0.2  # seconds; a signal that comes just as a wait begins is heard when that ends
 
 
 class Progress(Protocol):
@@ -223,7 +226,8 @@ class Run(Iterator[Step], AsyncIterator[Step]):
 
     def _wait(self, until: Callable[[], bool]) -> None:
         try:
-            self._changed.wait_for(until)
+            while not self._changed.wait_for(until, LISTEN):
+                pass
         except KeyboardInterrupt:
             self.cancel()
             raise

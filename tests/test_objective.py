@@ -594,7 +594,7 @@ def test_a_learned_reward_without_gradient_leaves_the_likelihoods_unless_a_tool_
     rollout, everywhere = written("2+3=6;"), range(6)
     span, learned = judged(Span(4, 5, -1.0, "5", credit=1.5)), Opaque(lambda _: 0.5)
     alone = credited(learned, rollout).rows(everywhere)
-    [likelihood] = Objective(calculator()).gradient([rollout], [None], [0], [None])
+    [likelihood] = Objective(calculator()).gradient([rollout], [None], [0])
     assert alone.any()
     assert torch.allclose(alone, likelihood.rows(everywhere))
     assert torch.equal(credited(learned + span, rollout).rows(everywhere), credited(span, rollout).rows(everywhere))
