@@ -20,7 +20,7 @@ OwnerT = TypeVar("OwnerT", bound=Hashable)
 
 _JOIN_SHARE: Final = 0.25  # of the batch is free before others join: each time costs a prefill and a copy of the cache
 
-_SOON: Final = 4  # steps after which an owner without a row is given one, also where the batch is full
+_SOON: Final = 4  # steps after which a newcomer is given a row, also where the batch is full
 
 _MOST_JOINED: Final = 2.0  # batches before a step is due: jobs that end with their first token keep out no other
 
@@ -98,13 +98,15 @@ class ContinuousBatch(Generic[OwnerT]):
 
     def _joining(self) -> list[_Sequence[OwnerT]]:
         """What joins before the next step: as much as there is room for, the first of each owner before others; and in
-        time the first of an owner that has no row, though the batch is full of those of others.
+        time the first of a newcomer, though the batch is full of those of others.
         """
-        first, others, writing = list[_Sequence[OwnerT]](), list[_Sequence[OwnerT]](), 0
+        newcomers, first, others = list[_Sequence[OwnerT]](), list[_Sequence[OwnerT]](), list[_Sequence[OwnerT]]()
+        writing = 0
         for _, own in self._owners.values():
             waiting = [s for s in own if s.row is None and s.rollout is None]
             beside = any(s.row is not None for s in own)
             writing += beside
+            newcomers += waiting[: len(waiting) == len(own)]
             first += waiting[: not beside]
             others += waiting[not beside :]
         rows = sum(map(len, self._decodings))
@@ -113,7 +115,7 @@ class ContinuousBatch(Generic[OwnerT]):
         joinable = all(decoding.joinable for decoding in self._decodings)
         if not rows or (enough and joinable):
             return [*first, *others][:room]
-        return first[: self._max_batch - writing] if self._steps >= _SOON else []
+        return newcomers[: self._max_batch - writing] if self._steps >= _SOON else []
 
     def _place(self) -> Decoding:
         """The decoding that rows may join now."""

@@ -13,7 +13,6 @@ from nabla_agents.request import Request
 from nabla_agents.result import Result
 from nabla_agents.types import Step
 
-
 LISTEN: Final = 0.2  # seconds; a signal that comes just as a wait begins is heard when that ends
 
 
