@@ -49,7 +49,7 @@ print(f"{stopped} of {len(results)} searches ended before their budget did")
 
 # Prints:
 # budget: rollouts 2/2
-# budget: generated_tokens 60/60
+# budget: generated_tokens 49/60
 # budget: flops ...
 # budget: seconds, with an answer: True
 #
