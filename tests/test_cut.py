@@ -125,6 +125,17 @@ def test_a_draft_is_not_made_worse(strategy: Any) -> None:
             assert gained > (False, draft.verdict, -draft.objections)
 
 
+def test_without_a_reward_a_draft_gives_way_to_what_is_likelier_alone() -> None:
+    likely, draft, unlikely = (
+        Scored(entry(text, 0.0, cut=False).rollout, None, j) for text, j in (("a", -1.0), ("b", -2.0), ("c", -3.0))
+    )
+    pool = Pool(drafted=True)
+    pool.add(draft)
+    assert pool.better(likely, draft)
+    assert not pool.better(unlikely, draft)
+    assert not pool.better(draft, draft)
+
+
 def test_of_equal_rewards_the_draft_stays() -> None:
     engine = Engine.tiny(reward=FixedReward(lambda r: 0.5), strategy=Nabla(min_promise=-9.0), budget=Budget(rollouts=6))
     result = engine.generate(QUESTIONS[0], draft=DRAFT)

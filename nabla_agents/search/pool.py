@@ -53,7 +53,7 @@ class Scored:
         """
         new, old = self.score, draft.score
         if new is None or old is None:
-            return True  # without a reward, the likelihood is all there is
+            return self.rank("objective") > draft.rank("objective")  # without a reward, by the likelihood
         if draft.rollout.cut != self.rollout.cut or not new.judged:
             return draft.rollout.cut and not self.rollout.cut
         if not old.judged:
