@@ -25,7 +25,7 @@ from llama_index.core.llms import ChatMessage
 from langchain_nabla import ChatNabla, NablaLLM
 from llama_index.llms.nabla import NablaLLM as LlamaIndexNablaLLM
 from nabla_agents import ArithmeticSteps, Budget, Engine, Greedy, Sampling
-from nabla_agents.scripted import scripted_model
+from nabla_agents.testing import scripted_model
 
 QUESTIONS = {
     "one step": "Tom has 7 boxes with 8 apples each. He eats 5. How many are left?",

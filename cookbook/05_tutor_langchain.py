@@ -20,7 +20,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_nabla import ChatNabla, NablaSolve
 from nabla_agents import ArithmeticSteps, Budget, Engine, ImplicitReward
-from nabla_agents.scripted import scripted_model
+from nabla_agents.testing import scripted_model
 
 TASK = "You are a math tutor. Solve the student's problem with the tool. Then give one hint at a time, no results."
 QUESTION = (

@@ -19,12 +19,12 @@ from nabla_agents.objective import Objective, check_parts
 from nabla_agents.request import PromptLike, Request, check_budget, check_strategy, read_messages
 from nabla_agents.rewards.base import Reward
 from nabla_agents.run import Run
-from nabla_agents.scheduler import Scheduler
+from nabla_agents.scheduling.progress import SearchProgress
+from nabla_agents.scheduling.scheduler import Scheduler
 from nabla_agents.search.base import Strategy
 from nabla_agents.search.nabla import Nabla
 from nabla_agents.search.sampling import Greedy
 from nabla_agents.search.search import Search
-from nabla_agents.searching import Searching
 from nabla_agents.types import Budget, Prompt
 
 
@@ -170,7 +170,7 @@ class Engine(BaseEngine):
             final=not getattr(strategy, "revises", True),
             draft=self._draft(request),
         )
-        searching = Searching(own, search, strategy, wake=self._scheduler.wake)
+        searching = SearchProgress(own, search, strategy, wake=self._scheduler.wake)
         run = Run(request, searching, on_demand=on_demand)
         release_threads()  # of this thread: the scheduler's computes from here on
         self._scheduler.add(run, searching)

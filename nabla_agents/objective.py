@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.models.carriers import Carrier, CreditCarrier, LikelihoodCarrier, WeightedCarrier
+from nabla_agents.models.gradients import CreditRows, GradientRows, LikelihoodRows, WeightedRows
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.rewards.base import Reward, judged
@@ -25,14 +25,14 @@ class ObjectiveGradient:
     `credit` is the tools' part of it: {position: {token: nats}}.
     """
 
-    likelihood: LikelihoodCarrier
-    carrier: Carrier
+    likelihood: LikelihoodRows
+    gradient: GradientRows
     credit: Mapping[int, Mapping[int, float]]
     usage: Usage
 
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
         """g_t over the vocabulary, in the objective's units (nats at likelihood weight 1)."""
-        return self.carrier.rows(positions)
+        return self.gradient.rows(positions)
 
     def logits(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
         """The language model's logits for the same positions."""
@@ -43,13 +43,13 @@ class ObjectiveGradient:
         if not credit or weight == 0:
             return self
         model = self.likelihood.model
-        added = CreditCarrier(credit, model.vocab_size, model.transformer.device)
+        added = CreditRows(credit, model.vocab_size, model.transformer.device)
         joined = {position: dict(row) for position, row in self.credit.items()}
         for position, row in credit.items():
             known = joined.setdefault(position, {})
             for token, amount in row.items():
                 known[token] = known.get(token, 0.0) + weight * amount
-        return replace(self, carrier=WeightedCarrier(((1.0, self.carrier), (weight, added))), credit=joined)
+        return replace(self, gradient=WeightedRows(((1.0, self.gradient), (weight, added))), credit=joined)
 
 
 class Objective:
@@ -113,22 +113,24 @@ class Objective:
         """
         embedding_terms = self.embedding_terms and not self._tools_alone
         likelihoods = self.model.likelihood_gradient(rollouts, starts, embedding_terms=embedding_terms)
-        carriers = [g.carrier for g in likelihoods]
-        rewards = [None] * len(rollouts) if self.reward is None else self.reward.gradient(rollouts, starts, carriers)
+        own = [g.gradient for g in likelihoods]
+        rewards = [None] * len(rollouts) if self.reward is None else self.reward.gradient(rollouts, starts, own)
         gradients: list[ObjectiveGradient] = []
         for rollout, score, likelihood, reward in zip(rollouts, scores, likelihoods, rewards, strict=True):
             judged_spans = () if score is None or not score.judged else score.spans
             credit = token_credit(self.model.tokenizer, rollout, judged_spans)
             only_tools = self._tools_alone or (reward is None and bool(credit))
-            terms: list[tuple[float, Carrier]] = [(0.0 if only_tools else self.likelihood_weight, likelihood.carrier)]
+            terms: list[tuple[float, GradientRows]] = [
+                (0.0 if only_tools else self.likelihood_weight, likelihood.gradient)
+            ]
             usage = likelihood.usage + Usage(gradient_passes=1)
             if reward is not None:
-                terms.append((1.0, reward.carrier))
+                terms.append((1.0, reward.gradient))
                 usage = usage + reward.usage
             if credit or all(weight == 0 for weight, _ in terms):
                 device = self.model.transformer.device
-                terms.append((1.0, CreditCarrier(credit, self.model.vocab_size, device)))
-            gradients.append(ObjectiveGradient(likelihood.carrier, WeightedCarrier(tuple(terms)), credit, usage))
+                terms.append((1.0, CreditRows(credit, self.model.vocab_size, device)))
+            gradients.append(ObjectiveGradient(likelihood.gradient, WeightedRows(tuple(terms)), credit, usage))
         return gradients
 
 

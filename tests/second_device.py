@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nabla_agents import scheduler
+from nabla_agents.scheduling import scheduler
 
 DEVICE = torch.device("meta")
 _MOVES = ("aten::_to_copy", "aten::copy_")

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import nabla_agents as na
 from nabla_agents import tiny
 from nabla_agents.cli import app
-from nabla_agents.named import STRATEGIES
+from nabla_agents.registry import STRATEGIES
 from nabla_agents.testing import random_model, random_process_reward
 
 Nabla = Callable[..., Invoked]

@@ -23,7 +23,7 @@ import torch
 
 from llama_index.llms.nabla import NablaLLM
 from nabla_agents import Budget, Engine, ImplicitReward
-from nabla_agents.scripted import scripted_model
+from nabla_agents.testing import scripted_model
 
 WINDOW = 512
 ROLLOUTS = 3  # that NablaLLM may spend on an answer

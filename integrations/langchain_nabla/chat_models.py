@@ -23,7 +23,7 @@ from langchain_nabla import _structured
 from langchain_nabla._call import Call
 from langchain_nabla._messages import PROVIDER, MessageWriter, conversation
 from langchain_nabla._settings import CONFIG, PER_CALL, NablaSettings
-from nabla_agents import Asked, ChatAnswer, Step
+from nabla_agents import ChatAnswer, ChatOptions, Step
 
 ToolChoice = str | bool | Mapping[str, Any] | None
 
@@ -130,16 +130,16 @@ class ChatNabla(NablaSettings, BaseChatModel):
         engine = llm.load()
         tokenizer = engine.model.tokenizer
         form = {name: kwargs[name] for name in _FORM if name in kwargs}
-        asked = Asked.read(**form, reasoning=tokenizer.knows_reasoning, dialect=tokenizer.dialect)
+        chat = ChatOptions.read(**form, reasoning=tokenizer.knows_reasoning, dialect=tokenizer.dialect)
         requests = llm._requests(
             engine,
-            [engine.prompt(asked.told(conversation(messages)), tools=asked.tools)],
-            grammar=asked.grammar and replace(asked.grammar, refine=llm.refine_constrained),
+            [engine.prompt(chat.with_schema(conversation(messages)), tools=chat.tools)],
+            grammar=chat.grammar and replace(chat.grammar, refine=llm.refine_constrained),
             draft=kwargs.get("draft"),
             until=_until(kwargs.get("enough")),
             top_logprobs=llm.top_logprobs,
         )
-        writer = MessageWriter(llm, ChatAnswer(requests[0], tokenizer, tools=asked.tools))
+        writer = MessageWriter(llm, ChatAnswer(requests[0], tokenizer, tools=chat.tools))
         return Call(engine, requests, writer, n=llm.n), writer
 
     def _for_call(self, kwargs: Mapping[str, Any], stop: list[str] | None) -> ChatNabla:
@@ -168,7 +168,7 @@ class ChatNabla(NablaSettings, BaseChatModel):
             ConfigurationError: a choice of an unknown tool, or among none.
         """
         formatted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
-        Asked.read(tools=formatted, tool_choice=tool_choice)
+        ChatOptions.read(tools=formatted, tool_choice=tool_choice)
         given = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
         return self.bind(tools=formatted, **{k: v for k, v in given.items() if v is not None}, **kwargs)
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from langchain_nabla._call import Call, summed
 from langchain_nabla._settings import CONFIG, PER_CALL, NablaSettings
-from nabla_agents import CommittedText, NablaError, Result, Step, Usage
+from nabla_agents import NablaError, Result, Step, StreamedText, Usage
 
 if TYPE_CHECKING:
     from langchain_nabla.chat_models import ChatNabla
@@ -207,7 +207,7 @@ class _TextWriter:
     """Writes an answer as pieces of text, the last of which has the metadata."""
 
     def __init__(self) -> None:
-        self._text = CommittedText()
+        self._text = StreamedText()
 
     def grown(self, step: Step) -> Iterator[GenerationChunk]:
         if not step.done and (added := self._text.added_by(step)):

@@ -98,7 +98,7 @@ def read(
     def states(*columns: Sequence[Any]) -> list[_Read]:
         passes = model.likelihood_gradient(columns[0], columns[1], embedding_terms=False)
         return [
-            _Read(model.log_probs(p.carrier.hidden, r.completion_ids[start:]).double().cpu(), p.usage)
+            _Read(model.log_probs(p.gradient.hidden, r.completion_ids[start:]).double().cpu(), p.usage)
             for p, r, start in zip(passes, columns[0], columns[1], strict=True)
         ]
 

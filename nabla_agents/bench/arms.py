@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.named import STRATEGIES, replaced
+from nabla_agents.registry import STRATEGIES, replaced
 from nabla_agents.search import Strategy
 from nabla_agents.types import Budget
 

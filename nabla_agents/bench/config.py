@@ -25,7 +25,7 @@ from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.loading import Loading
-from nabla_agents.named import STRATEGIES, known
+from nabla_agents.registry import STRATEGIES, known
 from nabla_agents.rewards.base import Reward
 from nabla_agents.types import Budget, Rollout
 

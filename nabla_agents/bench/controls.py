@@ -16,9 +16,9 @@ from torch import Tensor
 
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.models.carriers import Carrier, WeightedCarrier
+from nabla_agents.models.gradients import GradientRows, WeightedRows
 from nabla_agents.models.language_model import LanguageModel
-from nabla_agents.named import reward_of, terms_of
+from nabla_agents.registry import reward_of, terms_of
 from nabla_agents.rewards.base import Reward, RewardGradient, RewardSum, judged
 from nabla_agents.types import Rollout, Score
 
@@ -39,7 +39,7 @@ class Worse(Reward):
         return bound
 
     def gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
     ) -> list[RewardGradient | None]:
         return self.inner.gradient(rollouts, starts, likelihoods)
 
@@ -77,16 +77,16 @@ class Shuffled(Worse):
         return judged(self.inner, [self._donor(rollout) for rollout in rollouts])
 
     def gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
     ) -> list[RewardGradient | None]:
         if self._model is None or not self.learned:
             return [None] * len(rollouts)
         donors = [self._donor(rollout) for rollout in rollouts]
         zeros = [0] * len(donors)
         states = self._model.likelihood_gradient(donors, zeros)
-        gradients = self.inner.gradient(donors, zeros, [state.carrier for state in states])
+        gradients = self.inner.gradient(donors, zeros, [state.gradient for state in states])
         return [
-            None if g is None else RewardGradient(_Cyclic(g.carrier, len(donor.completion_ids)), g.usage + state.usage)
+            None if g is None else RewardGradient(_Cyclic(g.gradient, len(donor.completion_ids)), g.usage + state.usage)
             for g, donor, state in zip(gradients, donors, states, strict=True)
         ]
 
@@ -127,11 +127,11 @@ class Flipped(Worse):
         return [_opposite(s) if self._lies(r) else s for s, r in zip(scores, rollouts, strict=True)]
 
     def gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
     ) -> list[RewardGradient | None]:
         gradients = self.inner.gradient(rollouts, starts, likelihoods)
         return [
-            RewardGradient(WeightedCarrier(((-1.0, g.carrier),)), g.usage) if g is not None and self._lies(r) else g
+            RewardGradient(WeightedRows(((-1.0, g.gradient),)), g.usage) if g is not None and self._lies(r) else g
             for g, r in zip(gradients, rollouts, strict=True)
         ]
 
@@ -181,9 +181,9 @@ def _opposite(score: Score) -> Score:
 
 @dataclass(frozen=True, eq=False)
 class _Cyclic:
-    """A carrier read as if its rollout began anew after its end."""
+    """A gradient read as if its rollout began anew after its end."""
 
-    inner: Carrier
+    inner: GradientRows
     length: int
 
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:

@@ -18,7 +18,7 @@ from nabla_agents.config import Sampling, Settings
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.language_model import LanguageModel
-from nabla_agents.named import known
+from nabla_agents.registry import known
 from nabla_agents.result import Result
 from nabla_agents.rewards.base import Reward, RewardSum
 from nabla_agents.search import Strategy

@@ -11,7 +11,7 @@ from nabla_agents.bench.arms import Arm, default_arms, searches
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError, SandboxError
 from nabla_agents.json_text import read_json
-from nabla_agents.named import STRATEGIES
+from nabla_agents.registry import STRATEGIES
 from nabla_agents.rewards import MathAnswer, PythonTests
 from nabla_agents.tiny import CodeTask, Problem, code_tasks, is_correct, problems
 from nabla_agents.types import Rollout, Score

@@ -1,4 +1,4 @@
-"""Asked: what a request in OpenAI's form asks of an answer, tools and structure, as the engine's grammars."""
+"""ChatOptions: what a request in OpenAI's form asks of an answer, tools and structure, as the engine's grammars."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChatOptions:
     """The tools a request offers, the grammar that its answer keeps to, and the schema that the model is told of."""
 
     tools: list[dict[str, Any]] | None = None
@@ -33,7 +33,7 @@ class Asked:
         response_format: Any = None,
         reasoning: bool = False,
         dialect: Dialect = HERMES,
-    ) -> Asked:
+    ) -> ChatOptions:
         """What these options of OpenAI's API ask for. With tools and a response format, the model either calls tools or
         answers in the format. `reasoning` lets it think first; `dialect`
         is how the model writes calls and thoughts.
@@ -44,12 +44,12 @@ class Asked:
         """
         tools = list(tools or [])
         chosen = chosen_tool(tool_choice, tools)
-        schema, told_of = _schema(response_format)
+        schema, named = _schema(response_format)
         if not tools or chosen == "none":
             grammar = (
                 None if schema is None else Grammar.json(schema, lenient=True, reasoning=reasoning, dialect=dialect)
             )
-            return Asked(None, grammar, told_of)
+            return ChatOptions(None, grammar, named)
         several = chosen in ("auto", "any")
         grammar = Grammar.tools(
             tools if several else [tool for tool in tools if function(tool).get("name") == chosen],
@@ -60,9 +60,9 @@ class Asked:
             instead=None if schema is None else Grammar.json(schema, lenient=True),
             dialect=dialect,
         )
-        return Asked(tools, grammar, told_of)
+        return ChatOptions(tools, grammar, named)
 
-    def told(self, messages: Sequence[Message]) -> list[Message]:
+    def with_schema(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation with the schema that the answer has to fit, in its system turn."""
         if self.schema is None or self.schema == _ANY_OBJECT:
             return list(messages)

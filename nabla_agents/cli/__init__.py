@@ -1,5 +1,5 @@
 """The command `nabla`, a file for each of its commands. Only here do strings select parts, each through one table
-(`named.py`); nothing heavy is imported before it is needed.
+(`registry.py`); nothing heavy is imported before it is needed.
 """
 
 from nabla_agents.cli import bench, doctor, mcp, serve, solve

@@ -21,7 +21,7 @@ from nabla_agents.cli.options import (
     offered_reward,
     terms_for,
 )
-from nabla_agents.named import STRATEGIES, known, terms_of
+from nabla_agents.registry import STRATEGIES, known, terms_of
 
 
 @app.command()

@@ -8,7 +8,7 @@ import typer
 
 import nabla_agents as na
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.named import Term, own_reward, reward_of, terms_of
+from nabla_agents.registry import Term, own_reward, reward_of, terms_of
 
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the model's own.")]
 Dtype = Annotated[str | None, typer.Option(help="For example bfloat16.", show_default=False)]

@@ -13,7 +13,7 @@ from nabla_agents import tiny
 from nabla_agents.cli.app import INTERRUPTED, app, command, spinner, terminal
 from nabla_agents.cli.options import DeviceMap, Dtype, Revision, TrustRemoteCode, engine_of, loading_of, terms_for
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.named import LEARNED_REWARDS, REWARDS, STRATEGIES, known
+from nabla_agents.registry import LEARNED_REWARDS, REWARDS, STRATEGIES, known
 
 if TYPE_CHECKING:
     from nabla_agents.report import View

@@ -18,9 +18,9 @@ from nabla_agents.chat.grammar import Grammar
 from nabla_agents.chat.template import folded, in_dialect, with_tools_in_text
 from nabla_agents.errors import ContextOverflowError, ModelLoadError, PromptError
 from nabla_agents.functional import HEAD_CHUNK, token_log_probs
-from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.constraint import Compiler, Constraint
 from nabla_agents.models.decoding import Decoding, RolloutJob, rollout
+from nabla_agents.models.gradients import LikelihoodRows
 from nabla_agents.models.grouping import by_length
 from nabla_agents.models.loading import Loading, LoadingOptions, load
 from nabla_agents.models.prefix_cache import PrefixCache
@@ -39,9 +39,9 @@ class PromptRead:
 
 @dataclass(frozen=True, eq=False)
 class LikelihoodGradient:
-    """The carrier of one rollout's log-likelihood and what it cost."""
+    """The gradient of one rollout's log-likelihood and what it cost."""
 
-    carrier: LikelihoodCarrier
+    gradient: LikelihoodRows
     usage: Usage
 
 
@@ -118,8 +118,11 @@ class LanguageModel:
 
     def _rendered(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> str:
         """The conversation by the chat template: tools in text where it has none, fewer roles where it refuses some."""
-        knows_tools, marks = self.tokenizer.knows_tools, self.tokenizer.marks
-        messages, tools = marks.messages(messages), marks.tools(tools)  # before markers of ours are among them
+        knows_tools, delimiters = self.tokenizer.knows_tools, self.tokenizer.delimiters
+        messages, tools = (
+            delimiters.messages(messages),
+            delimiters.tools(tools),
+        )  # before markers of ours are among them
         if not knows_tools and (tools or any(m.extra.get("tool_calls") for m in messages)):
             messages, tools = with_tools_in_text(messages, tools), None
         messages = in_dialect(messages, self.tokenizer.dialect)
@@ -234,7 +237,7 @@ class LanguageModel:
         usage = self.usage(prefill=read, forward=fed, backward=fed if embedding_terms else 0)
         return [
             LikelihoodGradient(
-                LikelihoodCarrier(self, start, hidden[i, : len(tail)].detach(), gradients[i]),
+                LikelihoodRows(self, start, hidden[i, : len(tail)].detach(), gradients[i]),
                 usage,
             )
             for i, (tail, start) in enumerate(zip(tails, starts, strict=True))

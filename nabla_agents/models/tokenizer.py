@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from nabla_agents.chat.delimiters import Delimiters
 from nabla_agents.chat.dialects import Dialect
-from nabla_agents.chat.marks import Marks
 from nabla_agents.errors import ModelLoadError, PromptError
 from nabla_agents.types import Message
 
@@ -26,7 +26,7 @@ class Tokenizer:
     def __init__(self, hf: PreTrainedTokenizerBase, *, name: str) -> None:
         self.hf, self.name = hf, name
         self._lock = threading.Lock()
-        self._marks: Marks | None = None
+        self._delimiters: Delimiters | None = None
 
     @property
     def eos_id(self) -> int | None:
@@ -133,13 +133,13 @@ class Tokenizer:
         """The conversation in the model's own chat format.
 
         Special tokens that a message or a tool spells (`<|im_end|>`) are kept as text, by a zero-width space within,
-        and so are other marks in what users and tools write (see `Marks`): else whoever writes a text could end its
-        turn and write others.
+        and so are other delimiters in what users and tools write (see `Delimiters`): else whoever writes a text
+        could end its turn and write others.
 
         Raises:
             PromptError: there is no chat template, or it refuses the conversation.
         """
-        unforged, tools = self.marks.messages(messages), self.marks.tools(tools)
+        unforged, tools = self.delimiters.messages(messages), self.delimiters.tools(tools)
         return self.written(unforged, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def written(
@@ -173,20 +173,20 @@ class Tokenizer:
             raise PromptError(f"The chat template of {self.name} refuses this conversation ({roles}): {e}") from e
 
     @property
-    def marks(self) -> Marks:
+    def delimiters(self) -> Delimiters:
         """The texts that only the chat template may write."""
         template = str(self.hf.chat_template or "")
-        if self._marks is None or self._marks.template != template:  # a template may be set later
+        if self._delimiters is None or self._delimiters.template != template:  # a template may be set later
             texts = sorted(set(self.special_tokens.values()))
-            tried = [Marks(texts, template, gap) for gap in _GAPS]
-            self._marks = next((marks for marks in tried if self._keeps_out(marks)), tried[0])
-        return self._marks
+            tried = [Delimiters(texts, template, gap) for gap in _GAPS]
+            self._delimiters = next((delimiters for delimiters in tried if self._keeps_out(delimiters)), tried[0])
+        return self._delimiters
 
-    def _keeps_out(self, marks: Marks) -> bool:
+    def _keeps_out(self, delimiters: Delimiters) -> bool:
         """Whether no special token is read in what is left of their texts."""
         own = {i for i, text in self.special_tokens.items() if len(text) > 1}
         try:
-            return not own & set(self.encode("\n".join(map(marks.within, marks.special))))
+            return not own & set(self.encode("\n".join(map(delimiters.within, delimiters.special))))
         except Exception:  # a tokenizer that refuses the characters will say so for the whole prompt
             return False
 

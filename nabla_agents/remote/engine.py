@@ -12,14 +12,14 @@ from urllib.parse import quote
 from nabla_agents.backends.http import Failure, HttpClient
 from nabla_agents.base_engine import BaseEngine
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, NablaError, PromptError, RemoteError
-from nabla_agents.named import STRATEGIES
+from nabla_agents.registry import STRATEGIES
 from nabla_agents.remote.model import RemoteModel
 from nabla_agents.remote.received import Card, Cards, Rendered
 from nabla_agents.remote.search import RemoteSearch
 from nabla_agents.request import PromptLike, Request, read_messages
 from nabla_agents.run import Run
+from nabla_agents.serialization import PROMPT, message_fields, steps_fields
 from nabla_agents.types import Budget, Message, Prompt
-from nabla_agents.wire import PROMPT, message_fields, steps_fields
 
 if TYPE_CHECKING:
     import httpx

@@ -11,7 +11,7 @@ from nabla_agents.backends.http import HttpClient
 from nabla_agents.chat.dialects import Dialect
 from nabla_agents.errors import RemoteError
 from nabla_agents.remote.received import Card, Tokens
-from nabla_agents.wire import TOKENS
+from nabla_agents.serialization import TOKENS
 
 _REMEMBERED: Final = 256  # texts whose token ids are kept
 

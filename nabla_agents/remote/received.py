@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nabla_agents.errors import NablaError, RemoteError
+from nabla_agents.serialization import SentResult, SentStep
 from nabla_agents.types import Budget, Step, Usage
-from nabla_agents.wire import SentResult, SentStep
 
 ModelT = TypeVar("ModelT", bound="Received")
 ReadT = TypeVar("ReadT")

@@ -20,8 +20,8 @@ from nabla_agents.remote.received import read_result, read_step
 from nabla_agents.request import Request
 from nabla_agents.result import Result, Trace
 from nabla_agents.run import Run
+from nabla_agents.serialization import STEPS, SentResult
 from nabla_agents.types import FinishReason, Step, Usage
-from nabla_agents.wire import STEPS, SentResult
 
 _MOST_KEPT: Final = 1 << 28  # bytes of steps that a trace keeps
 

@@ -13,7 +13,7 @@ from typing import SupportsFloat, TypeVar
 import torch
 
 from nabla_agents.errors import ConfigurationError, RewardError
-from nabla_agents.models.carriers import Carrier, WeightedCarrier
+from nabla_agents.models.gradients import GradientRows, WeightedRows
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.rewards.background import Background
 from nabla_agents.types import Rollout, Score, Usage
@@ -23,9 +23,9 @@ PartT = TypeVar("PartT")
 
 @dataclass(frozen=True, eq=False)
 class RewardGradient:
-    """A reward's carrier for one rollout and what it cost."""
+    """A reward's gradient for one rollout and what it cost."""
 
-    carrier: Carrier
+    gradient: GradientRows
     usage: Usage = Usage()
 
 
@@ -44,11 +44,11 @@ class Reward(ABC):
         return [*judged(self, rollouts)] if self.learned else [None] * len(rollouts)
 
     def gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
     ) -> list[RewardGradient | None]:
         """∂r/∂ one-hot rows from position `start` on; None where this reward has no gradient.
 
-        `likelihoods` are the carriers of the language model's own log-likelihood for the same rollouts, for rewards
+        `likelihoods` are the gradients of the language model's own log-likelihood for the same rollouts, for rewards
         that contain it.
         """
         return [None] * len(rollouts)
@@ -111,7 +111,7 @@ class DifferentiableReward(Reward):
 
     @abstractmethod
     def gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
     ) -> list[RewardGradient | None]: ...
 
 
@@ -162,7 +162,7 @@ class RewardSum(Reward):
         return [_summed(scores) if scores else None for scores in self._by_rollout(columns, len(rollouts))]
 
     def gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
     ) -> list[RewardGradient | None]:
         columns = [r.gradient(rollouts, starts, likelihoods) for _, r in self._parts]
         return [_joined(gradients) if gradients else None for gradients in self._by_rollout(columns, len(rollouts))]
@@ -198,7 +198,7 @@ class _Wrapped(Reward):
         return self.inner.score_prefixes(rollouts)
 
     def gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
     ) -> list[RewardGradient | None]:
         return self.inner.gradient(rollouts, starts, likelihoods)
 
@@ -311,8 +311,8 @@ def _summed(weighted: Sequence[tuple[float, Score]]) -> Score:
 
 
 def _joined(weighted: Sequence[tuple[float, RewardGradient]]) -> RewardGradient:
-    carrier = WeightedCarrier(tuple((w, g.carrier) for w, g in weighted))
-    return RewardGradient(carrier, sum((g.usage for _, g in weighted), Usage()))
+    gradient = WeightedRows(tuple((w, g.gradient) for w, g in weighted))
+    return RewardGradient(gradient, sum((g.usage for _, g in weighted), Usage()))
 
 
 def _vouched(weight: float, score: Score) -> bool | None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nabla_agents.adapters.shared_engines import loaded
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError, NablaError
-from nabla_agents.shared import loaded
 
 EngineMaker = Callable[[], Engine]
 

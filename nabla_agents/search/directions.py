@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nabla_agents.config import Settings
-from nabla_agents.models.carriers import LikelihoodCarrier
+from nabla_agents.models.gradients import LikelihoodRows
 from nabla_agents.search.pool import Scored
 from nabla_agents.search.search import GRADIENT, Search
 
@@ -29,7 +29,7 @@ class Directed:
         explains: whether predicted gains say something of the written tokens, so that they are shown.
     """
 
-    likelihood: LikelihoodCarrier
+    likelihood: LikelihoodRows
     rows: Rows
     credit: Mapping[int, Mapping[int, float]] = field(default_factory=dict[int, Mapping[int, float]])
     explains: bool = False

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from nabla_agents.answers import extract_answer
+from nabla_agents.final_answer import extract_answer
 from nabla_agents.types import Rollout, Score
 
 AcceptanceRule = Literal["objective", "reward"]

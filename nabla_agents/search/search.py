@@ -13,8 +13,8 @@ from torch import Tensor
 from nabla_agents.config import MAX_TOKENS, Sampling
 from nabla_agents.errors import RewardError
 from nabla_agents.functional import likeliest
-from nabla_agents.models.carriers import LikelihoodCarrier
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
+from nabla_agents.models.gradients import LikelihoodRows
 from nabla_agents.models.growing_text import GrowingText, without_half_a_stop
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.objective import Objective, ObjectiveGradient
@@ -183,19 +183,19 @@ class Search:
         noted, self._noted = self._noted, None
         return () if noted is None else tuple(noted[1])
 
-    async def states(self, entry: Scored, start: int) -> LikelihoodCarrier:
+    async def states(self, entry: Scored, start: int) -> LikelihoodRows:
         """The language model's own rows from `start` on: one forward, no gradient."""
         self._check_cancelled()
         await self._read_prompt()
         columns = [entry.rollout], [start]
         [states] = await Operation(self.objective.states, columns, operation.STATES)
         self._usage = self._usage + states.usage
-        return states.carrier
+        return states.gradient
 
     async def alternatives(self, entry: Scored, top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
         """At each place of a completion the `top` likeliest tokens with log π in nats: one forward."""
-        carrier = await self.states(entry, 0)
-        return likeliest(carrier.logits(range(len(entry.rollout.completion_ids))), top)
+        gradient = await self.states(entry, 0)
+        return likeliest(gradient.logits(range(len(entry.rollout.completion_ids))), top)
 
     async def prefix_gains(self, entry: Scored, proposals: Sequence[Proposal]) -> list[float | None]:
         """By how much each change makes the objective of the text up to it better, in nats; None where the reward

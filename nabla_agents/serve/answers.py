@@ -9,16 +9,16 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nabla_agents.chat.committed import CommittedReply, CommittedText
 from nabla_agents.chat.reply import Reply
+from nabla_agents.chat.streaming import StreamedReply, StreamedText
 from nabla_agents.chat.tool_calls import ToolCall
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.request import Request
 from nabla_agents.result import Result
+from nabla_agents.serialization import SentResult, SentStep
 from nabla_agents.serve.protocol import ChatRequest, CompletionRequest
 from nabla_agents.serve.service import Served
 from nabla_agents.types import Step, Usage
-from nabla_agents.wire import SentResult, SentStep
 
 Json = dict[str, Any]
 
@@ -33,7 +33,7 @@ class ChatChoice:
     ) -> None:
         self.prompt, self._tokenizer = request.prompt, served.engine.model.tokenizer
         self._logprobs = bool(body.logprobs)
-        self._replies = CommittedReply(request.prompt, request.seed, tools=tools, dialect=self._tokenizer.dialect)
+        self._replies = StreamedReply(request.prompt, request.seed, tools=tools, dialect=self._tokenizer.dialect)
 
     @property
     def opening(self) -> Json | None:
@@ -133,7 +133,7 @@ class Answer:
     """The answer to a request of OpenAI's: an envelope around its choices, whole or in pieces."""
 
     def __init__(self, body: ChatRequest | CompletionRequest, choices: Sequence[ChatChoice | TextChoice]) -> None:
-        self._choices, self._texts = choices, [CommittedText() for _ in choices]
+        self._choices, self._texts = choices, [StreamedText() for _ in choices]
         self._with_usage = body.with_usage
         self._head: Json = {
             "id": f"{choices[0].prefix}-{uuid.uuid4().hex}",
@@ -181,7 +181,7 @@ class Answer:
 
 
 class StepsAnswer:
-    """The steps of one search as they are made, and its result, as `nabla_agents.wire` has them."""
+    """The steps of one search as they are made, and its result, as `nabla_agents.serialization` has them."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

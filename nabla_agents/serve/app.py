@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 import nabla_agents
 from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError, NablaError
-from nabla_agents.named import STRATEGIES
+from nabla_agents.registry import STRATEGIES
 from nabla_agents.rewards import Reward
 from nabla_agents.search import Strategy
 from nabla_agents.serve.errors import Refusal, invalid_request, refusal_of, unrouted

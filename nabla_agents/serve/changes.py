@@ -7,11 +7,11 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from nabla_agents.named import replaced
+from nabla_agents.registry import replaced
 from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
 from nabla_agents.search.pool import AcceptanceRule
+from nabla_agents.serialization import Body
 from nabla_agents.serve.errors import Refusal, dotted, invalid
-from nabla_agents.wire import Body
 
 _PARAM: Final = "nabla.strategy"
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from nabla_agents.config import Count
-from nabla_agents.wire import Body, Many, NablaField, Stop, Stops
+from nabla_agents.serialization import Body, Many, NablaField, Stop, Stops
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]

@@ -9,17 +9,17 @@ from functools import partial
 from typing import Any
 
 from nabla_agents.chat.grammar import Grammar
-from nabla_agents.chat.openai import Asked, chosen_tool
+from nabla_agents.chat.openai import ChatOptions, chosen_tool
 from nabla_agents.config import Sampling
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, GrammarError, PromptError
 from nabla_agents.request import PromptLike, Request
+from nabla_agents.serialization import StepsRequest
 from nabla_agents.serve.errors import dotted, invalid, missing, refusal_of
 from nabla_agents.serve.middleware import Caller
 from nabla_agents.serve.protocol import ChatRequest, CompletionRequest, Generation, Turn
 from nabla_agents.serve.schemas import check_sizes, misplaced, refers
 from nabla_agents.serve.service import Served, Service
 from nabla_agents.types import Message, Prompt
-from nabla_agents.wire import StepsRequest
 
 
 async def chat_requests(
@@ -39,13 +39,13 @@ async def chat_requests(
     check_sizes([*_schemas(body)], service.settings)
     _check_messages(served, body.messages)
     messages = [_message(turn, f"messages[{i}]") for i, turn in enumerate(body.messages)]
-    asked = await _read_asked(service, served, body, caller)
-    prompt = await read_prompt(service, served, caller, asked.told(messages), tools=asked.tools)
+    chat = await _read_chat_options(service, served, body, caller)
+    prompt = await read_prompt(service, served, caller, chat.with_schema(messages), tools=chat.tools)
     await _check_draft(service, served, body.own.draft, caller)
-    await _check_grammar(service, served, body, asked.grammar, caller)
+    await _check_grammar(service, served, body, chat.grammar, caller)
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    sampling = _sampling(body, grammar=asked.grammar, max_tokens=service.max_tokens(name, getattr(body, name)))
-    return served, _requests(service, served, body, [prompt], sampling, body.top_logprobs, caller), asked.tools
+    sampling = _sampling(body, grammar=chat.grammar, max_tokens=service.max_tokens(name, getattr(body, name)))
+    return served, _requests(service, served, body, [prompt], sampling, body.top_logprobs, caller), chat.tools
 
 
 async def completion_requests(
@@ -248,7 +248,7 @@ async def _completion_prompt(service: Service, served: Served, prompt: str | lis
 # ── tools and structure ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _read_asked(service: Service, served: Served, body: ChatRequest, caller: Caller) -> Asked:
+async def _read_chat_options(service: Service, served: Served, body: ChatRequest, caller: Caller) -> ChatOptions:
     """The tools and the structure of a chat.
 
     Raises:
@@ -264,7 +264,7 @@ async def _read_asked(service: Service, served: Served, body: ChatRequest, calle
         raise invalid(str(e), "tool_choice") from e
     tokenizer = served.engine.model.tokenizer
     read = partial(
-        Asked.read,
+        ChatOptions.read,
         tools,
         tool_choice=body.tool_choice,
         parallel_tool_calls=body.parallel_tool_calls,

@@ -7,6 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from nabla_agents.serialization import PROMPT, STEPS, TOKENS, PromptRequest, StepsRequest, TokensRequest
 from nabla_agents.serve.answers import Answer, ChatChoice, StepsAnswer, TextChoice
 from nabla_agents.serve.errors import Refusal, invalid
 from nabla_agents.serve.middleware import Caller
@@ -14,7 +15,6 @@ from nabla_agents.serve.protocol import ChatRequest, CompletionRequest, ErrorBod
 from nabla_agents.serve.requests import chat_requests, completion_requests, encoded, read_prompt, steps_request
 from nabla_agents.serve.responses import respond
 from nabla_agents.serve.service import Served, Service
-from nabla_agents.wire import PROMPT, STEPS, TOKENS, PromptRequest, StepsRequest, TokensRequest
 
 REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorBody, "description": text}

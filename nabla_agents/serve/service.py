@@ -19,6 +19,7 @@ from nabla_agents.result import Result
 from nabla_agents.rewards import Reward
 from nabla_agents.run import Run
 from nabla_agents.search import Strategy
+from nabla_agents.serialization import NablaField
 from nabla_agents.serve.admission import Admission, Ticket
 from nabla_agents.serve.changes import changed
 from nabla_agents.serve.errors import Refusal, invalid, shutting_down
@@ -27,7 +28,6 @@ from nabla_agents.serve.readers import Readers
 from nabla_agents.serve.settings import ServeSettings
 from nabla_agents.serve.telemetry import Metrics
 from nabla_agents.types import Budget, FinishReason, Step
-from nabla_agents.wire import NablaField
 
 OFFERED: Final = ("nabla", "nabla-parallel", "greedy", "best-of-n", "self-consistency")
 """The strategies that requests may name unless the server's owner says otherwise."""

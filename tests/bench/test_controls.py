@@ -51,11 +51,11 @@ def test_a_learned_reward_is_flipped_with_its_gradient() -> None:
     plain, lying = ImplicitReward(tuned).bind(model), Flipped(ImplicitReward(tuned), 1.0).bind(model)
     rollouts = rolled(model, ["a"])
     assert lying.score(rollouts)[0].value == -plain.score(rollouts)[0].value
-    carriers = [g.carrier for g in model.likelihood_gradient(rollouts, [0])]
-    [a], [b] = (r.gradient(rollouts, [0], carriers) for r in (plain, lying))
+    gradients = [g.gradient for g in model.likelihood_gradient(rollouts, [0])]
+    [a], [b] = (r.gradient(rollouts, [0], gradients) for r in (plain, lying))
     assert a is not None
     assert b is not None
-    assert torch.equal(b.carrier.rows([0, 3]), -a.carrier.rows([0, 3]))
+    assert torch.equal(b.gradient.rows([0, 3]), -a.gradient.rows([0, 3]))
 
 
 def test_a_sum_is_not_flipped_as_a_whole_and_a_rate_is_a_share() -> None:
@@ -87,14 +87,14 @@ def test_a_shuffled_learned_reward_steers_by_the_donors_gradient() -> None:
     rollouts = rolled(model, ["x"])
     assert shuffled.score(rollouts)[0].value == plain.score(donors[1:])[0].value
     [got] = shuffled.gradient(rollouts, [2], [])
-    carriers = [g.carrier for g in model.likelihood_gradient(donors[1:], [0])]
-    [expected] = plain.gradient(donors[1:], [0], carriers)
+    gradients = [g.gradient for g in model.likelihood_gradient(donors[1:], [0])]
+    [expected] = plain.gradient(donors[1:], [0], gradients)
     assert got is not None
     assert expected is not None
     length = len(donors[1].completion_ids)
     positions = list(range(len(rollouts[0].completion_ids)))
-    rows = expected.carrier.rows([p % length for p in positions])
-    assert torch.equal(got.carrier.rows(positions), rows)
+    rows = expected.gradient.rows([p % length for p in positions])
+    assert torch.equal(got.gradient.rows(positions), rows)
 
 
 def test_without_places_a_verdict_says_only_whether() -> None:

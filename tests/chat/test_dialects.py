@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from nabla_agents import CommittedReply, FinishReason, Grammar, LanguageModel, Message, Prompt, Reply, Sampling
+from nabla_agents import FinishReason, Grammar, LanguageModel, Message, Prompt, Reply, Sampling, StreamedReply
 from nabla_agents.chat.dialects import DIALECTS, HERMES, LLAMA3, MISTRAL, Dialect
 from nabla_agents.chat.template import in_dialect
 from nabla_agents.models.rows import RolloutJob
@@ -186,7 +186,7 @@ def test_a_growing_text_only_adds_to_its_reply(dialect: Dialect) -> None:
     ]
     texts += [f"{begin}hm{end}\n{text}" for text in texts] + [f"Well.\n{text}" for text in texts]
     for text in texts:
-        replies = CommittedReply(Prompt((), "x", (1,)), 0, tools=TOOLS, dialect=dialect)
+        replies = StreamedReply(Prompt((), "x", (1,)), 0, tools=TOOLS, dialect=dialect)
         parts = [replies.grown(text[:n]) for n in range(len(text))] + [replies.ended(text)]
         whole = replies.read(text)
         assert "".join(p.content for p in parts) == whole.content, text
@@ -202,10 +202,10 @@ def test_a_call_that_was_cut_says_why_it_is_none(dialect: Dialect) -> None:
 
 def test_names_of_calls_have_the_length_that_the_family_insists_on() -> None:
     prompt = Prompt((), "x", (1,))
-    name = CommittedReply(prompt, 0, tools=TOOLS, dialect=MISTRAL).call_id(0)
+    name = StreamedReply(prompt, 0, tools=TOOLS, dialect=MISTRAL).call_id(0)
     assert len(name) == 9
     assert name.isalnum()
-    assert CommittedReply(prompt, 0, tools=TOOLS).call_id(0).startswith("call_")
+    assert StreamedReply(prompt, 0, tools=TOOLS).call_id(0).startswith("call_")
 
 
 def test_what_a_search_may_change_ends_where_a_call_begins() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from nabla_agents import Asked, ConfigurationError, Grammar, Message
+from nabla_agents import ChatOptions, ConfigurationError, Grammar, Message
 
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("a", "b")]
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
@@ -27,29 +27,29 @@ SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required"
     ],
 )
 def test_a_choice_of_tools_becomes_a_grammar(choice: Any, required: bool | None, names: str) -> None:
-    asked = Asked.read(tools=TOOLS, tool_choice=choice)
-    if asked.grammar is None:
-        assert (required, asked.tools) == (None, None)
+    chat = ChatOptions.read(tools=TOOLS, tool_choice=choice)
+    if chat.grammar is None:
+        assert (required, chat.tools) == (None, None)
         return
-    assert asked.tools == TOOLS, "the prompt offers all of them, so that it stays the same"
-    assert asked.grammar.required is required
-    assert asked.grammar.body == Grammar.tools(TOOLS["ab".index(names[0]) :][: len(names)], lenient=True).body
-    assert asked.grammar.parallel is (len(names) == 2)
+    assert chat.tools == TOOLS, "the prompt offers all of them, so that it stays the same"
+    assert chat.grammar.required is required
+    assert chat.grammar.body == Grammar.tools(TOOLS["ab".index(names[0]) :][: len(names)], lenient=True).body
+    assert chat.grammar.parallel is (len(names) == 2)
 
 
 def test_a_format_becomes_a_grammar_and_the_model_is_told_of_its_schema() -> None:
-    told = Asked.read(response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}})
-    untold = Asked.read(response_format={"type": "json_object", "schema": SCHEMA})
-    assert told.grammar is not None
-    assert told.grammar == untold.grammar
+    named = ChatOptions.read(response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}})
+    unnamed = ChatOptions.read(response_format={"type": "json_object", "schema": SCHEMA})
+    assert named.grammar is not None
+    assert named.grammar == unnamed.grammar
     messages = [Message("system", "Be brief."), Message("user", "x?")]
-    assert untold.told(messages) == messages
-    first, second = told.told(messages)
+    assert unnamed.with_schema(messages) == messages
+    first, second = named.with_schema(messages)
     assert first.content.startswith("Be brief.\n\nAnswer with a JSON value")
     assert second == messages[1]
-    assert [m.role for m in told.told(messages[1:])] == ["system", "user"]
-    assert Asked.read(response_format={"type": "text"}) == Asked()
-    both = Asked.read(tools=TOOLS, response_format={"type": "json_object"})
+    assert [m.role for m in named.with_schema(messages[1:])] == ["system", "user"]
+    assert ChatOptions.read(response_format={"type": "text"}) == ChatOptions()
+    both = ChatOptions.read(tools=TOOLS, response_format={"type": "json_object"})
     assert both.grammar is not None
     assert both.grammar.instead is not None
 
@@ -67,4 +67,4 @@ def test_a_format_becomes_a_grammar_and_the_model_is_told_of_its_schema() -> Non
 )
 def test_what_cannot_be_asked_is_refused(options: Any) -> None:
     with pytest.raises(ConfigurationError, match="expected"):
-        Asked.read(**options)
+        ChatOptions.read(**options)

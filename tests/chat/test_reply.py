@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from nabla_agents import CommittedReply, Prompt, Reply, ToolCall
+from nabla_agents import Prompt, Reply, StreamedReply, ToolCall
 from nabla_agents.chat.dialects import DIALECTS, Dialect
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": "é </x>"}}\n</tool_call>'
@@ -109,7 +109,7 @@ def test_a_growing_text_only_adds_to_its_reply(text: str, thinking: bool, tools:
 
 def test_parts_of_a_growing_reply_add_up_and_calls_keep_their_names() -> None:
     text = '<think>hm</think>\nWell.\n<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>'
-    replies = CommittedReply(PROMPT, 0, tools=True)
+    replies = StreamedReply(PROMPT, 0, tools=True)
     parts = [replies.grown(text[:n]) for n in range(len(text))] + [replies.ended(text)]
     whole = replies.read(text)
     assert "".join(p.content for p in parts) == whole.content == "Well."
@@ -117,9 +117,9 @@ def test_parts_of_a_growing_reply_add_up_and_calls_keep_their_names() -> None:
     assert tuple(c for p in parts for c in p.tool_calls) == whole.tool_calls
     assert replies.reply == whole
     assert not replies.ended(text)
-    ids = [replies.call_id(0), replies.call_id(1), CommittedReply(replace(PROMPT, text="y"), 0, tools=True).call_id(0)]
+    ids = [replies.call_id(0), replies.call_id(1), StreamedReply(replace(PROMPT, text="y"), 0, tools=True).call_id(0)]
     assert len(set(ids)) == 3
-    assert ids[0] == CommittedReply(PROMPT, 0, tools=True).call_id(0)
+    assert ids[0] == StreamedReply(PROMPT, 0, tools=True).call_id(0)
 
 
 VALUES = st.recursive(

@@ -50,7 +50,7 @@ from llama_index.llms.nabla import (
 )
 from llama_index.llms.nabla.callers import Caller, is_final
 from nabla_agents import ArithmeticSteps, BestOfN, Budget, ConfigurationError, Engine, Limits, Nabla, Score, reward
-from nabla_agents.scripted import scripted_model
+from nabla_agents.testing import scripted_model
 
 # Of LlamaIndex itself: its agents look at all their own attributes, and its memory leaves its data base open.
 pytestmark = [

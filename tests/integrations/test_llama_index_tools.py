@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from llama_index.llms.nabla import NablaLLM, StructuredAnswerError
 from nabla_agents import Budget, ConfigurationError, Engine, Nabla
-from nabla_agents.scripted import scripted_model
+from nabla_agents.testing import scripted_model
 
 # Of LlamaIndex itself: its agents look at all their own attributes, and its memory leaves its data base open.
 pytestmark = [

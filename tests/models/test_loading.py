@@ -65,7 +65,7 @@ def test_a_bfloat16_model_gives_single_precision_probabilities_and_gradients(sav
     model = LanguageModel.from_pretrained(saved, dtype=torch.bfloat16)
     [rollout] = model.rollout([job(model, "ab", max_tokens=6)])
     [gradient] = model.likelihood_gradient([rollout], [0])
-    rows = gradient.carrier.rows(range(len(rollout.completion_ids)))
+    rows = gradient.gradient.rows(range(len(rollout.completion_ids)))
     assert rows.dtype is torch.float32
     assert rows.isfinite().all()
     # bf16 keeps 8 bits: sums of log-probabilities that were rounded to it would be multiples of 2^-7 or so.

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from nabla_agents import ArithmeticSteps, Engine, Greedy, RemoteEngine
-from nabla_agents.scripted import scripted_model
 from nabla_agents.serve import Server, ServeSettings, create_app
+from nabla_agents.testing import scripted_model
 from tests.serve.serving import running, says
 
 

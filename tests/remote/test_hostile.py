@@ -12,8 +12,8 @@ import pytest
 from nabla_agents import FinishReason, Greedy, RemoteEngine, RemoteError, Result, Sampling
 from nabla_agents.backends import body
 from nabla_agents.remote import search
+from nabla_agents.serialization import SentResult, SentStep
 from nabla_agents.types import Score, Span, Step, TokenGain, Usage
-from nabla_agents.wire import SentResult, SentStep
 from tests.backends.hostile import BAD_HTTP, HostileServer, Reply, answer, for_ever, stream
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(60)]

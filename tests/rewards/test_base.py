@@ -22,7 +22,7 @@ from nabla_agents import (
     Span,
     Usage,
 )
-from nabla_agents.models.carriers import CreditCarrier
+from nabla_agents.models.gradients import CreditRows
 from nabla_agents.rewards.base import RewardGradient, judged
 from nabla_agents.testing import FixedReward, random_model
 
@@ -47,8 +47,8 @@ class Linear(DifferentiableReward):
         return [Score(self.slope) for _ in rollouts]
 
     def gradient(self, rollouts, starts, likelihoods):  # type: ignore[no-untyped-def]
-        carrier = CreditCarrier({0: {0: self.slope}}, 2, torch.device("cpu"))
-        return [RewardGradient(carrier, Usage(reward_backward_tokens=1))] * len(rollouts)
+        gradient = CreditRows({0: {0: self.slope}}, 2, torch.device("cpu"))
+        return [RewardGradient(gradient, Usage(reward_backward_tokens=1))] * len(rollouts)
 
     def bind(self, model: LanguageModel) -> Reward:
         return Linear(self.slope, model)
@@ -149,7 +149,7 @@ def test_a_sum_spends_what_its_parts_spend() -> None:
 def test_the_gradient_of_a_sum_is_the_weighted_sum_of_gradients() -> None:
     [gradient] = (Linear(1.0) + 2.0 * Linear(10.0) + FixedReward(length)).gradient(ROLLOUTS[:1], [0], [])
     assert gradient is not None
-    assert gradient.carrier.rows([0, 1]).tolist() == [[21.0, 0.0], [0.0, 0.0]]
+    assert gradient.gradient.rows([0, 1]).tolist() == [[21.0, 0.0], [0.0, 0.0]]
     assert gradient.usage == Usage(reward_backward_tokens=2)
 
 
@@ -362,7 +362,7 @@ def test_wrapped_rewards_keep_gradient_and_binding() -> None:
     wrapped = (Linear(3.0).otherwise(0.0)).within(30.0)
     [gradient] = wrapped.gradient(ROLLOUTS[:1], [0], [])
     assert gradient is not None
-    assert gradient.carrier.rows([0]).tolist() == [[3.0, 0.0]]
+    assert gradient.gradient.rows([0]).tolist() == [[3.0, 0.0]]
     assert wrapped.bind(model).inner.inner.bound_to is model  # type: ignore[attr-defined]
     assert (wrapped.name, wrapped.learned) == ("Linear", True)
 

@@ -49,7 +49,7 @@ class Linear(DifferentiableReward):
     def gradient(
         self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Any]
     ) -> list[RewardGradient | None]:
-        return [RewardGradient(self)] * len(rollouts)  # this object is its own carrier
+        return [RewardGradient(self)] * len(rollouts)  # this object is its own gradient
 
     def rows(self, positions: Sequence[int]) -> Tensor:
         return self.table[list(positions)]

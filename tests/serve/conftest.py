@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI
 
 from nabla_agents import ArithmeticSteps, Engine, Greedy
-from nabla_agents.scripted import scripted_model
 from nabla_agents.serve import ServeSettings, create_app
+from nabla_agents.testing import scripted_model
 from tests.serve.serving import asgi, says
 
 

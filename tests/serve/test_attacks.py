@@ -18,10 +18,10 @@ from nabla_agents import Engine, Greedy
 from nabla_agents.models.constraint import Compiler
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.tokenizer import Tokenizer
-from nabla_agents.scripted import scripted_model
 from nabla_agents.serve import ServeSettings, create_app
 from nabla_agents.serve.readers import Readers
 from nabla_agents.serve.schemas import misplaced
+from nabla_agents.testing import scripted_model
 from tests.serve.serving import WEATHER, asgi, chat, refused, running, until
 
 CHAT, TEXTS, TOKENS = "/v1/chat/completions", "/v1/completions", "/v1/nabla/tokens"

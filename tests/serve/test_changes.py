@@ -14,12 +14,12 @@ import pytest
 from fastapi import FastAPI
 
 from nabla_agents import AdamDTO, Engine, Greedy, Nabla, Sampling
-from nabla_agents.named import STRATEGIES
-from nabla_agents.scripted import scripted_model
+from nabla_agents.registry import STRATEGIES
 from nabla_agents.search.pool import AcceptanceRule
 from nabla_agents.serve import ServeSettings, create_app
 from nabla_agents.serve.changes import CHANGEABLE, changed
 from nabla_agents.serve.errors import Refusal
+from nabla_agents.testing import scripted_model
 from nabla_agents.types import Step
 from tests.serve.serving import asgi, chat, refused, until
 

@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from nabla_agents import Budget, Engine, Greedy
-from nabla_agents.scripted import scripted_model
 from nabla_agents.serve import ServeSettings, create_app
+from nabla_agents.testing import scripted_model
 
 CHECKS = (
     not_a_server_error,

@@ -14,8 +14,8 @@ import pytest
 from fastapi import FastAPI
 
 from nabla_agents import Engine, Greedy
-from nabla_agents.scripted import scripted_model
 from nabla_agents.serve import ServeSettings, create_app
+from nabla_agents.testing import scripted_model
 from nabla_agents.types import Step
 from tests.serve.serving import chat, events, refused, running, until
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nabla_agents.models.carriers import Carrier, EmbeddingCarrier, embedding_terms
+from nabla_agents.models.gradients import EmbeddingRows, GradientRows, embedding_terms
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.rewards.base import DifferentiableReward, RewardGradient
 from nabla_agents.rewards.learned.alignment import Alignment
@@ -120,7 +120,7 @@ class BoundReward(SelfTested, DifferentiableReward):
         return (Coverage(self.label, self.alignment.share, reading.share),)
 
     def gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
     ) -> list[RewardGradient | None]:
         gradients: list[RewardGradient | None] = [None] * len(rollouts)
         if not self.steers or not embedding_terms(likelihoods):
@@ -132,7 +132,7 @@ class BoundReward(SelfTested, DifferentiableReward):
         firsts = [min(s for s in readings[i].sources[starts[i] :] if s >= 0) for i in steered]
         by_index = self.model.gradients([rollouts[i] for i in steered], [readings[i] for i in steered], firsts)
         for i, first, (gradient, usage) in zip(steered, firsts, by_index, strict=True):
-            gradients[i] = RewardGradient(self._carrier(readings[i], starts[i], first, gradient), usage)
+            gradients[i] = RewardGradient(self._joined_gradient(readings[i], starts[i], first, gradient), usage)
         return gradients
 
     def _reaches(self, reading: Reading, start: int) -> bool:
@@ -150,9 +150,9 @@ class BoundReward(SelfTested, DifferentiableReward):
             return False
         return True
 
-    def _carrier(
+    def _joined_gradient(
         self, reading: Reading, start: int, first: int, gradient: Float[Tensor, "fed hidden"]
-    ) -> EmbeddingCarrier:
+    ) -> EmbeddingRows:
         """The gradient moved from ids to the language model's tokens; tokens without an id of their own have none."""
         sources = torch.tensor(reading.sources[start:], device=gradient.device)
         by_token = torch.where(sources[:, None] < 0, 0.0, gradient[(sources - first).clamp_min(0)])
@@ -160,4 +160,4 @@ class BoundReward(SelfTested, DifferentiableReward):
         if self._counterparts is not None:
             written = torch.tensor(reading.ids, device=gradient.device)[sources.clamp_min(0)]
         vocab_size = self.policy.vocab_size
-        return EmbeddingCarrier(self.transformer, start, by_token, vocab_size, self._counterparts, written)
+        return EmbeddingRows(self.transformer, start, by_token, vocab_size, self._counterparts, written)

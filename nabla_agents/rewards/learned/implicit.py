@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from nabla_agents import tiny
 from nabla_agents.errors import ConfigurationError, ContextOverflowError, VocabularyMismatchError
-from nabla_agents.models.carriers import Carrier, WeightedCarrier, embedding_terms
+from nabla_agents.models.gradients import GradientRows, WeightedRows, embedding_terms
 from nabla_agents.models.language_model import LanguageModel, longest
 from nabla_agents.models.loading import Loading, LoadingOptions, load
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
@@ -90,7 +90,7 @@ class ImplicitReward(SelfTested, DifferentiableReward):
         ]
 
     def gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
     ) -> list[RewardGradient | None]:
         limit = self._context_length
         fitting = [i for i, r in enumerate(rollouts) if _length(r) <= limit]  # what cannot be scored does not steer
@@ -103,15 +103,15 @@ class ImplicitReward(SelfTested, DifferentiableReward):
         return [gradients.get(i) for i in range(len(rollouts))]
 
     def _gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
     ) -> list[RewardGradient]:
         terms = embedding_terms(likelihoods)
         tuned = _likelihood_gradients(self.model, rollouts, starts, terms)
-        reference = [(carrier, Usage()) for carrier in likelihoods]
+        reference = [(gradient, Usage()) for gradient in likelihoods]
         if self.reference is not None and self.reference is not self._policy:
             reference = _likelihood_gradients(self.reference, rollouts, starts, terms)
         return [
-            RewardGradient(WeightedCarrier(((self.beta, t), (-self.beta, r))), _as_reward_usage(usage + more))
+            RewardGradient(WeightedRows(((self.beta, t), (-self.beta, r))), _as_reward_usage(usage + more))
             for (t, usage), (r, more) in zip(tuned, reference, strict=True)
         ]
 
@@ -151,11 +151,11 @@ def _check_vocabulary(tuned: LanguageModel, other: LanguageModel) -> None:
 
 def _likelihood_gradients(
     model: LanguageModel, rollouts: Sequence[Rollout], starts: Sequence[int], embedding_terms: bool
-) -> list[tuple[Carrier, Usage]]:
-    """Each rollout's carrier and what it cost, the reading of its prompt included."""
+) -> list[tuple[GradientRows, Usage]]:
+    """Each rollout's gradient and what it cost, the reading of its prompt included."""
     prompts = model.read_prompts([r.prompt for r in rollouts], longest=longest(rollouts))
     passes = model.likelihood_gradient(rollouts, starts, embedding_terms=embedding_terms)
-    return [(p.carrier, p.usage + prompt.usage) for p, prompt in zip(passes, prompts, strict=True)]
+    return [(p.gradient, p.usage + prompt.usage) for p, prompt in zip(passes, prompts, strict=True)]
 
 
 def _length(rollout: Rollout) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.models.carriers import Carrier
+from nabla_agents.models.gradients import GradientRows
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.loading import LoadingOptions
 from nabla_agents.models.tokenizer import Tokenizer
@@ -106,7 +106,7 @@ class ProcessReward(SelfTested, DifferentiableReward):
         return self.model.score(rollouts, [self.reading(r) for r in rollouts])
 
     def gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[Carrier]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
     ) -> list[RewardGradient | None]:
         return [None] * len(rollouts)
 

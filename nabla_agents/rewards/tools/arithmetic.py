@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from nabla_agents.answers import stated_answer
 from nabla_agents.errors import ConfigurationError
+from nabla_agents.final_answer import stated_answer
 from nabla_agents.rewards.tools.answer import same
 from nabla_agents.rewards.tools.equations import Equation, equations
 from nabla_agents.rewards.tools.text import TextReward

@@ -19,7 +19,7 @@ from referencing import Registry
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.rewards.background import Background
-from nabla_agents.rewards.tools.json_text import json_body, located
+from nabla_agents.rewards.tools.located_json import json_body, located
 from nabla_agents.rewards.tools.text import TextReward
 from nabla_agents.types import Score, Span, Usage
 

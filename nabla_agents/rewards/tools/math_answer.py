@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 
-from nabla_agents.answers import rival_answer, stated_answer
 from nabla_agents.errors import ConfigurationError
+from nabla_agents.final_answer import rival_answer, stated_answer
 from nabla_agents.rewards.base import Reward
 from nabla_agents.rewards.tools.answer import MAX_CHARACTERS, normal, numbers, same
 from nabla_agents.rewards.tools.hedges import hedge

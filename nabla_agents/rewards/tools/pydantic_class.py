@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from nabla_agents.chat.reply import Reply
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.rewards.base import Reward
-from nabla_agents.rewards.tools.json_text import json_body, located
+from nabla_agents.rewards.tools.located_json import json_body, located
 from nabla_agents.rewards.tools.text import not_text
 from nabla_agents.types import Rollout, Score, Span, Usage
 

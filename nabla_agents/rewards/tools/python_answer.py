@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from nabla_agents.answers import stated_answer
 from nabla_agents.errors import ConfigurationError, SandboxError
+from nabla_agents.final_answer import stated_answer
 from nabla_agents.rewards.base import Reward
 from nabla_agents.rewards.tools import executors
 from nabla_agents.rewards.tools.answer import same

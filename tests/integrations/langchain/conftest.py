@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nabla_agents import ArithmeticSteps, Budget, Engine, Nabla
-from nabla_agents.scripted import scripted_model
+from nabla_agents.testing import scripted_model
 
 JOKE = '{"setup": "Why was the cat on the computer?", "punchline": "To watch the mouse."}'
 

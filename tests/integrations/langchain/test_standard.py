@@ -16,7 +16,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests, ToolsUnitTests
 
 from langchain_nabla import ChatNabla, NablaSolve
 from nabla_agents import ArithmeticSteps, Budget, Engine
-from nabla_agents.scripted import scripted_model
+from nabla_agents.testing import scripted_model
 
 from .conftest import assistant
 

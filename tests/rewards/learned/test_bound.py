@@ -34,7 +34,7 @@ def policy() -> LanguageModel:
 
 def rows(reward: Any, rollout: Rollout) -> torch.Tensor:
     [gradient] = reward.gradient([rollout], [0], [])
-    return gradient.carrier.rows(range(len(rollout.completion_ids)))
+    return gradient.gradient.rows(range(len(rollout.completion_ids)))
 
 
 def permuted(reward: Any, seed: int) -> Any:
@@ -113,7 +113,7 @@ def test_from_a_position_on_the_rows_are_the_same(policy: LanguageModel) -> None
             bound.gradient(rollouts, starts, []), whole, rollouts, starts, strict=True
         ):
             assert gradient is not None
-            got = gradient.carrier.rows(range(start, len(rollout.completion_ids)))
+            got = gradient.gradient.rows(range(start, len(rollout.completion_ids)))
             assert float((got - full[start:]).abs().max()) <= 1e-12
 
 

@@ -120,7 +120,7 @@ def test_the_template_closes_the_answer_as_in_training() -> None:
         reading = bound.reading(answer)
         assert (list(reading.ids), reading.read_at) == (ids, (len(ids) - 1,))
     [gradient] = bound.gradient([rollout], [0], [])
-    assert bool(gradient.carrier.rows([0, 1]).any(-1).all())  # the closing token is the language model's own
+    assert bool(gradient.gradient.rows([0, 1]).any(-1).all())  # the closing token is the language model's own
 
 
 def test_a_template_that_ends_in_a_space_is_read_at_its_last_token() -> None:
@@ -173,4 +173,4 @@ def test_a_text_known_without_tokens_is_scored_alike_and_a_stop_string_is_not_re
     ):
         assert score.value == pytest.approx(expected.value, abs=1e-6)
     [gradient] = bound.gradient([stopped], [0], [])
-    assert gradient.carrier.rows(range(5)).any(-1).tolist() == [True, True, True, False, False]
+    assert gradient.gradient.rows(range(5)).any(-1).tolist() == [True, True, True, False, False]

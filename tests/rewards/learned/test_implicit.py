@@ -169,10 +169,10 @@ def test_a_text_beyond_the_context_is_refused_and_does_not_steer(models: Models)
     with pytest.raises(ContextOverflowError, match=rf"{len(prompt.ids) + 16} tokens.*16"):
         reward.score([fits, long])
     passes = policy.likelihood_gradient([fits, long], [0, 0])
-    carriers = [p.carrier for p in passes]
-    gradients = reward.gradient([fits, long], [0, 0], carriers)
+    gradients = [p.gradient for p in passes]
+    gradients = reward.gradient([fits, long], [0, 0], gradients)
     assert [g is None for g in gradients] == [False, True]
-    [alone] = reward.gradient([fits], [0], carriers[:1])
+    [alone] = reward.gradient([fits], [0], gradients[:1])
     assert alone is not None
     assert gradients[0] is not None
-    assert torch.allclose(gradients[0].carrier.rows([0, 3]), alone.carrier.rows([0, 3]), atol=1e-6)
+    assert torch.allclose(gradients[0].gradient.rows([0, 3]), alone.gradient.rows([0, 3]), atol=1e-6)

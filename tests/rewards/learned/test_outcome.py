@@ -99,7 +99,7 @@ def test_the_gradient_equals_autograd_over_one_hot_ids(architecture: Any, format
     rollout = completed(policy, ANSWERS[2], QUESTION)
     [gradient] = reward.bind(policy).gradient([rollout], [0], [])
     assert gradient is not None
-    rows = gradient.carrier.rows(range(len(rollout.completion_ids)))
+    rows = gradient.gradient.rows(range(len(rollout.completion_ids)))
     module: Any = reward.transformer.module
     system = f"<system>{format.system}<eos>" if isinstance(format.system, str) else ""
     ids = ids_of(reward.tokenizer.hf, f"{system}<user>{QUESTION}<eos><assistant>{ANSWERS[2]}<eos>")
@@ -200,7 +200,7 @@ def test_a_forward_pass_that_takes_embeddings_is_differentiated() -> None:
             ids = ids_of(byte_tokenizer(), text)
             truth = by_one_hot(module, ids, lambda embeddings: module(inputs_embeds=embeddings).score)
             expected = truth[len(ids) - len(rollout.completion_ids) + start :]
-            rows = gradient.carrier.rows(range(start, len(rollout.completion_ids)))
+            rows = gradient.gradient.rows(range(start, len(rollout.completion_ids)))
             assert float((rows - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
 
 
@@ -297,4 +297,4 @@ def test_code_of_a_checkpoints_own_runs_with_consent_and_scores_as_its_model_doe
     for got, truth in zip(*(r.bind(policy).gradient(rollouts, [0] * 3, []) for r in (reward, known)), strict=True):
         assert got is not None
         assert truth is not None
-        torch.testing.assert_close(got.carrier.rows([0, 1]), truth.carrier.rows([0, 1]), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(got.gradient.rows([0, 1]), truth.gradient.rows([0, 1]), rtol=1e-5, atol=1e-7)

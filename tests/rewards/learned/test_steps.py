@@ -146,7 +146,7 @@ def test_the_gradient_equals_autograd_over_one_hot_ids(name: str, aggregation: A
     bound = reward.bind(policy)
     [gradient] = bound.gradient([rollout], [0], [])
     assert gradient is not None
-    rows = gradient.carrier.rows(range(len(rollout.completion_ids)))
+    rows = gradient.gradient.rows(range(len(rollout.completion_ids)))
     combine: dict[str, Callable[[Tensor], Tensor]] = {
         "product": lambda p: p.prod(),
         "mean": lambda p: p.mean(),
@@ -179,7 +179,7 @@ def test_the_gradient_of_a_sentence_piece_model_equals_autograd() -> None:
     bound = reward.bind(policy)
     [gradient] = bound.gradient([rollout], [0], [])
     assert gradient is not None
-    rows = gradient.carrier.rows(range(len(rollout.completion_ids)))
+    rows = gradient.gradient.rows(range(len(rollout.completion_ids)))
     expected = soft_value(made, reward, ["it is 5", "or so"], lambda p: p.mean())
     ids, _ = made.ids(reward.tokenizer.hf, ["it is 5", "or so"])
     tokens = tokenizer.convert_ids_to_tokens(list(rollout.completion_ids))
@@ -211,8 +211,8 @@ def test_committed_tokens_stay_in_the_value_and_out_of_the_gradient(name: str) -
             assert gradient is not None
             assert full is not None
             positions = range(start, len(rollout.completion_ids))
-            expected = full.carrier.rows(positions)
-            assert float((gradient.carrier.rows(positions) - expected).abs().max()) <= 1e-9
+            expected = full.gradient.rows(positions)
+            assert float((gradient.gradient.rows(positions) - expected).abs().max()) <= 1e-9
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-Math-PRM", "Skywork-o1-PRM"])

@@ -17,7 +17,7 @@ from llama_index.llms.nabla.callers import callers, is_final
 from llama_index.llms.nabla.events import report_end, report_start, report_step
 from llama_index.llms.nabla.messages import ResponseWriter, conversation
 from llama_index.llms.nabla.scopes import merged, record, tell
-from nabla_agents import Asked, ChatAnswer, ContextOverflowError, Message, Prompt, Request, Result, Run, Step
+from nabla_agents import ChatAnswer, ChatOptions, ContextOverflowError, Message, Prompt, Request, Result, Run, Step
 
 if TYPE_CHECKING:
     from llama_index.llms.nabla.base import NablaLLM
@@ -92,10 +92,10 @@ class Call:
         engine = llm.load()
         tokenizer = engine.model.tokenizer
         draft: str | None = options.pop("draft", None)
-        asked = Asked.read(**options, reasoning=tokenizer.knows_reasoning, dialect=tokenizer.dialect)
-        prompt = self._prompt(engine, asked)
+        chat = ChatOptions.read(**options, reasoning=tokenizer.knows_reasoning, dialect=tokenizer.dialect)
+        prompt = self._prompt(engine, chat)
         self._grant = policy.grant(llm, engine, trace=self._trace, final=self._final or draft is not None)
-        grammar = asked.grammar and replace(asked.grammar, refine=bool(llm.refine_constrained))
+        grammar = chat.grammar and replace(chat.grammar, refine=bool(llm.refine_constrained))
         request = Request(
             prompt=prompt,
             seed=llm.seed,
@@ -104,10 +104,10 @@ class Call:
             strategy=self._grant.strategy,
             draft=draft,
         )
-        answer = ChatAnswer(request, tokenizer, tools=asked.tools)
+        answer = ChatAnswer(request, tokenizer, tools=chat.tools)
         self._writer = ResponseWriter(answer, chat=not isinstance(self._question, str), logprobs=llm.logprobs)
         if self._grant.refined:
-            until = policy.settled(llm.refine_policy, tools=bool(asked.tools), reply=answer.read)
+            until = policy.settled(llm.refine_policy, tools=bool(chat.tools), reply=answer.read)
             request = replace(request, until=until)
         self._request = request
         self._context.run(report_start, llm.seed, llm.refine_policy, self._grant.refined)
@@ -129,7 +129,7 @@ class Call:
         decision = {"refine_policy": llm.refine_policy, "refined": grant.refined, "unrefined_because": grant.because}
         return self._writer.whole(result, decision, **facts)
 
-    def _prompt(self, engine: Engine, asked: Asked) -> Prompt:
+    def _prompt(self, engine: Engine, chat: ChatOptions) -> Prompt:
         """What the language model reads."""
         llm, question = self._llm, self._question
         llm.check_room(engine.model.context_length)
@@ -137,7 +137,7 @@ class Call:
             prompt = engine.prompt(text, formatted=True)
         else:
             messages = [Message("user", question)] if isinstance(question, str) else conversation(question)
-            prompt = engine.prompt(asked.told(messages), tools=asked.tools)
+            prompt = engine.prompt(chat.with_schema(messages), tools=chat.tools)
         if llm.context_window is not None and len(prompt.ids) >= llm.context_window:
             raise ContextOverflowError(
                 f"The prompt has {len(prompt.ids)} tokens, but context_window is {llm.context_window} tokens and must "

@@ -32,7 +32,7 @@ from nabla_agents import (
     Step,
 )
 from nabla_agents.models.decoding import Decoding
-from nabla_agents.scheduler import MAX_BATCH
+from nabla_agents.scheduling.scheduler import MAX_BATCH
 from nabla_agents.search.base import rollout_step
 from nabla_agents.testing import FixedReward, random_model
 from nabla_agents.types import Score

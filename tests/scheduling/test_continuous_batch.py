@@ -20,10 +20,10 @@ from nabla_agents import (
     Result,
     Sampling,
 )
-from nabla_agents.continuous_batch import ContinuousBatch
 from nabla_agents.errors import NablaError
 from nabla_agents.models.decoding import Decoding
 from nabla_agents.models.rows import RolloutJob
+from nabla_agents.scheduling.continuous_batch import ContinuousBatch
 from nabla_agents.search.operation import Writing, Written
 from nabla_agents.testing import random_model
 from nabla_agents.types import Usage

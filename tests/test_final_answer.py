@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from nabla_agents.answers import extract_answer, stated_answer
+from nabla_agents.final_answer import extract_answer, stated_answer
 
 TABLE = [
     # marked answers; the last one of a kind counts

@@ -1,4 +1,4 @@
-"""What a search adds to what was handed out: to the text (CommittedText), and to the reply (CommittedReply)."""
+"""What a search adds to what was handed out: to the text (StreamedText), and to the reply (StreamedReply)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nabla_agents.errors import NablaError
 from nabla_agents.types import Prompt, Step
 
 
-class CommittedText:
+class StreamedText:
     """The text handed out so far, and what each step adds to it."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class CommittedText:
         return added
 
 
-class CommittedReply:
+class StreamedReply:
     """The reply handed out so far, and what a longer text adds to it: reasoning, content, and whole tool calls."""
 
     def __init__(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nabla_agents.chat.committed import CommittedReply, CommittedText
 from nabla_agents.chat.reply import Reply
+from nabla_agents.chat.streaming import StreamedReply, StreamedText
 from nabla_agents.request import Request
 from nabla_agents.result import Result
 from nabla_agents.types import Step
@@ -19,8 +19,8 @@ class ChatAnswer:
 
     def __init__(self, request: Request, tokenizer: Any, *, tools: Sequence[Mapping[str, Any]] | None = None) -> None:
         """`tokenizer` is that of the engine's model; `tools` are those that were offered, in OpenAI's form."""
-        self._replies = CommittedReply(request.prompt, request.seed, tools=tools, dialect=tokenizer.dialect)
-        self._text, self._tokenizer = CommittedText(), tokenizer
+        self._replies = StreamedReply(request.prompt, request.seed, tools=tools, dialect=tokenizer.dialect)
+        self._text, self._tokenizer = StreamedText(), tokenizer
 
     @property
     def reply(self) -> Reply:

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from nabla_agents import BestOfN, Budget, Engine, Grammar, Greedy, ImplicitReward, LanguageModel, Nabla, Run, Sampling
-from nabla_agents.continuous_batch import ContinuousBatch
 from nabla_agents.errors import GrammarError
 from nabla_agents.models.constraint import Constraint
 from nabla_agents.models.decoding import Decoding
 from nabla_agents.models.rows import RolloutJob
-from nabla_agents.scheduler import MAX_BATCH
+from nabla_agents.scheduling.continuous_batch import ContinuousBatch
+from nabla_agents.scheduling.scheduler import MAX_BATCH
 from nabla_agents.search.operation import Writing, Written
 from nabla_agents.testing import random_model
 

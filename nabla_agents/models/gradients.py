@@ -1,4 +1,4 @@
-"""Gradient carriers: [time, hidden] vectors from which the objective's row over the vocabulary is built on demand."""
+"""Gradients by the tokens of a rollout: [time, hidden] vectors; rows over the vocabulary are built on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nabla_agents.models.causal_model import CausalModel
 from nabla_agents.models.transformer import Transformer
 
 
-class Carrier(Protocol):
+class GradientRows(Protocol):
     """A gradient with respect to the one-hot rows of a rollout's tokens."""
 
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
@@ -24,7 +24,7 @@ class Carrier(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class LikelihoodCarrier:
+class LikelihoodRows:
     """Of Σ log π: the direct term log π(v | …) and the embedding term E[v]·a_t.
 
     `hidden` [time, hidden] are the states that predict the tokens from position `start` on; `embedding_gradient`
@@ -49,7 +49,7 @@ class LikelihoodCarrier:
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddingCarrier:
+class EmbeddingRows:
     """Of a reward that reads the tokens' embeddings: E_RM[v]·b_t, with `embedding_gradient` b [time, hidden].
 
     `vocab_size` is the language model's; rows are cut or padded by zeros to it (embedding matrices are often padded
@@ -76,19 +76,19 @@ class EmbeddingCarrier:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightedCarrier:
-    """Σ weight · carrier."""
+class WeightedRows:
+    """Σ weight · gradient."""
 
-    terms: tuple[tuple[float, Carrier], ...]
+    terms: tuple[tuple[float, GradientRows], ...]
 
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
-        rows = [weight * carrier.rows(positions) for weight, carrier in self.terms if weight != 0]
+        rows = [weight * gradient.rows(positions) for weight, gradient in self.terms if weight != 0]
         # Learned rewards may sit on another device or in another precision than the language model.
         return torch.stack([r.to(rows[0]) for r in rows]).sum(0)
 
 
 @dataclass(frozen=True, eq=False)
-class CreditCarrier:
+class CreditRows:
     """Sparse credit c_t(v) from tool verdicts: {position: {token: credit in nats}}."""
 
     credit: Mapping[int, Mapping[int, float]]
@@ -103,9 +103,9 @@ class CreditCarrier:
         return rows
 
 
-def embedding_terms(likelihoods: Sequence[Carrier]) -> bool:
+def embedding_terms(likelihoods: Sequence[GradientRows]) -> bool:
     """Whether gradients through embeddings are wanted beside these; they are where nothing says otherwise."""
-    own = [c for c in likelihoods if isinstance(c, LikelihoodCarrier)]
+    own = [c for c in likelihoods if isinstance(c, LikelihoodRows)]
     return not own or any(c.embedding_gradient is not None for c in own)
 
 

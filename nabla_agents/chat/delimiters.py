@@ -1,4 +1,4 @@
-"""Marks: the texts by which a model tells turns, calls and results apart, kept out of what others write."""
+"""Delimiters: the texts by which a model tells turns, calls and results apart, kept out of what others write."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _OF_TOOLS: Final = ("<tools>", "</tools>", "<tool_response>", "</tool_response>"
 
 
 @dataclass(frozen=True)
-class Marks:
+class Delimiters:
     """What a model reads as the frame of a conversation, and the same texts as mere text, by a `gap` after their first
     character.
 
-    Only the chat template writes marks. Special tokens are kept out of every message, whoever has its role, since a
-    system prompt may quote a document and an answer may repeat one; who wants them in a prompt gives it verbatim.
-    Marks that are no tokens of their own (`[INST]`, `</tool_response>`) are kept out of what users and tools write, of
+    Only the chat template writes delimiters. Special tokens are kept out of every message, whoever has its role, since
+    a system prompt may quote a document and an answer may repeat one; who wants them in a prompt gives it verbatim.
+    Those that are no tokens of their own (`[INST]`, `</tool_response>`) are kept out of what users and tools write, of
     calls, and of what tools are said to be: names, descriptions, every text of their schemas.
 
     Args:
         special: the texts that the tokenizer reads as special tokens.
-        template: the chat template, whose own literals are marks too.
+        template: the chat template, whose own literals are delimiters too.
     """
 
     special: Collection[str]
@@ -39,7 +39,7 @@ class Marks:
     gap: str = "\u200b"
 
     def messages(self, messages: Sequence[Message]) -> list[Message]:
-        """The conversation without forged marks.
+        """The conversation without forged delimiters.
 
         Raises:
             PromptError: something within is nested too deeply.
@@ -47,7 +47,7 @@ class Marks:
         return [self._message(message) for message in messages]
 
     def tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
-        """The tools without forged marks; None where there are none.
+        """The tools without forged delimiters; None where there are none.
 
         Raises:
             PromptError: a schema is nested too deeply.

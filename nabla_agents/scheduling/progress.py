@@ -1,4 +1,4 @@
-"""Searching: a strategy at work on one request, as the scheduler runs it and its `Run` sees it."""
+"""SearchProgress: a strategy at work on one request, as the scheduler runs it and its `Run` sees it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ except ImportError:  # not a Unix
     resource = None
 
 
-class Searching:
+class SearchProgress:
     """The `Progress` of a local search: its steps as a coroutine that awaits operations, and its result so far."""
 
     def __init__(self, request: Request, search: Search, strategy: Strategy, *, wake: Callable[[], None]) -> None:

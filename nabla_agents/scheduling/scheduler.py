@@ -13,15 +13,15 @@ from typing import Any, Final
 
 import torch
 
-from nabla_agents.continuous_batch import ContinuousBatch
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.memory import in_halves
 from nabla_agents.models.threads import release_threads
 from nabla_agents.run import Run
+from nabla_agents.scheduling.continuous_batch import ContinuousBatch
+from nabla_agents.scheduling.progress import SearchProgress
+from nabla_agents.scheduling.task import Task
 from nabla_agents.search.operation import Cancelled, Operation, Pause, Writing
 from nabla_agents.search.search import STOPPED
-from nabla_agents.searching import Searching
-from nabla_agents.task import Task
 from nabla_agents.types import Rollout, Step
 
 MAX_BATCH: Final = 32  # searches that run at a time, and rows of one batch
@@ -74,7 +74,7 @@ class Scheduler:
                 _schedulers[str(device)] = Scheduler()
             return _schedulers[str(device)]
 
-    def add(self, run: Run, searching: Searching) -> None:
+    def add(self, run: Run, searching: SearchProgress) -> None:
         """From now on drives a search; from any thread."""
         task = Task(run, searching)
         with self._changed:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from nabla_agents import ArithmeticSteps, Budget, ChatAnswer, CommittedText, Engine, NablaError, Reply, Request, Step
-from nabla_agents.scripted import scripted_model
+from nabla_agents import ArithmeticSteps, Budget, ChatAnswer, Engine, NablaError, Reply, Request, Step, StreamedText
+from nabla_agents.testing import scripted_model
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"x": "é"}}\n</tool_call>'
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
@@ -57,7 +57,7 @@ def test_why_it_ended_what_it_used_and_its_log_probabilities_are_in_openais_form
 
 
 def test_a_strategy_that_takes_back_committed_text_is_an_error() -> None:
-    text = CommittedText()
+    text = StreamedText()
     committed = ["", "a", "a", "ab c", "ab cd"]
     assert [text.added_by(Step("refine", c)) for c in committed] == ["", "a", "", "b c", "d"]
     with pytest.raises(NablaError, match="took back"):

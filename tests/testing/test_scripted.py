@@ -17,7 +17,7 @@ from nabla_agents import (
     PromptError,
     Sampling,
 )
-from nabla_agents.scripted import scripted_model
+from nabla_agents.testing import scripted_model
 
 WRONG, RIGHT = "3 * 4 = 13\nAnswer: 13", "3 * 4 = 12\nAnswer: 12"
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from nabla_agents.adapters.shared_engines import SharedEngine, loaded
 from nabla_agents.chat.grammar import Grammar
 from nabla_agents.config import Sampling
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.shared import SharedEngine, loaded
 from nabla_agents.types import Budget
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.run import Run
+from nabla_agents.scheduling.progress import SearchProgress
 from nabla_agents.search.operation import Operation, Pause, Writing
-from nabla_agents.searching import Searching
 from nabla_agents.types import Step
 
 _PATIENCE: Final = 16  # decode steps for which a search waits for company at most
@@ -25,7 +25,7 @@ class Task:
     is wanted. It works in the context of whoever asked for it.
     """
 
-    def __init__(self, run: Run, searching: Searching) -> None:
+    def __init__(self, run: Run, searching: SearchProgress) -> None:
         self.search = searching.search
         self.searching = searching
         self.waits_for: Operation | Writing | None = None

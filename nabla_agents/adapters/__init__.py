@@ -1,0 +1,1 @@
+"""What the adapters for agent frameworks share: settings, engines of a process, and a reply in OpenAI's form."""
