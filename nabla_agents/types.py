@@ -203,7 +203,8 @@ class Score(Brief):
     `verdict` is the part of `value` that comes from tools, None where no tool judged; a better verdict outranks any
     likelihood and learned score. `verified` is True when a tool vouches for the answer, as far as it can see (a
     calculator: every equation is right); a search takes nobody's word for a text that was cut. `coverage` says for
-    each learned reward how far its gradient reaches.
+    each learned reward how far its gradient reaches. `explanation` is for people; `feedback` is what a model is told of
+    the completion, empty where there is nothing to say or nothing to object to.
     """
 
     value: float
@@ -213,6 +214,7 @@ class Score(Brief):
     explanation: str = ""
     usage: Usage = Usage()
     coverage: tuple[Coverage, ...] = ()
+    feedback: str = ""
 
     @property
     def judged(self) -> bool:

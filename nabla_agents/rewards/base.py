@@ -307,6 +307,7 @@ def _summed(weighted: Sequence[tuple[float, Score]]) -> Score:
         explanation="; ".join(explanations),
         usage=sum((s.usage for s in scores), Usage()),
         coverage=tuple(c for s in scores for c in s.coverage),
+        feedback="\n".join(s.feedback for w, s in weighted if w > 0 and s.feedback),
     )
 
 
