@@ -97,24 +97,21 @@ class ContinuousBatch(Generic[OwnerT]):
         return written
 
     def _joining(self) -> list[_Sequence[OwnerT]]:
-        """What joins before the next step: as much as there is room for, the first of each owner before others; and in
-        time the first of a newcomer, though the batch is full of those of others.
+        """What joins before the next step: as much as there is room for, in the order of its coming; and in time the
+        first of each newcomer, though the batch is full of those of others.
         """
-        newcomers, first, others = list[_Sequence[OwnerT]](), list[_Sequence[OwnerT]](), list[_Sequence[OwnerT]]()
-        writing = 0
+        waiting, newcomers, writing = list[_Sequence[OwnerT]](), list[_Sequence[OwnerT]](), 0
         for _, own in self._owners.values():
-            waiting = [s for s in own if s.row is None and s.rollout is None]
-            beside = any(s.row is not None for s in own)
-            writing += beside
-            newcomers += waiting[: len(waiting) == len(own)]
-            first += waiting[: not beside]
-            others += waiting[not beside :]
+            idle = [s for s in own if s.row is None and s.rollout is None]
+            waiting += idle
+            newcomers += idle[: len(idle) == len(own)]
+            writing += any(s.row is not None for s in own)
         rows = sum(map(len, self._decodings))
         room = self._max_batch - rows
         enough = room >= _JOIN_SHARE * self._max_batch and self._joined < _MOST_JOINED * self._max_batch
         joinable = all(decoding.joinable for decoding in self._decodings)
         if not rows or (enough and joinable):
-            return [*first, *others][:room]
+            return waiting[:room]
         return newcomers[: self._max_batch - writing] if self._steps >= _SOON else []
 
     def _place(self) -> Decoding:
