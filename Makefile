@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --constraint constraints.txt
-INPUTS := pyproject.toml constraints.txt
+ADAPTERS := integrations/langchain-nabla integrations/llama-index-llms-nabla
+INPUTS := pyproject.toml constraints.txt $(ADAPTERS:=/pyproject.toml)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -79,10 +80,10 @@ $(VENV)/.installed-core: $(INPUTS) | $(BIN)/python
 
 $(VENV)/.installed-test: $(INPUTS) | $(BIN)/python
 	@echo "Installing nabla-agents and what its tests need into $(VENV) (minutes the first time, torch is large)"
-	@$(INSTALL) --editable '.[test]'
+	@$(INSTALL) --editable '.[test]' $(ADAPTERS:%=--editable %)
 	@touch $@ $(VENV)/.installed-core
 
 $(VENV)/.installed-dev: $(INPUTS) | $(BIN)/python
 	@echo "Installing nabla-agents and the development tools into $(VENV) (minutes the first time, torch is large)"
-	@$(INSTALL) --editable '.[dev]'
+	@$(INSTALL) --editable '.[dev]' $(ADAPTERS:%=--editable %)
 	@touch $@ $(VENV)/.installed-core $(VENV)/.installed-test

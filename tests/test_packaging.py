@@ -8,19 +8,36 @@ import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
+import nabla_agents
+
 ROOT = Path(__file__).resolve().parent.parent
-NAMESPACES = ["integrations", "integrations/llama_index", "integrations/llama_index/llms"]
+ADAPTERS = {"langchain-nabla": "langchain_nabla", "llama-index-llms-nabla": "llama_index.llms.nabla"}
+FOLDERS = [ROOT, *(ROOT / "integrations" / name for name in ADAPTERS)]
+NAMESPACES = [
+    "",
+    "/langchain-nabla",
+    *(f"/llama-index-llms-nabla{under}" for under in ("", "/llama_index", "/llama_index/llms")),
+]
+
+
+def built(folder: Path, into: Path, form: str = "standard") -> Path:
+    """A wheel of this checkout; pure Python, so nothing is compiled or fetched."""
+    (wheel,) = WheelBuilder(str(folder)).build(directory=str(into), versions=[form])
+    return Path(wheel)
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout; pure Python, so nothing is compiled or fetched."""
-    (built,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("dist")), versions=["standard"])
-    return Path(built)
+    return built(ROOT, tmp_path_factory.mktemp("dist"))
+
+
+def project(folder: Path) -> dict[str, Any]:
+    return tomllib.loads((folder / "pyproject.toml").read_text())["project"]
 
 
 def code_blocks(language: str) -> list[str]:
@@ -34,16 +51,36 @@ def targets() -> set[str]:
 @pytest.mark.parametrize("folder", NAMESPACES)
 def test_a_folder_above_an_integration_is_no_package(folder: str) -> None:
     """An `__init__.py` in one of these would hide llama_index.core from everybody on the path."""
-    assert (ROOT / folder).is_dir()
-    assert not (ROOT / folder / "__init__.py").exists()
+    assert (ROOT / f"integrations{folder}").is_dir()
+    assert not (ROOT / f"integrations{folder}" / "__init__.py").exists()
 
 
-def test_the_wheel_holds_three_packages_and_no_folder_of_integrations(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"nabla_agents", "langchain_nabla", "llama_index"}
-    assert {"langchain_nabla/__init__.py", "llama_index/llms/nabla/__init__.py", "nabla_agents/py.typed"} <= set(names)
-    assert not {"llama_index/__init__.py", "llama_index/llms/__init__.py"} & set(names)
+def test_each_wheel_holds_one_package(tmp_path: Path) -> None:
+    names = [zipfile.ZipFile(built(folder, tmp_path)).namelist() for folder in FOLDERS]
+    tops = [{name.split("/")[0] for name in each if ".dist-info/" not in name} for each in names]
+    assert tops == [{"nabla_agents"}, {"langchain_nabla"}, {"llama_index"}]
+    for each, package in zip(names, ("nabla_agents", "langchain_nabla", "llama_index/llms/nabla"), strict=True):
+        assert {f"{package}/__init__.py", f"{package}/py.typed"} <= set(each)
+        assert any(name.endswith(".dist-info/licenses/LICENSE") for name in each)
+    assert not {"llama_index/__init__.py", "llama_index/llms/__init__.py"} & set(names[2])
+
+
+def test_the_three_distributions_are_of_one_version_and_depend_on_it() -> None:
+    core, *adapters = map(project, FOLDERS)
+    assert core["version"] == nabla_agents.__version__
+    for name, adapter in zip(ADAPTERS, adapters, strict=True):
+        assert (adapter["name"], adapter["version"]) == (name, core["version"])
+        assert f"nabla-agents[grammar]=={core['version']}" in adapter["dependencies"]
+        assert [f"{name}=={core['version']}"] in core["optional-dependencies"].values()
+        assert (ROOT / "integrations" / name / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapters_readme_prints_what_it_says(name: str) -> None:
+    text = (ROOT / "integrations" / name / "README.md").read_text()
+    [code], [printed] = (re.findall(rf"^```{kind}\n(.*?)^```", text, re.M | re.S) for kind in ("python", "text"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == printed
 
 
 def test_the_wheel_holds_every_embedded_weight(wheel: Path) -> None:
@@ -56,27 +93,28 @@ def test_the_wheel_holds_every_embedded_weight(wheel: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["standard", "editable"])
-def test_each_form_of_the_wheel_imports_beside_the_core_of_llama_index(form: str, tmp_path: Path) -> None:
-    """Each is unpacked into a site folder of its own; of the folder with the dependencies no `.pth` file is read."""
-    (built,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path / "dist"), versions=[form])
-    zipfile.ZipFile(built).extractall(tmp_path / "site")
-    core = sysconfig.get_paths()["purelib"]
-    modules = ["nabla_agents", "langchain_nabla", "llama_index.llms.nabla", "llama_index.core"]
+def test_the_wheels_import_side_by_side_and_beside_the_hosts(form: str, tmp_path: Path) -> None:
+    """Each is unpacked into one site folder; of the folder with the dependencies no `.pth` file is read."""
+    for folder in FOLDERS:
+        zipfile.ZipFile(built(folder, tmp_path / "dist", form)).extractall(tmp_path / "site")
+    hosts = sysconfig.get_paths()["purelib"]
+    modules = ["nabla_agents", *ADAPTERS.values(), "llama_index.core", "langchain_core"]
     script = (
-        f"import site, sys; site.addsitedir({str(tmp_path / 'site')!r}); sys.path.append({core!r})\n"
+        f"import site, sys; site.addsitedir({str(tmp_path / 'site')!r}); sys.path.append({hosts!r})\n"
         f"import {', '.join(modules)}\n" + "\n".join(f"print({name}.__file__)" for name in modules)
     )
     done = subprocess.run(
         [sys.executable, "-S", "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    *ours, theirs = map(Path, done.stdout.split())
+    *ours, index, chain = map(Path, done.stdout.split())
     assert all(path.is_relative_to(tmp_path if form == "standard" else ROOT) for path in ours)
-    assert theirs.is_relative_to(core)
+    assert index.is_relative_to(hosts)
+    assert chain.is_relative_to(hosts)
 
 
-@pytest.mark.parametrize("folder", [".", "integrations"])
+@pytest.mark.parametrize("folder", [".", "integrations", "integrations/llama-index-llms-nabla"])
 def test_llama_index_core_imports_from_within_the_checkout(folder: str) -> None:
-    """A script started in either folder has it first on its path."""
+    """A script started in one of the folders has it first on its path."""
     script = "import llama_index.core, llama_index.llms.nabla"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT / folder, check=True)
 
@@ -109,9 +147,15 @@ def test_ci_can_be_executed() -> None:
 
 def test_every_direct_dependency_has_a_constraint() -> None:
     """So that a checkout installs today what it installed when it was tested."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    listed = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
-    named = {re.match(r"[\w-]+", requirement)[0] for requirement in listed} - {"nabla-agents"}  # type: ignore[index]
+    core, *adapters = map(project, FOLDERS)
+    extras = [requirement for extra in core["optional-dependencies"].values() for requirement in extra]
+    listed = [
+        *core["dependencies"],
+        *extras,
+        *(requirement for each in adapters for requirement in each["dependencies"]),
+    ]
+    ours = {"nabla-agents", *ADAPTERS}
+    named = {re.match(r"[\w-]+", requirement)[0] for requirement in listed} - ours  # type: ignore[index]
     pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     assert named <= pinned
 
