@@ -92,6 +92,7 @@ def spinner(what: str) -> Iterator[None]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers has a bar of its own while it unpacks a GGUF file
     console = terminal(stderr=True)
     waiting = _Waiting(what)
     with console.status(waiting), _stages(waiting, None if console.is_terminal else console):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -109,12 +110,10 @@ def _made(file: Path, header: GgufHeader, home: Path, dtype: torch.dtype) -> Pat
         unpack(file, header, partial, dtype)
         note = {"source": str(file.resolve()), "dtype": _short(dtype), "files": _sizes(partial)}
         (partial / _NOTE).write_text(json.dumps(note), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        try:
-            partial.rename(target)
-        except OSError:
-            if not _whole(target):  # another process was faster
-                raise
+        if not _whole(target):  # else another process was faster, and may be reading it
+            shutil.rmtree(target, ignore_errors=True)
+            with contextlib.suppress(FileExistsError):
+                partial.rename(target)
     _remove_outdated(home, dtype)
     _log.info("Loading %s", file.name)
     return target

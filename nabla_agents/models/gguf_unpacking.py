@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from nabla_agents.errors import ModelLoadError
 from nabla_agents.models.gguf_header import GgufHeader
@@ -31,7 +31,8 @@ def refuse_unknown(file: Path, header: GgufHeader) -> None:
 
     names = set(known)
     try:
-        from transformers.integrations.gguf import GGUF_ARCHS, GGUF_CONFIG_ARCHS
+        from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
+        from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
     except ImportError:  # not before 5.2x
         pass
     else:
@@ -53,7 +54,7 @@ def unpack(file: Path, header: GgufHeader, target: Path, dtype: torch.dtype) -> 
     with tempfile.TemporaryDirectory() as alone:  # files beside the GGUF file would be read too
         folder, name = _alone(file, Path(alone))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=name)
             module, about = _module(folder, name, dtype)
         except Exception as e:  # transformers and gguf raise anything
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
@@ -75,7 +76,7 @@ def unpack(file: Path, header: GgufHeader, target: Path, dtype: torch.dtype) -> 
     tokenizer.save_pretrained(target)
 
 
-def end_ids(tokenizer: PreTrainedTokenizerBase, header: GgufHeader) -> list[int]:
+def end_ids(tokenizer: Any, header: GgufHeader) -> list[int]:
     """Tokens that end an answer: those that the file names, what its chat template writes behind an answer, and the
     end of a document.
     """
@@ -105,10 +106,10 @@ def _module(folder: str, name: str, dtype: torch.dtype) -> tuple[PreTrainedModel
     """A plain model: nothing in it says any more that it was quantised."""
     config: Any = getattr(transformers, "GgufConfig", None)  # where there is one, weights could stay packed on a GPU
     options = {} if config is None else {"quantization_config": config(dequantize=True)}
-    module: Any
-    module, about = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=name, dtype=dtype, output_loading_info=True, **options
     )
+    module, about = loaded
     module.is_quantized, module.hf_quantizer = False, None
     if hasattr(module.config, "quantization_config"):
         del module.config.quantization_config

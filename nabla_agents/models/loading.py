@@ -102,7 +102,7 @@ def load(
         options["device_map"] = loading.device_map
     if loading.quantization_config is not None:
         options["quantization_config"] = loading.quantization_config
-    model = _weights(name, path, auto_class, options)
+    model: Any = _weights(name, path, auto_class, options)
     if loading.device_map is None and loading.quantization_config is None:
         model = model.to(device)
     if loading.activation_checkpointing:

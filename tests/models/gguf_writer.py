@@ -1,4 +1,4 @@
-"""GGUF files of random Llamas, written as llama.cpp's converter writes them: the truth is the model they are made of."""
+"""GGUF files of random Llamas, as llama.cpp's converter writes them: the truth is the model they are made of."""
 
 from pathlib import Path
 from typing import Any

@@ -1,9 +1,12 @@
 """A GGUF file is a model like any other: unpacked once, exactly, and kept whole in the user's cache."""
 
-import functools
 import json
+import os
 import shutil
+import subprocess
 import sys
+from functools import cache as cached
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result as Invoked
+from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
 pytest.importorskip("gguf")
@@ -19,7 +23,7 @@ pytest.importorskip("accelerate")
 import gguf
 
 import nabla_agents as na
-from nabla_agents import Engine, ImplicitReward, LanguageModel, ModelLoadError, Sampling
+from nabla_agents import Engine, EngineSettings, ImplicitReward, LanguageModel, ModelLoadError, Sampling
 from nabla_agents.bench import BenchConfig
 from nabla_agents.cli import app
 from nabla_agents.models import gguf_copy as cache
@@ -27,7 +31,7 @@ from nabla_agents.models.gguf_copy import clear_copies, copies
 from nabla_agents.models.loading import Loading
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gguf_writer import F16, F32, Q8_0, TOKENS, original, write  # noqa: E402
+from gguf_writer import F16, F32, Q8_0, TOKENS, original, write
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 TEXT = "he said  12 <|im_end|> é\n\n  3.5"
@@ -40,7 +44,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-@functools.cache
+@cached
 def truth() -> LanguageModel:
     return original(context_length=64)
 
@@ -204,18 +208,17 @@ def test_unpacking_that_is_cut_off_leaves_nothing(
 def test_of_two_that_unpack_at_once_the_later_uses_what_the_first_has_made(
     file: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unpack = cache.unpack
+    unpack, first = cache.unpack, []
 
     def overtaken(*arguments: Any) -> None:
         unpack(*arguments)
         monkeypatch.setattr(cache, "unpack", unpack)
-        monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: LanguageModel.from_pretrained(file))
+        first.append(cache.gguf_copy(file, torch.float32)[0].stat().st_ino)
 
     monkeypatch.setattr(cache, "unpack", overtaken)
     folder, _ = cache.gguf_copy(file, torch.float32)
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(fresh))
-    assert [copy.folder for copy in copies() if copy.source] == [folder]
+    assert [folder.stat().st_ino] == first
+    assert [copy.folder for copy in copies()] == [folder]
 
 
 def test_an_older_converters_copy_is_replaced(file: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,40 +277,68 @@ def test_a_hub_id_and_a_name_are_a_file(door: dict[str, str], hub: str) -> None:
     )
 
 
-def test_rewards_are_loaded_from_files(file: Path) -> None:
+def test_rewards_are_loaded_from_files(file: Path, job: Any) -> None:
     reward = ImplicitReward.from_pretrained(file, reference=file)
-    [score] = reward.bind(truth()).score([Engine(model=truth(), strategy=na.Greedy()).generate("What?").rollout])
+    [score] = reward.bind(truth()).score(truth().rollout([job(truth(), "What?")]))
     assert score.value == pytest.approx(0, abs=1e-5), "a model and itself"
 
 
 def test_a_reward_that_needs_a_head_says_that_the_file_has_none(file: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"no weights for score\.weight"):
-        na.OutcomeReward.from_pretrained(file)
+    with pytest.raises(ModelLoadError, match=r"no weights for score\.bias, score\.weight"):
+        na.ProcessReward.from_pretrained(file)
 
 
-def test_the_command_line_answers_from_a_file_and_says_that_it_unpacks(file: Path, fresh: Path) -> None:
-    command = ("solve", "What?", "--model", file, "--strategy", "greedy", "--max-tokens", "12", "--json")
-    done = nabla(*command)
+def test_the_command_line_answers_from_a_file_and_says_that_it_unpacks(
+    file: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        monkeypatch.setenv(name, "1" if name.startswith(("HF_HUB_D", "TQDM")) else "error")
+    monkeypatch.setattr("transformers.modeling_gguf_pytorch_utils.tqdm", partial(tqdm, disable=True))  # as it is then
+    command = ("solve", "What?", "--model", file, "--max-tokens", "12", "--json", "--strategy")
+    done = nabla(*command, "greedy")
     assert done.exit_code == 0, done.output
     expected = Engine(model=truth(), strategy=na.Greedy()).generate("What?", sampling=Sampling(max_tokens=12)).text
     assert json.loads(done.stdout)["text"] == expected
     assert done.stderr.splitlines() == [f"Unpacking {file.name}, once (0.0 GB)", f"Loading {file.name}"]
-    judged = nabla(*command[:-1], "--json", "--reward", f"0.5*implicit:{file}", "--strategy", "best-of-n")
+    judged = nabla(*command, "best-of-n", "--reward", f"0.5*implicit:{file}", "--rollouts", "2")
     assert json.loads(judged.stdout)["score"]["value"] == pytest.approx(0, abs=1e-5)
     assert judged.stderr == "", "it is unpacked already"
 
 
-def test_a_bench_file_names_a_file(file: Path, tmp_path: Path) -> None:
-    config = BenchConfig(model=str(file), problems=1, strategies={"greedy": {}})
-    assert torch.equal(config.bench().model.transformer.embedding.weight, truth().transformer.embedding.weight)
+@pytest.mark.slow
+def test_nothing_of_transformers_is_seen_while_the_command_unpacks(file: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from nabla_agents.cli import main; main()",
+        "solve",
+        "What?",
+        "--model",
+        file,
+        "--strategy",
+        "greedy",
+    ]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([*command, "--max-tokens", "3"], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [f"Unpacking {file.name}, once (0.0 GB)", f"Loading {file.name}"]
 
 
-@pytest.mark.parametrize("adapter", ["langchain_nabla.ChatNabla", "llama_index.llms.nabla.NablaLLM"])
-def test_adapters_take_a_file(adapter: str, file: Path) -> None:
-    module, _, name = adapter.rpartition(".")
-    made = getattr(pytest.importorskip(module), name)
+def test_a_bench_file_names_a_file_and_its_rewards_are_not_of_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = BenchConfig(
+        model=str(file.parent),
+        loading={"gguf_file": file.name},
+        problems=1,
+        rewards={"itself": f"implicit:{file}"},
+        strategies={"best-of-n": {}},
+    )
+    ready = config.bench()
+    assert torch.equal(ready._model.transformer.embedding.weight, truth().transformer.embedding.weight)
+
+
+@pytest.mark.filterwarnings("ignore:The engine has no reward")
+def test_the_fields_of_adapters_take_a_file(file: Path) -> None:
     for settings in ({"model": str(file)}, {"model": str(file.parent), "gguf_file": file.name}):
-        model = made(**settings).load().model
+        model = EngineSettings(**settings).load().model
         assert torch.equal(model.transformer.embedding.weight, truth().transformer.embedding.weight)
 
 
