@@ -31,8 +31,8 @@ LOADERS = {part: functools.cache(part.from_pretrained) for part in (na.LanguageM
 @pytest.fixture
 def nabla(monkeypatch: pytest.MonkeyPatch) -> Nabla:
     """Runs a command line. Anything raised but an exit is an error of the test."""
-    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        monkeypatch.setenv(name, "1" if name.endswith("BARS") else "error")
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        monkeypatch.setenv(name, "1" if name.endswith(("BARS", "DISABLE")) else "error")
 
     def run(*arguments: str | Path) -> Invoked:
         done = CliRunner().invoke(app, [str(a) for a in arguments])

@@ -28,16 +28,18 @@ class EngineSettings(BaseModel):
 
     SAMPLING: ClassVar = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop")
     """The fields that say how tokens are chosen."""
-    LOADING: ClassVar = ("revision", "dtype", "device_map", "trust_remote_code", "base_url", "api_key")
+    LOADING: ClassVar = ("revision", "gguf_file", "dtype", "device_map", "trust_remote_code", "base_url", "api_key")
     """The fields that, with `model`, say what is loaded."""
     UNPICKLED: ClassVar[tuple[str, ...]] = ()
     """Fields that a pickle leaves behind."""
 
     model: str = "tiny"
-    """A hub id, a folder, or `tiny` (embedded, with its process reward)."""
+    """A hub id, a folder, a GGUF file, or `tiny` (embedded, with its process reward)."""
     engine: Any = Field(default=None, exclude=True, repr=False)
     """A `nabla_agents.Engine` to share, in place of `model` and the loading settings."""
     revision: str | None = None
+    gguf_file: str | None = None
+    """A GGUF file of the folder or hub id."""
     dtype: str | None = None
     device_map: str | None = None
     trust_remote_code: bool = False

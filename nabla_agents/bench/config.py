@@ -53,7 +53,7 @@ class BenchConfig(BenchSettings):
     """A whole comparison.
 
     task: `words`, `code`, or a table that names a file of questions (`FileTask`).
-    model: `tiny`, a folder or a hub id; `loading` has the options of `Loading`.
+    model: `tiny`, a folder, a GGUF file or a hub id; `loading` has the options of `Loading`.
     rewards: name to expression (`tiny + 2*arithmetic`, `process:MODEL`, or names of this table) or to a table
         `{of = "process", shuffle = true}`; without any, the task's own.
     strategies: what is compared; without any, greedy decoding, the votes, best-of-n, both searches and their controls.
@@ -139,7 +139,8 @@ class BenchConfig(BenchSettings):
     def made_rewards(self, model: LanguageModel, task: Task, needed: set[str]) -> Mapping[str, Reward]:
         """The rewards of these names; the task's own where the table is empty."""
         donors = cache(partial(self._donors, model, task))
-        return made(self.rewards or task.rewards, needed, loading=self.loading, donors=donors)
+        loading = {name: option for name, option in self.loading.items() if name != "gguf_file"}  # the model's own
+        return made(self.rewards or task.rewards, needed, loading=loading, donors=donors)
 
     def _with_budget(self, budget: Budget) -> list[Arm]:
         n = budget.rollouts or 8

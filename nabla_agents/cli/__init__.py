@@ -2,7 +2,7 @@
 (`registry.py`); nothing heavy is imported before it is needed.
 """
 
-from nabla_agents.cli import bench, doctor, mcp, serve, solve
+from nabla_agents.cli import bench, cache, doctor, mcp, serve, solve
 from nabla_agents.cli.app import app, main
 
-__all__ = ["app", "bench", "doctor", "main", "mcp", "serve", "solve"]
+__all__ = ["app", "bench", "cache", "doctor", "main", "mcp", "serve", "solve"]

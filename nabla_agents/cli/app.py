@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 INTERRUPTED, BAD_INPUT, NO_SANDBOX = 130, 2, 1
+_PATIENCE = 2  # seconds
 
 app = typer.Typer(
     help="Answers refined by gradients: a language model's answer, improved while you watch.",
@@ -89,12 +92,47 @@ def spinner(what: str) -> Iterator[None]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with terminal(stderr=True).status(f"{what} …"):
-        from transformers.utils import logging
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers has a bar of its own while it unpacks a GGUF file
+    console = terminal(stderr=True)
+    waiting = _Waiting(what)
+    with console.status(waiting), _stages(waiting, None if console.is_terminal else console):
+        from transformers.utils import logging as chatter
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        chatter.set_verbosity_error()
+        chatter.disable_progress_bar()
         yield
+
+
+class _Waiting:
+    """What is waited for and, after a few seconds, for how long already."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self._begun = what, time.monotonic()
+
+    def __rich__(self) -> str:
+        seconds = time.monotonic() - self._begun
+        return f"{self.what} …" + (f" {seconds:.0f} s" if seconds >= _PATIENCE else "")
+
+
+@contextmanager
+def _stages(waiting: _Waiting, console: Console | None) -> Iterator[None]:
+    """Long stages that loading tells of are shown, as lines of their own where there is no spinner."""
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            waiting.what = record.getMessage()
+            if console is not None:
+                console.print(waiting.what, markup=False, soft_wrap=True)
+
+    logger, handler = logging.getLogger("nabla_agents.models"), Shown()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def mcp(
         str, typer.Option(help="Of `http`. Elsewhere than on loopback NABLA_MCP_KEY is needed.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of `http`.")] = 8001,
-    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder or a hub id.")] = "tiny",
+    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, a GGUF file or a hub id.")] = "tiny",
     reward: Annotated[str | None, typer.Option(help="What judges, as in `nabla solve`.", show_default=False)] = None,
     offer: Offer = None,
     strategy: Annotated[str, typer.Option(help=f"Unless a call chooses: one of {', '.join(STRATEGIES)}.")] = "nabla",

@@ -29,7 +29,7 @@ from nabla_agents.registry import STRATEGIES, known, terms_of
 @command
 def serve(
     model: Annotated[
-        list[str] | None, typer.Option(help="`tiny` (embedded), a folder or a hub id; may be repeated.")
+        list[str] | None, typer.Option(help="`tiny` (embedded), a folder, a GGUF file or a hub id; may be repeated.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Where to listen.  [default: 127.0.0.1]", show_default=False)] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.  [default: 8000]", show_default=False)] = None,

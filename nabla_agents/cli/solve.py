@@ -26,7 +26,7 @@ def solve(
     sample: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Ask the N-th test problem and check the answer.")
     ] = None,
-    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder or a hub id.")] = "tiny",
+    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, a GGUF file or a hub id.")] = "tiny",
     reward: Annotated[
         str | None,
         typer.Option(

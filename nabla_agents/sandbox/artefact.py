@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from nabla_agents.errors import SandboxError
+from nabla_agents.user_cache import cache_folder
 
 GUEST = Path(__file__).with_name("guest")
 SOURCES = ("__init__.py", "interpreter.py", "preload.py", "program.wit", "wasm_app.py")
@@ -24,13 +25,7 @@ TOOLS = ("componentize-py", "wasmtime")
 
 def folder() -> Path:
     """Where artefacts are kept: the user's cache folder."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "nabla-agents" / "sandbox"
+    return cache_folder("sandbox")
 
 
 def path() -> Path:
