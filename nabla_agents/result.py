@@ -93,6 +93,7 @@ class Result(Brief):
             "score": None if score is None else finite(score.value),
             "verified": None if score is None or score.verified is None else bool(score.verified),
             "explanation": "" if score is None else score.explanation,
+            "feedback": "" if score is None else score.feedback,
             "log_likelihood": finite(self.log_likelihood),
             "seed": self.seed,
             "steps": len(self.trace),

@@ -140,7 +140,7 @@ class Flipped(Worse):
 
 
 class Unlocated(Worse):
-    """Another reward without the places of its verdicts: it says whether, and not where."""
+    """Another reward without the places of its verdicts: it says whether, and where only in words (`feedback`)."""
 
     @property
     def name(self) -> str:
@@ -176,6 +176,7 @@ def _opposite(score: Score) -> Score:
         verified=None if score.verified is None else not score.verified,
         spans=tuple(replace(span, value=-span.value, expected=None) for span in score.spans),
         explanation=f"turned round: {score.explanation}",
+        feedback="",  # it would tell the truth
     )
 
 

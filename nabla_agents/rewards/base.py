@@ -16,6 +16,7 @@ from nabla_agents.errors import ConfigurationError, RewardError
 from nabla_agents.models.gradients import GradientRows, WeightedRows
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.rewards.background import Background
+from nabla_agents.rewards.remark import remark
 from nabla_agents.types import Rollout, Score, Usage
 
 PartT = TypeVar("PartT")
@@ -78,6 +79,12 @@ class Reward(ABC):
     def otherwise(self, value: float) -> Reward:
         """This reward with `value` where it could not judge; no tool has then judged, and no one vouches."""
         return Otherwise(self, value)
+
+    def silent(self) -> Reward:
+        """This reward without remarks, for what the model that answers must not be told, such as hidden tests: its
+        verdicts count as before, and `Score.feedback` is empty.
+        """
+        return Silent(self)
 
     def within(self, seconds: float) -> Reward:
         """This reward with a limit for one call of `score`, whatever the number of rollouts: beyond it, all of them
@@ -224,6 +231,14 @@ class Otherwise(_Wrapped):
 
 
 @dataclass(frozen=True, eq=False)
+class Silent(_Wrapped):
+    """See `Reward.silent`."""
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        return [replace(s, feedback="") for s in judged(self.inner, rollouts)]
+
+
+@dataclass(frozen=True, eq=False)
 class Within(_Wrapped):
     """See `Reward.within`."""
 
@@ -245,7 +260,7 @@ def judged(reward: Reward, rollouts: Sequence[Rollout]) -> list[Score]:
     """The reward's scores with its contract enforced: one per rollout, each counted as at least one call.
 
     A rollout on which the reward raises is an explained NaN, and so is no other: they are judged again one by one. An
-    infinite value or verdict is an explained NaN, too.
+    infinite value or verdict is an explained NaN, too. Whatever a reward has to say to a model is plain and short.
 
     Raises:
         RewardError: something else than one `Score` per rollout came back.
@@ -264,7 +279,8 @@ def judged(reward: Reward, rollouts: Sequence[Rollout]) -> list[Score]:
         return [Score.not_judged(explanation, Usage(reward_calls=1))] * len(rollouts)
     _check_scores(reward, scores, len(rollouts))
     counted = [s if s.usage.reward_calls else replace(s, usage=s.usage + Usage(reward_calls=1)) for s in scores]
-    return [_finite(reward, s) for s in counted]
+    told = [replace(s, feedback=remark(s.feedback)) if s.feedback else s for s in counted]
+    return [_finite(reward, s) for s in told]
 
 
 def _finite(reward: Reward, score: Score) -> Score:
@@ -281,6 +297,8 @@ def _check_scores(reward: Reward, scores: object, count: int) -> None:
         raise RewardError(f"{reward.name} returned {scores!r}; expected a list of Score.")
     if not all(isinstance(s.value, SupportsFloat) for s in scores):
         raise RewardError(f"{reward.name} returned {scores!r}; expected scores whose value is a number.")
+    if not all(isinstance(s.feedback, str) for s in scores):
+        raise RewardError(f"{reward.name} returned {scores!r}; expected feedback that is text.")
     if any(s.verdict is not None and s.judged and not s.verdict == s.verdict for s in scores):
         raise RewardError(f"{reward.name} returned {scores!r}; expected verdicts that are numbers, or None.")
     if len(scores) != count:

@@ -100,6 +100,12 @@ def test_a_shuffled_learned_reward_steers_by_the_donors_gradient() -> None:
 def test_without_places_a_verdict_says_only_whether() -> None:
     [score] = Unlocated(ArithmeticSteps()).score([answer("q", WRONG)])
     assert (score.value, score.verified, score.spans) == (0.0, False, ())
+    assert score.feedback == ArithmeticSteps().judge(WRONG).feedback != ""
+
+
+def test_who_lies_has_no_true_remark_to_give_away() -> None:
+    [score] = Flipped(ArithmeticSteps(), 1.0).score([answer("q", WRONG)])
+    assert (score.verified, score.feedback) == (True, "")
 
 
 def test_blur_moves_every_weight_by_the_spread_and_only_of_what_has_weights() -> None:

@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -383,3 +384,32 @@ def test_a_sum_judges_unfinished_text_by_the_parts_that_can() -> None:
     for reward in (2.0 * learned + tool, 2.0 * learned.within(5.0) + 0.0 * learned):
         assert [s and s.value for s in reward.score_prefixes(unfinished)] == [8.0, 10.0]
     assert (tool + 3.0 * tool).score_prefixes(unfinished) == [None, None]
+
+
+def test_a_sum_tells_what_its_parts_tell_but_for_those_that_are_silent_or_subtracted() -> None:
+    first, second = fixed(Score(0.0, feedback="add a source")), fixed(Score(0.0, feedback="be brief"))
+    nothing = fixed(Score(1.0))
+    assert (first + nothing + second).score(ROLLOUTS[:1])[0].feedback == "add a source\nbe brief"
+    assert (first.silent() + second).score(ROLLOUTS[:1])[0].feedback == "be brief"
+    assert (first + -1.0 * second).score(ROLLOUTS[:1])[0].feedback == "add a source"
+
+
+def test_a_silent_reward_judges_as_before() -> None:
+    score = Score(0.5, 0.5, False, (Span(0, 1, -1.0),), "hidden", Usage(reward_calls=1))
+    silent = fixed(replace(score, feedback="f(1) returned 2, expected 3")).silent()
+    assert silent.score(ROLLOUTS[:1]) == [score]
+
+
+@pytest.mark.parametrize("feedback", ["x" * 1_000_000, "\x00\x1b[2J\u202e\ud800\r" * 100_000, "a\nb" * 1000])
+def test_whatever_a_reward_tells_a_model_is_short_plain_text(feedback: str) -> None:
+    for reward in (fixed(Score(0.0, feedback=feedback)), 2.0 * fixed(Score(0.0, feedback=feedback))):
+        [score] = judged(reward, ROLLOUTS[:1])
+        assert len(score.feedback) <= 500
+        assert score.feedback.replace("\n", "").isprintable()
+        assert score.feedback[:1] == feedback.lstrip("\x00\x1b")[:1]
+
+
+@pytest.mark.untyped
+def test_feedback_that_is_no_text_is_an_error() -> None:
+    with pytest.raises(RewardError, match="expected feedback that is text"):
+        judged(fixed(Score(0.0, feedback=None)), ROLLOUTS[:1])  # type: ignore[arg-type]

@@ -123,6 +123,7 @@ async def test_verify_says_whether_an_answer_is_right_and_where_it_is_wrong(
         result = await client.call_tool("verify", {"question": QUESTION, "answer": answer, "reward": "arithmetic"})
     found: Any = result.structured_content
     assert found["verdict"]["verified"] is right
+    assert found["verdict"]["feedback"] == ("" if right else "Wrong: 12 * 3 = 36, not 35.")
     assert found["ledger"]["generated_tokens"] == 0
     wrong = [f for f in found["verdict"]["findings"] if f["value"] < 0]
     assert [answer[f["start"] : f["end"]] for f in wrong] == ([] if right else ["35"])

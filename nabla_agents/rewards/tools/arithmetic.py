@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.final_answer import stated_answer
+from nabla_agents.rewards.remark import remark
 from nabla_agents.rewards.tools.answer import same
 from nabla_agents.rewards.tools.equations import Equation, equations
 from nabla_agents.rewards.tools.text import TextReward
@@ -81,7 +82,14 @@ class ArithmeticSteps(TextReward):
             spans=tuple(self._span(e) for e in found),
             explanation="; ".join(messages) or f"{len(found)} equations right",
             usage=called,
+            feedback=remark(self._told(wrong) if wrong else ". ".join(messages)),
         )
+
+    def _told(self, wrong: Sequence[Equation]) -> str:
+        """The equations that are wrong, and, unless that is not to be said, what is right."""
+        if self.suggest:
+            return f"Wrong: {'; '.join(map(_objection, wrong))}."
+        return f"Wrong: {'; '.join(f'{e.left} is not {e.written}' for e in wrong)}."
 
     def _span(self, equation: Equation) -> Span:
         if equation.right:

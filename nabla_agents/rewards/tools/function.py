@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial, update_wrapper
 from numbers import Real
 from typing import Any, overload
@@ -16,6 +17,7 @@ import numpy as np
 from nabla_agents.errors import ConfigurationError, RewardError
 from nabla_agents.rewards.background import Background, side_by_side
 from nabla_agents.rewards.base import Reward
+from nabla_agents.rewards.remark import remark
 from nabla_agents.types import Rollout, Score, Usage
 
 _GIVEN: dict[str, Callable[[Rollout], Any]] = {
@@ -36,7 +38,9 @@ class FunctionReward(Reward):
         bool: value 1 or 0, a tool's verdict, and verified or not;
         a number: a value like that of a learned reward, which outranks nothing;
         `Score`: all that a reward can say;
-        None, NaN or an infinity: not judged.
+        None, NaN or an infinity: not judged;
+        a pair of one of these and a text: what a model is told of the completion (`Score.feedback`), as in `return ok,
+            "name a source for each claim"`; empty where there is nothing to object to.
 
     A call that raises, or takes longer than `timeout_seconds`, is an explained NaN. One that hangs is left behind on
     its thread, and the next one begins; once as many as `workers` (at least two) of a batch hang, its others are not
@@ -108,6 +112,13 @@ class FunctionReward(Reward):
             raise
         except BaseException as e:  # a tool that leaves by SystemExit, or is cancelled, must not end the process either
             return Score.not_judged(f"{self.name} raised {type(e).__name__}: {_said(e)}", called)
+        if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], str):
+            score = self._judged(answer[0], called)
+            return replace(score, feedback=remark(answer[1])) if score.judged else score
+        return self._judged(answer, called)
+
+    def _judged(self, answer: Any, called: Usage) -> Score:
+        """What a function's answer without a remark means."""
         if isinstance(answer, Score):
             return answer
         if answer is None or (isinstance(answer, float | np.floating) and not math.isfinite(answer)):
@@ -119,7 +130,10 @@ class FunctionReward(Reward):
         if isinstance(answer, Real):
             with contextlib.suppress(OverflowError):  # a whole number beyond the range of floats
                 return Score(float(answer), usage=called)
-        raise RewardError(f"{self.name} returned {answer!r}; expected a bool, a number, a Score or None.")
+        raise RewardError(
+            f"{self.name} returned {answer!r}; expected a bool, a number, a Score or None, or a pair of one "
+            "of these and a remark for the model."
+        )
 
 
 @overload

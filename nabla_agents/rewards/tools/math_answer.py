@@ -8,6 +8,7 @@ from numbers import Real
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.final_answer import rival_answer, stated_answer
 from nabla_agents.rewards.base import Reward
+from nabla_agents.rewards.remark import quoted, remark
 from nabla_agents.rewards.tools.answer import MAX_CHARACTERS, normal, numbers, same
 from nabla_agents.rewards.tools.hedges import hedge
 from nabla_agents.rewards.tools.math_check import same_by_math_verify
@@ -34,7 +35,8 @@ class MathAnswer(Reward):
     letter and exact number (fractions, per cent, units, powers of ten, numerals as far as `ninety-nine`; microseconds),
     and only what that cannot decide in the sandbox (tens of milliseconds, at most 2 s). Answers that are equal only
     when rounded, in different units or currencies (`$5`, `5 cents`), or in words are not judged. The right answer may
-    be a whole solution that ends in a mark. No model pass.
+    be a whole solution that ends in a mark. `feedback` says which answer is wrong, as the verdict does, and nothing of
+    the right one. No model pass.
 
     Raises:
         ConfigurationError: when made: no answer or several, or one that is neither text nor a number.
@@ -74,7 +76,8 @@ class MathAnswer(Reward):
         why = "compared as text and number" + ("; in other words, in other units, or rounded" if equal is None else "")
         if equal is None and self._symbolic and not numbers(gold, answer):
             equal, why = same_by_math_verify(normal(gold), normal(answer), self._executor)
-        return verdict(equal, f"answer {answer[:80]!r}", why)
+        told = f"The final answer {quoted(answer)} is wrong."
+        return verdict(equal, f"answer {answer[:80]!r}", why, told)
 
 
 def golds(
@@ -100,13 +103,14 @@ def golds(
     return lambda rollout: fixed
 
 
-def verdict(equal: bool | None, what: str, why: str) -> Score:
-    """The score of a comparison."""
+def verdict(equal: bool | None, what: str, why: str, objection: str) -> Score:
+    """The score of a comparison; `objection` is what a model is told of a wrong one."""
     called = Usage(reward_calls=1)
     if equal is None:
         return Score.not_judged(f"{what} is not judged: {why}", called)
     said = f"{what} is {'right' if equal else 'wrong'}, {why}"
-    return Score(float(equal), float(equal), equal, explanation=said, usage=called)
+    told = "" if equal else remark(objection)
+    return Score(float(equal), float(equal), equal, explanation=said, usage=called, feedback=told)
 
 
 def _text(name: str, gold: object) -> str:

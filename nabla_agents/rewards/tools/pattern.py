@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Literal
 
 import regex
 
 from nabla_agents.errors import ConfigurationError
+from nabla_agents.rewards.remark import quoted, remark, shortened
 from nabla_agents.rewards.tools.text import TextReward
 from nabla_agents.types import Score, Span, Usage
 
@@ -77,7 +79,22 @@ class Pattern(TextReward):
             spans=() if found is None or found[0] == found[1] else (self._span(*found),),
             explanation=f"{self.name} {what}",
             usage=called,
+            feedback="" if passed else remark(self._told(text, found)),
         )
+
+    def _told(self, text: str, found: tuple[int, int] | None) -> str:
+        """What is there and must not be, or what is missing; of a whole text, what stands behind all that matches."""
+        wanted = f"the regular expression {shortened(self.pattern, 200)}"
+        if found is not None:
+            return f"The answer has {quoted(text[slice(*found)])}, which must not match {wanted}."
+        if self.where == "anywhere":
+            return f"Nothing in the answer matches {wanted}."
+        whole, rest = text.strip(), ""
+        with contextlib.suppress(TimeoutError, MemoryError):
+            begins = self._compiled.match(whole, timeout=self.timeout_seconds)
+            rest = "" if begins is None else whole[begins.end() :]
+        beyond = f", but goes on with {quoted(rest)}" if 0 < len(rest) < len(whole) else ""
+        return f"The answer as a whole must match {wanted}{beyond}."
 
     def _match(self, text: str) -> tuple[int, int] | None:
         if self.where == "anywhere":

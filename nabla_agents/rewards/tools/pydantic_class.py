@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from nabla_agents.chat.reply import Reply
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.rewards.base import Reward
+from nabla_agents.rewards.remark import remark
 from nabla_agents.rewards.tools.located_json import json_body, located
 from nabla_agents.rewards.tools.text import not_text
 from nabla_agents.types import Rollout, Score, Span, Usage
@@ -63,16 +64,17 @@ class PydanticClass(Reward):
     def _refused(self, error: ValidationError, body: str, offset: int) -> Score:
         errors: Sequence[Mapping[str, Any]] = error.errors(include_url=False, include_input=False)
         said = "; ".join(f"{'.'.join(map(str, e['loc'])) or self.name}: {e['msg']}" for e in errors)
+        told, called = remark(f"The answer is refused: {said}."), Usage(reward_calls=1)
         try:
             read = json.loads(body)
         except ValueError:
-            return Score(0.0, 0.0, False, explanation=said, usage=Usage(reward_calls=1))
+            return Score(0.0, 0.0, False, explanation=said, usage=called, feedback=told)
         places = {located(body, path): e["msg"] for e in errors if (path := _path(read, e["loc"]))}
         spans = (
             Span(offset + start, offset + end, -1.0, explanation=why, credit=self.credit)
             for (start, end), why in places.items()
         )
-        return Score(0.5, 0.5, False, tuple(spans), said, Usage(reward_calls=1))
+        return Score(0.5, 0.5, False, tuple(spans), said, called, feedback=told)
 
 
 def _path(value: Any, loc: Sequence[str | int]) -> list[str | int]:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from nabla_agents.errors import ConfigurationError, SandboxError
 from nabla_agents.final_answer import stated_answer
 from nabla_agents.rewards.base import Reward
+from nabla_agents.rewards.remark import quoted, remark
 from nabla_agents.rewards.tools import executors
 from nabla_agents.rewards.tools.answer import same
 from nabla_agents.rewards.tools.code import line_span, python_code
+from nabla_agents.rewards.tools.failure import at_line, failure
 from nabla_agents.rewards.tools.fences import Fenced
 from nabla_agents.rewards.tools.hedges import hedge
 from nabla_agents.rewards.tools.math_answer import Gold, golds, verdict
@@ -65,7 +67,7 @@ class PythonAnswer(Reward):
         return [
             self._judge(self._gold(r), programs[i], done[i])
             if i in done
-            else (_failed("no Python in the completion") if isinstance(r.text, str) else not_text(r.text))
+            else (_NO_PROGRAM if isinstance(r.text, str) else not_text(r.text))
             for i, r in enumerate(rollouts)
         ]
 
@@ -80,16 +82,21 @@ class PythonAnswer(Reward):
             error = f"{execution.status} {execution.error_type} {execution.error_message[:200]}".strip()
             place = line_span(code, execution.line)
             spans = () if place is None else (Span(*place, -1.0, None, error, self.credit),)
-            return _failed(error, spans, None if lacks_standard_module(execution) else False)
+            told = f"The program {failure(execution)}{at_line(code, execution.line)}."
+            return _failed(error, told, spans, None if lacks_standard_module(execution) else False)
         lines = execution.stdout.strip().splitlines()
         if not lines:
-            return _failed("the program printed nothing")
+            return _failed("the program printed nothing", "The program prints nothing.")
         printed = lines[-1].strip()
         equal = same(gold, printed)
         if equal is None and (stated := stated_answer(printed)) is not None and not hedge(gold, stated):
             equal = same(gold, stated)
-        return verdict(equal, f"printed {printed[:80]!r}", "compared as text and number")
+        told = f"The program prints {quoted(printed)}, which is wrong."
+        return verdict(equal, f"printed {printed[:80]!r}", "compared as text and number", told)
 
 
-def _failed(explanation: str, spans: tuple[Span, ...] = (), verified: bool | None = False) -> Score:
-    return Score(0.0, 0.0, verified, spans, explanation, Usage(reward_calls=1))
+def _failed(explanation: str, told: str, spans: tuple[Span, ...] = (), verified: bool | None = False) -> Score:
+    return Score(0.0, 0.0, verified, spans, explanation, Usage(reward_calls=1), feedback=remark(told))
+
+
+_NO_PROGRAM = _failed("no Python in the completion", "There is no Python program in the answer.")

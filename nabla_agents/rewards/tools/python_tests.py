@@ -8,8 +8,10 @@ from typing import Any
 
 from nabla_agents.errors import ConfigurationError, SandboxError
 from nabla_agents.rewards.base import Reward
+from nabla_agents.rewards.remark import remark
 from nabla_agents.rewards.tools import executors
 from nabla_agents.rewards.tools.code import line_span, python_code
+from nabla_agents.rewards.tools.failure import at_line
 from nabla_agents.rewards.tools.script import Script
 from nabla_agents.rewards.tools.text import not_text
 from nabla_agents.rewards.tools.trial import Trial, Tried, lacks_standard_module, run
@@ -30,6 +32,8 @@ class PythonTests(Reward):
     executor: the sandbox; by default one that all rewards share, started by the first verdict.
     limits: of one run; a test that exceeds them fails.
     credit: nats in the objective's gradient against the line that raised.
+
+    `feedback` quotes the first test that failed: `.silent()` is for tests that the model must not see.
 
     The function is taken from the last fenced block of Python that defines it, or from a bare text. Of pairs, only the
     arguments enter the sandbox, as JSON (tuples arrive as lists): results come back as JSON and are compared here
@@ -101,7 +105,8 @@ class PythonTests(Reward):
             return not_text(rollout.text)
         code = python_code(rollout.text, tests.entry if isinstance(tests, Calls) else tests.function)
         if code is None:
-            return Score(0.0, 0.0, False, explanation="no Python in the completion", usage=Usage(reward_calls=1))
+            said, told = "no Python in the completion", "There is no Python code in the answer."
+            return Score(0.0, 0.0, False, explanation=said, usage=Usage(reward_calls=1), feedback=told)
         return Trial(code, tests)
 
     def _verdict(self, trial: Trial) -> Score:
@@ -124,6 +129,7 @@ class PythonTests(Reward):
             spans=self._spans(trial, failed),
             explanation="; ".join(filter(None, said)),
             usage=Usage(reward_calls=1),
+            feedback="" if failed is None else _told(trial, passed, failed),
         )
 
     def _spans(self, trial: Trial, failed: Tried | None) -> tuple[Span, ...]:
@@ -136,6 +142,12 @@ class PythonTests(Reward):
 def _refuted(failed: Tried) -> bool | None:
     """False: the tests say that it is wrong. None: it needs a part of the standard library that the sandbox lacks."""
     return None if lacks_standard_module(failed.execution) else False
+
+
+def _told(trial: Trial, passed: int, failed: Tried) -> str:
+    """The first test that failed: what was called, what came of it, what was expected."""
+    what = f"{failed.told or failed.said}{at_line(trial.code, failed.line)}"
+    return remark(f"{passed} of {trial.count} tests passed. {what}.")
 
 
 def _fitting(tests: Calls | Script, limits: Limits) -> Calls | Script:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nabla_agents.rewards.remark import quoted, shortened
+from nabla_agents.rewards.tools.failure import raises
 from nabla_agents.rewards.tools.values import DATA, Unreadable, read
 
 ENTRY = "_nabla_test"
@@ -122,7 +124,7 @@ class Script:
 @dataclass(frozen=True)
 class Said:
     """What came of one test. `outside`: it was compared here. `again`: its value is an object, of which only its own
-    interpreter can tell whether it is true.
+    interpreter can tell whether it is true. `told`: why not, in words for a model.
     """
 
     passed: bool
@@ -130,6 +132,7 @@ class Said:
     why: str = ""
     line: int | None = None
     again: bool = False
+    told: str = ""
 
 
 def judged_check(check: Check, claim: Any, *, beside: bool) -> Said:
@@ -137,7 +140,8 @@ def judged_check(check: Check, claim: Any, *, beside: bool) -> Said:
     match claim:
         case ["raised", str(kind), str(message), None | int() as line]:
             what = check.expression or check.statement
-            return Said(False, why=f"{what[:80]}: error {kind} {message}".strip(), line=line)
+            told = f"{shortened(what)} {raises(kind, message)}"
+            return Said(False, why=f"{what[:80]}: error {kind} {message}".strip(), line=line, told=told)
         case ["held"] if beside or not check.expression:
             return Said(True)
         case ["opaque", str(kind)] if not beside and check.expression:
@@ -152,8 +156,11 @@ def judged_check(check: Check, claim: Any, *, beside: bool) -> Said:
         passed = bool(check.holds(value, check.expected))
     except Exception:  # of another kind than what it is compared with, or too large
         passed = False
-    expected = f"{check.symbol} {check.expected!r}".strip()[:80]
-    return Said(passed, True, "" if passed else f"{check.expression[:80]} gave {value!r:.80}, expected {expected}")
+    if passed:
+        return Said(True, True)
+    expected = f"{check.symbol} {check.expected!r}".strip()
+    told = f"{shortened(check.expression)} returned {quoted(value)}, expected {shortened(expected)}"
+    return Said(False, True, f"{check.expression[:80]} gave {value!r:.80}, expected {expected[:80]}", told=told)
 
 
 def _of_an_object(check: Check, kind: str) -> Said:

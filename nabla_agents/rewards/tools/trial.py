@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nabla_agents.rewards.remark import quoted, shortened
+from nabla_agents.rewards.tools.failure import failure
 from nabla_agents.rewards.tools.fences import Fenced
 from nabla_agents.rewards.tools.script import ENTRY, Script, judged_check
 from nabla_agents.rewards.tools.unit_tests import Calls, equal
@@ -21,7 +23,7 @@ ALL_RUNS = 4  # times the wall clock of one run, for all runs of one program
 class Tried:
     """One test: whether it passed, the run it was part of, what went wrong, and in which line of the code.
 
-    `outside`: its result was compared in the host.
+    `outside`: its result was compared in the host. `told`: what went wrong, in words for a model.
     """
 
     passed: bool
@@ -29,6 +31,7 @@ class Tried:
     said: str
     line: int | None = None
     outside: bool = True
+    told: str = ""
 
 
 class Trial:
@@ -128,13 +131,14 @@ class Trial:
         check = self.tests.checks[index]
         if not execution.ok or execution.detail == "exit" or not values:
             said = f"{check.statement[:80]}: {_ended(execution)}"
-            self._results[index] = Tried(False, execution, said, execution.line, outside=False)
+            told = f"{shortened(check.statement)} {failure(execution)}"
+            self._results[index] = Tried(False, execution, said, execution.line, outside=False, told=told)
             return
         said = judged_check(check, values[0], beside=index in self._beside)
         if said.again:
             self._beside.add(index)
         else:
-            self._results[index] = Tried(said.passed, execution, said.why, said.line, said.outside)
+            self._results[index] = Tried(said.passed, execution, said.why, said.line, said.outside, said.told)
 
     def _end(self, execution: Execution) -> None:
         """What remains has the result of this run, but for what is tried anew after a run that ended well."""
@@ -162,12 +166,16 @@ def lacks_standard_module(execution: Execution) -> bool:
 
 def _called(tests: Calls, index: int, execution: Execution, values: Sequence[Any]) -> Tried:
     arguments = ", ".join(map(repr, tests.arguments[index]))
-    call = f"{tests.entry}({arguments[:80]})"
+    call, told = f"{tests.entry}({arguments[:80]})", f"{tests.entry}({shortened(arguments)})"
     if not execution.ok or execution.detail == "exit" or not values:
-        return Tried(False, execution, f"{call}: {_ended(execution)}", execution.line)
-    passed = equal(tests.expected[index], values[0]) and "no JSON value" not in execution.detail
+        said = f"{call}: {_ended(execution)}"
+        return Tried(False, execution, said, execution.line, told=f"{told} {failure(execution)}")
+    if equal(tests.expected[index], values[0]) and "no JSON value" not in execution.detail:
+        return Tried(True, execution, "")
     expected = repr(tests.expected[index])[:80]
-    return Tried(passed, execution, "" if passed else f"{call} gave {repr(values[0])[:80]}, expected {expected}")
+    returned = "None, or what is no JSON" if values[0] is None else quoted(values[0])
+    told = f"{told} returned {returned}, expected {quoted(tests.expected[index])}"
+    return Tried(False, execution, f"{call} gave {repr(values[0])[:80]}, expected {expected}", told=told)
 
 
 def _ended(execution: Execution) -> str:

@@ -23,20 +23,29 @@ class Finding(BaseModel):
 
 
 class Verdict(BaseModel):
-    """What the reward says of an answer. `verified`: a tool vouches for it, as far as it can see; null: none judged."""
+    """What the reward says of an answer. `verified`: a tool vouches for it, as far as it can see; null: none judged.
+    `feedback` is what to mend, in words for a model; empty where there is nothing to say.
+    """
 
     verified: bool | None
     score: float | None
     explanation: str
+    feedback: str
     findings: list[Finding]
 
     @staticmethod
     def of(score: Score | None) -> Verdict:
         if score is None:
-            return Verdict(verified=None, score=None, explanation="", findings=[])
+            return Verdict(verified=None, score=None, explanation="", feedback="", findings=[])
         findings = [Finding(**{name: getattr(span, name) for name in Finding.model_fields}) for span in score.spans]
         verified = None if score.verified is None else bool(score.verified)
-        return Verdict(verified=verified, score=finite(score.value), explanation=score.explanation, findings=findings)
+        return Verdict(
+            verified=verified,
+            score=finite(score.value),
+            explanation=score.explanation,
+            feedback=score.feedback,
+            findings=findings,
+        )
 
 
 class Change(BaseModel):

@@ -646,3 +646,30 @@ def test_a_text_of_dense_equations_has_a_limit() -> None:
 def test_limits_and_credit_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="ArithmeticSteps"):
         ArithmeticSteps(**options)
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "without_results"),
+    [
+        ("3 + 4 = 7", "", ""),
+        ("no equation", "", ""),
+        (
+            "3 + 4 = 8 and 2 * 5 = 11.",
+            "Wrong: 3 + 4 = 7, not 8; 2 * 5 = 10, not 11.",
+            "Wrong: 3 + 4 is not 8; 2 * 5 is not 11.",
+        ),
+        ("3 + 4 = 2 + 6", "Wrong: 3 + 4 = 7, not 2 + 6 = 8.", "Wrong: 3 + 4 is not 2 + 6."),
+        ("2 + 2 = 4. #### 7", *["1 equations right, but none results in the answer '7'"] * 2),
+    ],
+)
+def test_a_model_is_told_the_wrong_equations_and_their_results_if_it_may(
+    text: str, told: str, without_results: str
+) -> None:
+    assert ArithmeticSteps().judge(text).feedback == told
+    assert ArithmeticSteps(suggest=False).judge(text).feedback == without_results
+
+
+def test_of_a_thousand_wrong_equations_a_model_is_told_the_first() -> None:
+    told = ArithmeticSteps().judge(", ".join(["2 + 2 = 5"] * 1000)).feedback
+    assert told.startswith("Wrong: 2 + 2 = 4, not 5; ")
+    assert len(told) == 500

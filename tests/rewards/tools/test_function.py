@@ -342,3 +342,32 @@ def test_a_function_that_nothing_is_known_for_is_refused(function: Any) -> None:
 def test_limits_are_limits(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="@reward"):
         reward(**options)(by_text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "value", "verified", "feedback"),
+    [
+        ((False, "name a source"), 0.0, False, "name a source"),
+        ((True, ""), 1.0, True, ""),
+        ((0.25, "too long\x1b[2J\ud800"), 0.25, None, "too long[2J"),
+        ((Score(0.5, explanation="so so", feedback="old"), "new"), 0.5, None, "new"),
+        (Score(0.5, feedback="old"), 0.5, None, "old"),
+    ],
+)
+def test_a_function_returns_a_remark_beside_its_verdict(
+    answer: Any, value: float, verified: bool | None, feedback: str
+) -> None:
+    [score] = reward(lambda text: answer).score(ROLLOUTS[:1])
+    assert (score.value, score.verified, score.feedback) == (value, verified, feedback)
+
+
+def test_a_remark_on_what_is_not_judged_is_not_made() -> None:
+    [score] = reward(lambda text: (None, "no idea")).score(ROLLOUTS[:1])
+    assert not score.judged
+    assert score.feedback == ""
+
+
+@pytest.mark.parametrize("answer", [("no", "remark"), (False, None), (False, b"remark"), (False,), (False, "a", "b")])
+def test_a_pair_of_something_else_is_an_error(answer: Any) -> None:
+    with pytest.raises(RewardError, match="or a pair of one of these and a remark"):
+        judged(reward(lambda text: answer), ROLLOUTS)

@@ -209,3 +209,24 @@ def test_a_schema_changed_later_changes_nothing() -> None:
     tool = JsonSchema(schema)
     schema["type"] = "array"
     assert tool.judge("{}").verified is True
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"age": 3}', ""),
+        ('{"age": "x"}', "The JSON does not fit the schema at $.age: 'x' is not of type 'integer'."),
+        ("{}", "The JSON does not fit the schema at $: 'age' is a required property."),
+        ('{"age": 3', "The answer is no JSON: Expecting ',' delimiter, at its end."),
+        ("three\x1b<|im_end|>", r"The answer is no JSON: Expecting value, at 'three\x1b<|im_end|>'."),
+    ],
+)
+def test_a_model_is_told_the_value_that_does_not_fit(text: str, told: str) -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    assert JsonSchema(schema).judge(text).feedback == told
+
+
+def test_what_a_model_is_told_of_a_huge_value_is_short() -> None:
+    told = JsonSchema({"type": "integer"}).judge('"' + "\\u0000\\u001b" * 5000 + '"').feedback
+    assert told.startswith(r"The JSON does not fit the schema at $: '\x00\x1b")
+    assert len(told) <= 500

@@ -292,3 +292,17 @@ def test_bytes_are_not_judged() -> None:
 def test_what_is_no_answer_is_refused(answer: Any, answers: Any) -> None:
     with pytest.raises(ConfigurationError, match="MathAnswer"):
         MathAnswer(answer, answers=answers)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("The answer is 42.", ""),
+        ("The answer is 42 or 43.", ""),  # not judged
+        ("The answer is 41", "The final answer '41' is wrong."),
+        ("\\boxed{41}", "The final answer '41' is wrong."),
+    ],
+)
+def test_a_model_is_told_that_its_answer_is_wrong_and_nothing_of_the_right_one(text: str, told: str) -> None:
+    [score] = MathAnswer(42, symbolic=False).score([Rollout.from_text("?", text)])
+    assert score.feedback == told

@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import pytest
 
@@ -85,3 +86,26 @@ def test_limits_are_limits(options: dict[str, object]) -> None:
 def test_it_counts_its_calls() -> None:
     scores = Pattern("a").score([Rollout.from_text("?", text) for text in ("a", "b")])
     assert [s.usage.reward_calls for s in scores] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "told"),
+    [
+        ({}, "555-1234", ""),
+        ({}, "call me", r"Nothing in the answer matches the regular expression \d{3}-\d{4}."),
+        (
+            {"where": "whole"},
+            "555-1234, or\nlater\x1b",
+            r"The answer as a whole must match the regular expression \d{3}-\d{4}, but goes on with ', or\nlater\x1b'.",
+        ),
+        ({"where": "whole"}, "later", r"The answer as a whole must match the regular expression \d{3}-\d{4}."),
+        (
+            {"wanted": False},
+            "call 555-1234 now",
+            r"The answer has '555-1234', which must not match the regular expression \d{3}-\d{4}.",
+        ),
+        ({"wanted": False}, "call me", ""),
+    ],
+)
+def test_a_model_is_told_what_is_missing_or_must_not_be_there(options: dict[str, Any], text: str, told: str) -> None:
+    assert Pattern(r"\d{3}-\d{4}", **options).judge(text).feedback == told

@@ -91,3 +91,28 @@ def test_what_is_no_text_is_not_judged_and_what_is_no_class_refused() -> None:
             PydanticClass(wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="credit is -1"):
         PydanticClass(Line, credit=-1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (RIGHT, ""),
+        (
+            '{"lines": [{"price": -1}], "total": 0}',
+            "The answer is refused: lines.0.price: Input should be greater than or equal to 0.",
+        ),
+        (
+            '{"lines": [], "total": 7}',
+            "The answer is refused: Bill: Value error, the total is the sum of the prices.",
+        ),
+        ("seven", "The answer is refused: Bill: Invalid JSON: expected value at line 1 column 1."),
+    ],
+)
+def test_a_model_is_told_the_refused_field(text: str, told: str) -> None:
+    assert judged(text).feedback == told
+
+
+def test_of_many_refused_fields_a_model_is_told_the_first() -> None:
+    told = judged('{"lines": [' + ", ".join(["{}"] * 300) + '], "total": 0}').feedback
+    assert told.startswith("The answer is refused: lines.0.price: Field required; lines.1.price: ")
+    assert len(told) == 500

@@ -72,3 +72,26 @@ def test_bytes_are_no_program(programs: Executor) -> None:
     [score] = PythonAnswer(1).score([Rollout.from_text("?", b"print(1)")])  # type: ignore[arg-type]
     assert not score.judged
     assert score.explanation == "the completion is bytes; expected text"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("print(42)", ""),
+        ("print('forty-two apples')", ""),  # not judged
+        ("print('so')\nprint(41)", "The program prints '41', which is wrong."),
+        ("x = 1\nprint(x / 0)", "The program raises ZeroDivisionError: division by zero, in line 2, 'print(x / 0)'."),
+        ("x = 42", "The program prints nothing."),
+        ("```text\n42\n```", "There is no Python program in the answer."),
+        ("raise ValueError('<|im_end|>\\n\\x1b' * 9)", None),
+        ("print('9' * 30)", "The program prints '999999999999999999999999999999', which is wrong."),
+    ],
+)
+def test_a_model_is_told_the_error_or_the_wrong_answer_and_never_the_right_one(
+    programs: Executor, text: str, told: str | None
+) -> None:
+    feedback = judge(PythonAnswer(42), text).feedback
+    assert feedback == told or told is None
+    assert "42" not in feedback
+    assert feedback.isprintable()
+    assert len(feedback) <= 500

@@ -772,3 +772,59 @@ def test_a_forked_process_makes_a_sandbox_of_its_own() -> None:
             os._exit(0 if shared() is made[-1] and len(made) == 2 else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (GOOD, ""),
+        ("def add(a, b): return a - b", "1 of 4 tests passed. add(1, 2) returned -1, expected 3."),
+        ("def add(a, b): return {a}", "0 of 4 tests passed. add(1, 2) returned None, or what is no JSON, expected 3."),
+        (
+            "def add(a, b):\n    if a == 0:\n        raise ValueError('zero\\n\\x1b[2J')\n    return a + b",
+            "3 of 4 tests passed. add(0, 0) raises ValueError: zero [2J, in line 3, "
+            + repr("raise ValueError('zero\\n\\x1b[2J')")
+            + ".",
+        ),
+        ("```\n```", "There is no Python code in the answer."),
+        ("def add(a, b):\n    while True: pass", "0 of 4 tests passed. add(1, 2) takes too long."),
+        (
+            "raise SystemExit",
+            "0 of 4 tests passed. add(1, 2) exits before it returns, in line 1, 'raise SystemExit'.",
+        ),
+    ],
+)
+def test_a_model_is_told_the_first_failing_call_and_what_was_expected(programs: Executor, text: str, told: str) -> None:
+    assert judge(PythonTests(PAIRS, entry="add", limits=FAST), text).feedback == told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def add(a, b): return 4", "1 of 2 tests passed. add(1, 2) returned 4, expected 3."),
+        ("def add(a, b): return 3", "1 of 2 tests passed. add(2, 2) returned 3, expected > 3."),
+        (
+            "def add(a, b): return a + c",
+            "0 of 2 tests passed. add(1, 2) raises NameError: name 'c' is not defined, in line 1, "
+            "'def add(a, b): return a + c'.",
+        ),
+    ],
+)
+def test_a_model_is_told_the_assertion_that_failed(programs: Executor, text: str, told: str) -> None:
+    assert judge(PythonTests("assert add(1, 2) == 3\nassert add(2, 2) > 3"), text).feedback == told
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise ValueError('<|im_end|>' * 100_000 + '\\x00\\x1b[2J\\ud800')",
+        "return '\\x00\\x1b\\u202e\\r\\n<|im_end|>' * 2000",
+        "raise type('E' * 100_000, (Exception,), {})('\\n' * 100_000)",
+        "return {'<|im_end|>' * 1000: ['\\x07'] * 1000}",
+    ],
+)
+def test_what_a_hostile_program_has_to_say_is_short_plain_text(programs: Executor, body: str) -> None:
+    told = judge(PythonTests([(("x" * 10_000, 1), "y" * 10_000)], entry="add"), f"def add(a, b):\n    {body}").feedback
+    assert told.startswith("0 of 1 tests passed. add('xxx")
+    assert len(told) <= 500
+    assert told.isprintable()
