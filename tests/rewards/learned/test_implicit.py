@@ -168,11 +168,10 @@ def test_a_text_beyond_the_context_is_refused_and_does_not_steer(models: Models)
     fits, long = (Rollout(prompt, (0, 1) * n, "ab" * n) for n in (2, 8))
     with pytest.raises(ContextOverflowError, match=rf"{len(prompt.ids) + 16} tokens.*16"):
         reward.score([fits, long])
-    passes = policy.likelihood_gradient([fits, long], [0, 0])
-    gradients = [p.gradient for p in passes]
-    gradients = reward.gradient([fits, long], [0, 0], gradients)
+    own = [p.gradient for p in policy.likelihood_gradient([fits, long], [0, 0])]
+    gradients = reward.gradient([fits, long], [0, 0], own)
     assert [g is None for g in gradients] == [False, True]
-    [alone] = reward.gradient([fits], [0], gradients[:1])
+    [alone] = reward.gradient([fits], [0], own[:1])
     assert alone is not None
     assert gradients[0] is not None
     assert torch.allclose(gradients[0].gradient.rows([0, 3]), alone.gradient.rows([0, 3]), atol=1e-6)
