@@ -69,6 +69,7 @@ from .errors import (
 from .errors import (
     VocabularyMismatchError as VocabularyMismatchError,
 )
+from .models.contrast import Contrast as Contrast
 from .models.language_model import LanguageModel as LanguageModel
 from .objective import Objective as Objective
 from .remote import (
@@ -151,6 +152,9 @@ from .rewards import (
     Reward as Reward,
 )
 from .rewards import (
+    SiblingReward as SiblingReward,
+)
+from .rewards import (
     SoftMin as SoftMin,
 )
 from .rewards import (
@@ -185,7 +189,13 @@ from .search import (
     BestOfN as BestOfN,
 )
 from .search import (
+    ContrastDirection as ContrastDirection,
+)
+from .search import (
     Direction as Direction,
+)
+from .search import (
+    FeedbackDirection as FeedbackDirection,
 )
 from .search import (
     GradientDirection as GradientDirection,
@@ -201,6 +211,9 @@ from .search import (
 )
 from .search import (
     NoDirection as NoDirection,
+)
+from .search import (
+    PeerDirection as PeerDirection,
 )
 from .search import (
     RandomDirection as RandomDirection,

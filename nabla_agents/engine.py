@@ -153,10 +153,13 @@ class Engine(BaseEngine):
         a step is asked for. A run that nobody holds any more is cancelled.
 
         Raises:
-            PromptError, ContextOverflowError, GrammarError, ConfigurationError: before anything is computed.
+            PromptError, ContextOverflowError, GrammarError, ConfigurationError, VocabularyMismatchError: before
+                anything is computed.
         """
         strategy: Strategy = self.strategy if request.strategy is None else request.strategy
         check_strategy(strategy)
+        if (check := getattr(strategy, "check", None)) is not None:
+            check(self.model)
         if request.sampling.grammar is not None:
             self.model.constraint(request.sampling.grammar)
         # A prompt of its own: models keep what they have read of one for as long as it lasts.

@@ -33,6 +33,7 @@ REWARDS: dict[str, Callable[[], na.Reward]] = {
 # By hub id or folder, `KIND:MODEL`; the last six are families with a format of their own.
 LEARNED_REWARDS: dict[str, Callable[..., na.Reward]] = {
     "implicit": lambda name, **loading: na.ImplicitReward.from_pretrained(name, **loading),
+    "sibling": lambda name, **loading: na.SiblingReward.from_pretrained(name, **loading),
     "process": lambda name, **loading: na.ProcessReward.from_pretrained(name, **loading),
     "outcome": lambda name, **loading: na.OutcomeReward.from_pretrained(name, **loading),
     "qwen-math-prm": lambda name, **o: na.ProcessReward.from_pretrained(name, format=na.QWEN_MATH_PRM, **o),

@@ -88,6 +88,16 @@ class WeightedRows:
 
 
 @dataclass(frozen=True, eq=False)
+class PositiveRows:
+    """What is above 0 in a gradient."""
+
+    gradient: GradientRows
+
+    def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
+        return self.gradient.rows(positions).clamp_min(0)
+
+
+@dataclass(frozen=True, eq=False)
 class CreditRows:
     """Sparse credit c_t(v) from tool verdicts: {position: {token: credit in nats}}."""
 

@@ -105,7 +105,7 @@ class LanguageModel:
                 raise PromptError(f"tools is {tools!r}; expected a list of functions described as in OpenAI's API.")
             if not any(m.content.strip() or m.extra for m in messages):
                 raise PromptError("The prompt is empty; expected a question or a conversation with some text.")
-            text = self._rendered(messages, tools)
+            text = self.rendered(messages, tools)
         ids = self._ids(text)
         if not ids:
             raise PromptError("The prompt is empty; expected text that gives at least one token.")
@@ -116,7 +116,7 @@ class LanguageModel:
             )
         return Prompt(messages, text, ids)
 
-    def _rendered(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> str:
+    def rendered(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> str:
         """The conversation by the chat template: tools in text where it has none, fewer roles where it refuses some."""
         knows_tools, delimiters = self.tokenizer.knows_tools, self.tokenizer.delimiters
         messages, tools = (

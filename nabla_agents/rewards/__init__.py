@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nabla_agents.rewards.learned.implicit import ImplicitReward
     from nabla_agents.rewards.learned.outcome import OutcomeReward
     from nabla_agents.rewards.learned.process import ProcessReward
+    from nabla_agents.rewards.learned.sibling import SiblingReward
     from nabla_agents.rewards.tools.arithmetic import ArithmeticSteps
     from nabla_agents.rewards.tools.function import FunctionReward, reward
     from nabla_agents.rewards.tools.json_schema import JsonSchema
@@ -56,6 +57,7 @@ _LAZY = {
     "RewardGradient": "base",
     "SKYWORK_O1_PRM": "learned.formats",
     "SKYWORK_REWARD_V2": "learned.formats",
+    "SiblingReward": "learned.sibling",
     "SoftMin": "learned.aggregation",
     "StepFormat": "learned.formats",
     "TRL_PRM": "learned.formats",
@@ -87,6 +89,7 @@ __all__ = [
     "PythonTests",
     "Reward",
     "RewardGradient",
+    "SiblingReward",
     "SoftMin",
     "StepFormat",
     "prompt_assertions",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,15 +14,23 @@ from nabla_agents.search.proposals import ProposalSettings, opened, proposals, r
 from nabla_agents.search.search import Search
 from nabla_agents.types import Step
 
+Rank = Literal["promise", "predicted_gain", "loss"]
+
 
 class NablaParallel(ProposalSettings):
     """Ranks changes over the whole rollout, rolls out the best `width` of them in one batch and scores them in one
     batch; the best improvement becomes the incumbent, and so on. One gradient pass per accepted change.
 
     Where no change of a batch is an improvement, the next `width` are tried, until nothing promising is left.
+
+    alternatives: tokens that are proposed at each place.
+    rank: which changes are tried first: those of most `promise` or `predicted_gain`, or those at the places where the
+        direction takes most from the written token (`loss`: what TTEL does with a contrast, arXiv 2607.21453).
     """
 
     width: Annotated[int, Field(ge=1)] = 4
+    alternatives: Annotated[int, Field(ge=1)] = 1
+    rank: Rank = "promise"
 
     async def steps(self, search: Search) -> AsyncIterator[Step]:
         tried: set[tuple[int, ...]] = set()
@@ -56,8 +64,8 @@ class NablaParallel(ProposalSettings):
     ) -> AsyncIterator[list[Proposal]]:
         """The changes not tried yet, most promising first, `width` at a time."""
         ids = incumbent.rollout.completion_ids
-        changes = [p async for p in proposals(search, self, incumbent, 0)]
-        ranked = sorted(changes, key=lambda p: p.promise, reverse=True)
+        changes = [p async for p in proposals(search, self, incumbent, 0, alternatives=self.alternatives)]
+        ranked = sorted(changes, key=lambda p: getattr(p, self.rank), reverse=True)
         fresh = [p for p in ranked if p.prefix(ids) not in tried]
         for first in range(0, len(fresh), self.width):
             batch = fresh[first : first + self.width]

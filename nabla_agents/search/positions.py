@@ -45,7 +45,8 @@ class Proposal:
 
     `promise` is log π'(new) - log π'(old) in nats under the refined row π'; `predicted_gain` is g(new) - g(old), the
     change of the objective to first order; `log_odds` is log π(new) - log π(old) under the language model's own row π;
-    `kl` is KL(π'‖π), how far the row was moved. All in nats.
+    `kl` is KL(π'‖π), how far the row was moved; `loss` is -g(old), what a contrast takes from the written token. All in
+    nats.
     """
 
     position: int
@@ -55,6 +56,7 @@ class Proposal:
     predicted_gain: float
     log_odds: float = 0.0
     kl: float = 0.0
+    loss: float = 0.0
 
     def prefix(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """What a completion begins with when this token of it has changed."""
@@ -123,12 +125,21 @@ def best_alternatives(
     refined: Float[Tensor, "n vocab"],
     gradient: Float[Tensor, "n vocab"],
     allowed: Bool[Tensor, "n vocab"],
+    *,
+    count: int = 1,
 ) -> list[Proposal]:
-    """Per position the most promising allowed token; positions without an allowed token give none."""
-    promise, new = torch.where(allowed, refined, -torch.inf).max(-1)
-    promise = promise - refined.gather(-1, tokens[:, None])[:, 0]
-    gain, odds = (
-        (rows.gather(-1, new[:, None]) - rows.gather(-1, tokens[:, None]))[:, 0] for rows in (gradient, wide(logits))
-    )
-    columns = (column.tolist() for column in (tokens, new, promise, gain, odds))
-    return [Proposal(*row) for row in zip(positions, *columns, strict=True) if row[3] > -torch.inf]
+    """Per position its `count` most promising allowed tokens, the best first; fewer where fewer are allowed."""
+    made: list[Proposal] = []
+    for _ in range(min(count, refined.shape[-1])):
+        promise, new = torch.where(allowed, refined, -torch.inf).max(-1)
+        gain, odds = (_at(rows, new) - _at(rows, tokens) for rows in (gradient, wide(logits)))
+        promise, loss = promise - _at(refined, tokens), -_at(gradient, tokens)
+        columns = (column.tolist() for column in (tokens, new, promise, gain, odds, loss))
+        rows = zip(positions, *columns, strict=True)
+        made += [Proposal(*row[:6], loss=row[6]) for row in rows if row[3] > -torch.inf]
+        allowed = allowed.scatter(-1, new[:, None], False)
+    return sorted(made, key=lambda proposal: proposal.position)
+
+
+def _at(rows: Float[Tensor, "n vocab"], tokens: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    return rows.gather(-1, tokens[:, None])[:, 0]

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from nabla_agents.config import Sampling, Settings
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, kl_divergence
-from nabla_agents.search.directions import Directed, Direction, GradientDirection
+from nabla_agents.models.gradients import LikelihoodRows
+from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.search.direction import Directed, Direction, check_direction, name_of
+from nabla_agents.search.directions import GradientDirection
 from nabla_agents.search.dto import AdamDTO, MirrorDTO
 from nabla_agents.search.operation import Pause
 from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
@@ -32,7 +35,8 @@ from nabla_agents.types import FinishReason, Rollout, Step, Usage
 class ProposalSettings(Settings):
     """What searches have in common that propose other tokens for a rollout's own.
 
-    direction: where rows are moved: `GradientDirection()`; the controls are `RandomDirection()` and `NoDirection()`.
+    direction: where rows are moved: `GradientDirection()`, `FeedbackDirection()`, `PeerDirection()` or a weighted sum
+        of them; the controls are `RandomDirection()` and `NoDirection()`.
     min_promise: nats by which the refined row must prefer the new token to pay a rollout for it; below 0, tokens that
         it does not quite prefer are tried too. Unused with `resample`.
     resample: how a token is drawn from the refined row; None takes the best other token.
@@ -68,11 +72,15 @@ class ProposalSettings(Settings):
     @field_serializer("direction")
     def _named(self, direction: Direction) -> str:
         """In files: by its short name, or what it says of itself."""
-        return getattr(direction, "name", repr(direction))
+        return name_of(direction)
 
     @property
     def rule(self) -> AcceptanceRule:
         return self.acceptance
+
+    def check(self, model: LanguageModel) -> None:
+        """Raises VocabularyMismatchError where the direction reads other tokens than the language model."""
+        check_direction(self.direction, model)
 
     def select(self, pool: Pool) -> Scored | None:
         return pool.best()
@@ -104,37 +112,59 @@ def verified(search: Search, settings: ProposalSettings, incumbent: Scored) -> b
 
 
 async def proposals(
-    search: Search, settings: ProposalSettings, incumbent: Scored, start: int
+    search: Search, settings: ProposalSettings, incumbent: Scored, start: int, *, alternatives: int = 1
 ) -> AsyncIterator[Proposal]:
-    """The changes worth a rollout, from left to right; the direction is taken once."""
+    """The changes worth a rollout, from left to right, `alternatives` at a place; the direction is taken once."""
     rollout = incumbent.rollout
     free = free_positions(rollout, search.sampling.grammar, search.model.tokenizer)
     if not any(p in free for p in range(start, len(rollout.completion_ids))) or search.exhausted():
         return
-    directed = await settings.direction.of(search, incumbent, start, outcome_weight=settings.outcome_weight)
+    directed = await _directed(search, settings, incumbent, start)
     if directed is None:
         return
+    likelihood = directed.likelihood or await search.states(incumbent, start)
     for first in range(start, len(rollout.completion_ids), HEAD_CHUNK):
         if first > start:
             await Pause()
             if search.overdrawn(Usage):
                 return
         chunk = range(first, min(first + HEAD_CHUNK, len(rollout.completion_ids)))
-        changes = best_changes(search, settings, rollout, [p for p in chunk if p in free], directed)
+        places = [p for p in chunk if p in free]
+        changes = best_changes(search, settings, rollout, places, directed, likelihood, alternatives=alternatives)
         if directed.explains and changes:
             search.note(incumbent, changes)
-        worth = [p for p in changes if settings.resample is not None or p.promise > settings.min_promise]
+        worth = [p for p in changes if _is_worth(p, settings, directed)]
         for proposal in await _confirmed(search, settings, incumbent, worth):
             yield proposal
 
 
+async def _directed(search: Search, settings: ProposalSettings, incumbent: Scored, start: int) -> Directed | None:
+    """The search's direction, and that of the objective where it has nothing to say."""
+    weight = settings.outcome_weight
+    directed = await settings.direction.of(search, incumbent, start, outcome_weight=weight)
+    return directed or await GradientDirection().of(search, incumbent, start, outcome_weight=weight)
+
+
+def _is_worth(proposal: Proposal, settings: ProposalSettings, directed: Directed) -> bool:
+    """Whether to pay a rollout for a change."""
+    strong = proposal.predicted_gain > directed.threshold or proposal.position in directed.credit
+    return strong and (settings.resample is not None or proposal.promise > settings.min_promise)
+
+
 def best_changes(
-    search: Search, settings: ProposalSettings, rollout: Rollout, positions: Sequence[int], directed: Directed
+    search: Search,
+    settings: ProposalSettings,
+    rollout: Rollout,
+    positions: Sequence[int],
+    directed: Directed,
+    likelihood: LikelihoodRows,
+    *,
+    alternatives: int,
 ) -> list[Proposal]:
-    """The best change of each token among these positions that is refinable, or that a tool locates."""
+    """The best changes of each token among these positions that is refinable, or that a tool locates."""
     if not positions:
         return []
-    logits = directed.likelihood.logits(positions)
+    logits = likelihood.logits(positions)
     passed = settings.refinable.select(logits).tolist()
     chosen = [i for i, p in enumerate(positions) if passed[i] or p in directed.credit]
     if not chosen:
@@ -155,7 +185,7 @@ def best_changes(
         drawn = choose_tokens(refined, settings.resample, search.uniforms(len(positions)))
         allowed &= torch.zeros_like(allowed).scatter(-1, drawn[:, None], True)
     kl = dict(zip(positions, kl_divergence(refined, logits).tolist(), strict=True))
-    best = best_alternatives(positions, written, logits, refined, g, allowed)
+    best = best_alternatives(positions, written, logits, refined, g, allowed, count=alternatives)
     return [replace(p, kl=kl[p.position]) for p in best]
 
 

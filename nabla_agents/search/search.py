@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from nabla_agents.config import MAX_TOKENS, Sampling
 from nabla_agents.errors import RewardError
 from nabla_agents.functional import likeliest
+from nabla_agents.models.contrast import readings
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.gradients import LikelihoodRows
 from nabla_agents.models.growing_text import GrowingText, without_half_a_stop
@@ -29,14 +31,14 @@ from nabla_agents.types import Budget, FinishReason, Rollout, Score, Step, Token
 ROLLOUT = ("rollouts", "generated_tokens", "reward_calls", "flops", "seconds")
 GRADIENT = ("gradient_passes", "flops", "seconds")
 STOPPED = (FinishReason.INTERRUPTED, "stopped by the caller")
-_ANY_TIME = ("flops", "seconds")  # limits that bind while rollouts are written
+READING = ("flops", "seconds")  # limits that bind at any time, while rollouts are written too
 
 
 class Search:
     """One request's pool, ledger, budget and random numbers. The scheduler's thread uses it; any may `cancel` it.
 
     `final` says that nothing will revise the first completion: then `tell` is given a step for each of its tokens,
-    where someone is there to see it.
+    where someone is there to see it. `kept` is for parts of a strategy, which hold no state of their own.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Search:
         self.ended: tuple[FinishReason, str] | None = None
         self.tell: Callable[[Step], object] | None = None
         self.final = final
+        self.kept: dict[Any, Any] = {}
         self._backend, self._draft = backend, draft
         self._usage = Usage()
         self._started: float | None = None
@@ -100,7 +103,7 @@ class Search:
         if self.budget.flops is None and self.budget.seconds is None:
             return False
         spent = self.usage if self.budget.flops is None else self.usage + writing()
-        return self.budget.exhausted(spent, _ANY_TIME) is not None
+        return self.budget.exhausted(spent, READING) is not None
 
     async def roll(
         self,
@@ -124,9 +127,8 @@ class Search:
         if not prefixes:
             self.ended = (FinishReason.BUDGET, self._too_few())
             return []
-        sampling = self.sampling
-        if sampling.temperature is None:
-            sampling = sampling.replace(temperature=temperature)
+        own = self.sampling
+        sampling = own if own.temperature is not None else own.replace(temperature=temperature)
         self._check_cancelled()
         guesses = drafts if drafts is not None else [()] * wanted
         await self._read_prompt()
@@ -187,10 +189,16 @@ class Search:
         """The language model's own rows from `start` on: one forward, no gradient."""
         self._check_cancelled()
         await self._read_prompt()
-        columns = [entry.rollout], [start]
-        [states] = await Operation(self.objective.states, columns, operation.STATES)
+        [states] = await Operation(self.objective.states, ([entry.rollout], [start]), operation.STATES)
         self._usage = self._usage + states.usage
         return states.gradient
+
+    async def readings(self, rollouts: Sequence[Rollout], models: Sequence[LanguageModel]) -> list[LikelihoodRows]:
+        """Each rollout as a model reads it behind the rollout's own prompt: one forward each, as a reward's tokens."""
+        self._check_cancelled()
+        read = await Operation(readings, (rollouts, models), operation.STATES)
+        self._usage = sum((usage for _, usage in read), self._usage)
+        return [rows for rows, _ in read]
 
     async def alternatives(self, entry: Scored, top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
         """At each place of a completion the `top` likeliest tokens with log π in nats: one forward."""
@@ -305,8 +313,7 @@ class Search:
     @property
     def _longest(self) -> int:
         """Tokens that a completion may have by the context and the request, whatever the budget is."""
-        limit = MAX_TOKENS if self.sampling.max_tokens is None else self.sampling.max_tokens
-        return min(self.model.context_length - len(self.prompt.ids), limit)
+        return min(self.model.context_length - len(self.prompt.ids), self.sampling.max_tokens or MAX_TOKENS)
 
     def _cut_short(self, rollout: Rollout) -> bool:
         """Whether the budget, and nothing else, ended a rollout."""
@@ -327,8 +334,7 @@ class Search:
         ends = self.model.eos_ids
         if len(ends) < 2:
             return (*draft, *ends)
-        reading = Operation(self.model.likeliest_ends, ([self.prompt], [draft]), operation.STATES)
-        [(end, usage)] = await reading
+        [(end, usage)] = await Operation(self.model.likeliest_ends, ([self.prompt], [draft]), operation.STATES)
         self._usage = self._usage + usage
         return (*draft, end)
 

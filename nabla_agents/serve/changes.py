@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from nabla_agents.registry import replaced
 from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
+from nabla_agents.search.nabla_parallel import Rank
 from nabla_agents.search.pool import AcceptanceRule
 from nabla_agents.serialization import Body
 from nabla_agents.serve.errors import Refusal, dotted, invalid
@@ -50,7 +51,9 @@ class ResampleChanges(Body):
 
 
 class NablaChanges(Body):
-    direction: Literal["gradient", "random", "none"] = "gradient"
+    direction: Literal["gradient", "random", "none", "feedback", "peer", "gradient+feedback", "gradient+peer"] = (
+        "gradient"
+    )
     dto: MirrorChanges | AdamChanges = MirrorChanges()
     refinable: RefinableChanges = RefinableChanges()
     min_promise: Nats = 0.0
@@ -68,6 +71,8 @@ class NablaChanges(Body):
 
 class NablaParallelChanges(NablaChanges):
     width: Completions = 1
+    alternatives: Annotated[int, Field(ge=1, le=100)] = 1
+    rank: Rank = "promise"
 
 
 class GreedyChanges(Body):

@@ -119,6 +119,33 @@ def test_at_most_one_change_of_a_batch_is_kept_and_it_is_the_best(
     assert kept > 3
 
 
+@pytest.mark.parametrize("rank", ["promise", "predicted_gain", "loss"])
+@pytest.mark.parametrize("alternatives", [1, 2, 3])
+def test_a_branch_set_is_one_batch_of_places_and_tokens(
+    toy: Callable[..., Any], linear: Any, rank: Any, alternatives: int
+) -> None:
+    """Best first by promise, by gain, or by what the gradient takes from the written token of the place."""
+    made, table = toy(4), TABLES[4]
+    options = {"width": 5, "alternatives": alternatives, "rank": rank, "min_promise": -50.0, "plausibility_floor": None}
+    engine, backend = made.watched(linear(table), strategy=NablaParallel(**options), embedding_terms=False)
+    made.solve(engine, sampling=FOUR, budget=Budget(rollouts=6))
+    ids, expected = made.greedy(), []
+    for t, old in enumerate(ids):
+        log_p = made.conditionals[ids[:t]]
+        g = log_p + table[t]
+        refined = log_p + g
+        others = sorted((v for v in range(5) if v != old), key=lambda v, row=refined: -float(row[v]))[:alternatives]
+        keys = {
+            "promise": lambda v, row=refined, old=old: float(row[v] - row[old]),
+            "predicted_gain": lambda v, row=g, old=old: float(row[v] - row[old]),
+            "loss": lambda v, row=g, old=old: -float(row[old]),
+        }
+        expected += [(keys[rank](v), (*ids[:t], v)) for v in others]
+    best = sorted(expected, key=lambda pair: -pair[0])[:5]
+    assert backend.batches[:2] == [1, min(5, len(expected))]
+    assert backend.prefixes[1 : 1 + len(best)] == [prefix for _, prefix in best]
+
+
 def test_nothing_is_committed_before_the_end(toy: Callable[..., Any], linear: Any) -> None:
     """A later batch may change any token."""
     made = toy(1)

@@ -102,9 +102,27 @@ def test_proposals_equal_a_plain_loop() -> None:
             new = max(candidates, key=lambda v: float(refined[i, v]))
             promise, gain = refined[i, new] - refined[i, old], gradient[i, new] - gradient[i, old]
             odds = float(logits[i, new]) - float(logits[i, old])
-            expected.append(Proposal(position, old, new, float(promise), float(gain), odds))
+            loss = -float(gradient[i, old])
+            expected.append(Proposal(position, old, new, float(promise), float(gain), odds, loss=loss))
     assert 0 < len(expected) < 60
     assert best_alternatives(positions, written, logits, refined, gradient, allowed) == expected
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_several_alternatives_of_a_place_come_best_first(count: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits, refined, gradient = torch.randn(3, 20, 7, generator=generator)
+    written = torch.randint(7, (20,), generator=generator)
+    allowed = torch.rand(20, 7, generator=generator) < 0.4
+    expected = []
+    for i in range(20):
+        candidates = [v for v in range(7) if bool(allowed[i, v])]
+        expected += [(i, v) for v in sorted(candidates, key=lambda v, i=i: -float(refined[i, v]))[:count]]
+    made = best_alternatives(range(20), written, logits, refined, gradient, allowed, count=count)
+    assert [(p.position, p.new) for p in made] == expected
+    for p in made:
+        assert p.predicted_gain == pytest.approx(float(gradient[p.position, p.new] - gradient[p.position, p.old]))
+        assert p.promise == pytest.approx(float(refined[p.position, p.new] - refined[p.position, p.old]))
 
 
 def test_a_position_without_an_allowed_token_proposes_nothing() -> None:

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from nabla_agents import AdamDTO, Engine, Greedy, Nabla, Sampling
 from nabla_agents.registry import STRATEGIES
+from nabla_agents.search.directions import DIRECTIONS
 from nabla_agents.search.pool import AcceptanceRule
 from nabla_agents.serve import ServeSettings, create_app
 from nabla_agents.serve.changes import CHANGEABLE, changed
@@ -100,6 +101,13 @@ def test_what_is_on_the_list_is_changed_and_nothing_else() -> None:
     )
     with pytest.raises(Refusal, match="openings of the strategy is 5; at most 4"):
         changed("nabla", Nabla(), {"openings": 5}, most_rollouts=4)
+
+
+def test_every_direction_that_has_a_name_may_be_asked_for() -> None:
+    for name, direction in DIRECTIONS.items():
+        got = changed("nabla", Nabla(), {"direction": name}, most_rollouts=4)
+        assert isinstance(got, Nabla)
+        assert got.direction == direction
 
 
 class Hanging:

@@ -6,17 +6,20 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Self, Unpack
 
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from nabla_agents import tiny
-from nabla_agents.errors import ConfigurationError, ContextOverflowError, VocabularyMismatchError
-from nabla_agents.models.gradients import GradientRows, WeightedRows, embedding_terms
-from nabla_agents.models.language_model import LanguageModel, longest
+from nabla_agents.errors import ConfigurationError, ContextOverflowError
+from nabla_agents.models.contrast import Contrast, as_reward_usage, check_same_tokens, likelihoods
+from nabla_agents.models.gradients import GradientRows, LikelihoodRows, embedding_terms
+from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.loading import Loading, LoadingOptions, load
 from nabla_agents.rewards.base import DifferentiableReward, Reward, RewardGradient
 from nabla_agents.rewards.learned.golden import SelfTested
+from nabla_agents.rewards.learned.pooling import POOLINGS, Pooling, pooled, pooled_rows
 from nabla_agents.rewards.learned.reading import Reading
 from nabla_agents.types import FinishReason, Rollout, Score, Usage
 
@@ -28,16 +31,25 @@ class ImplicitReward(SelfTested, DifferentiableReward):
     language model unless one is given; then the rollouts' own log-likelihoods serve and cost nothing. Cost: one
     forward of φ per score, one forward+backward per gradient (and as much of a separate reference).
 
+    `pooling` joins the tokens' terms: their sum, their mean, or the sum of the positive ones (see `pooled`).
+
     Raises:
         ContextOverflowError: from `score`, for a text longer than the context of φ or the reference.
     """
 
-    def __init__(self, model: LanguageModel, reference: LanguageModel | None = None, *, beta: float = 1.0) -> None:
-        if not beta > 0:
-            raise ConfigurationError(f"ImplicitReward beta is {beta!r}; expected a positive number.")
+    def __init__(
+        self,
+        model: LanguageModel,
+        reference: LanguageModel | None = None,
+        *,
+        beta: float = 1.0,
+        pooling: Pooling = "sum",
+    ) -> None:
+        _check(beta, pooling)
         if reference is not None:
             _check_vocabulary(model, reference)
         self.model, self.reference, self.beta = model, reference, beta
+        self.pooling: Pooling = pooling
         self.label, self.tokenizer, self.transformer = model.name, model.tokenizer, model.transformer
         self._policy: LanguageModel | None = None
 
@@ -48,16 +60,18 @@ class ImplicitReward(SelfTested, DifferentiableReward):
         reference: str | Path | None = None,
         *,
         beta: float = 1.0,
+        pooling: Pooling = "sum",
         **loading: Unpack[LoadingOptions],
-    ) -> ImplicitReward:
+    ) -> Self:
         """Loads φ (and a reference); `tiny` is the embedded process reward. Options as in `Loading`."""
         options = Loading(**loading)
+        _check(beta, pooling)
 
         def lm(which: str | Path) -> LanguageModel:
             module, tokenizer = load(which, AutoModelForCausalLM, options, tiny_path=tiny.REWARD_PATH)
             return LanguageModel(module, tokenizer, name=f"reward {which}")
 
-        return cls(lm(name), None if reference is None else lm(reference), beta=beta)
+        return cls(lm(name), None if reference is None else lm(reference), beta=beta, pooling=pooling)
 
     def bind(self, model: LanguageModel) -> Reward:
         _check_vocabulary(self.model, model)
@@ -80,13 +94,13 @@ class ImplicitReward(SelfTested, DifferentiableReward):
                     f"{self._context_length}. Lower max_tokens, or choose models with a longer context."
                 )
         tuned = self.model.token_log_probs(rollouts)
-        reference = self._reference_log_likelihoods(rollouts)
+        reference = self._reference_log_probs(rollouts)
         return [
             Score(
-                self.beta * float(log_probs.sum() - ref),
-                usage=_as_reward_usage(usage + ref_usage) + Usage(reward_calls=1),
+                pooled(self.beta * (log_probs - other), self.pooling),
+                usage=as_reward_usage(usage + more) + Usage(reward_calls=1),
             )
-            for (log_probs, usage), (ref, ref_usage) in zip(tuned, reference, strict=True)
+            for (log_probs, usage), (other, more) in zip(tuned, reference, strict=True)
         ]
 
     def gradient(
@@ -103,16 +117,16 @@ class ImplicitReward(SelfTested, DifferentiableReward):
         return [gradients.get(i) for i in range(len(rollouts))]
 
     def _gradient(
-        self, rollouts: Sequence[Rollout], starts: Sequence[int], likelihoods: Sequence[GradientRows]
+        self, rollouts: Sequence[Rollout], starts: Sequence[int], own: Sequence[GradientRows]
     ) -> list[RewardGradient]:
-        terms = embedding_terms(likelihoods)
-        tuned = _likelihood_gradients(self.model, rollouts, starts, terms)
-        reference = [(gradient, Usage()) for gradient in likelihoods]
+        terms = embedding_terms(own) and self.pooling != "positive"
+        tuned = likelihoods(self.model, rollouts, starts, embedding_terms=terms)
+        reference: list[tuple[GradientRows, Usage]] = [(g if terms else _direct(g), Usage()) for g in own]
         if self.reference is not None and self.reference is not self._policy:
-            reference = _likelihood_gradients(self.reference, rollouts, starts, terms)
+            reference = [*likelihoods(self.reference, rollouts, starts, embedding_terms=terms)]
         return [
-            RewardGradient(WeightedRows(((self.beta, t), (-self.beta, r))), _as_reward_usage(usage + more))
-            for (t, usage), (r, more) in zip(tuned, reference, strict=True)
+            RewardGradient(pooled_rows(Contrast(a, b, self.beta), len(r.completion_ids), self.pooling), usage + more)
+            for r, (a, usage), (b, more) in zip(rollouts, tuned, reference, strict=True)
         ]
 
     @property
@@ -129,46 +143,34 @@ class ImplicitReward(SelfTested, DifferentiableReward):
         prompt = rollout.prompt if rollout.prompt.ids else self.model.prompt(rollout.prompt.messages)
         return replace(rollout, prompt=prompt, completion_ids=(*self.tokenizer.encode(rollout.text), *ended))
 
-    def _reference_log_likelihoods(self, rollouts: Sequence[Rollout]) -> list[tuple[float, Usage]]:
+    def _reference_log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[Tensor, Usage]]:
         if self.reference is None:
             raise ConfigurationError(
-                "ImplicitReward has no reference model: pass one, or use it through an Engine, whose language model "
+                f"{self.name} has no reference model: pass one, or use it through an Engine, whose language model "
                 "then serves as reference."
             )
-        if self.reference is self._policy and all(r.log_probs is not None for r in rollouts):
-            return [(r.log_likelihood, Usage()) for r in rollouts]
-        return [(float(log_probs.sum()), usage) for log_probs, usage in self.reference.token_log_probs(rollouts)]
+        known = [r.log_probs for r in rollouts if r.log_probs is not None]
+        if self.reference is self._policy and len(known) == len(rollouts):
+            return [(log_probs.double(), Usage()) for log_probs in known]
+        return self.reference.token_log_probs(rollouts)
+
+
+def _check(beta: float, pooling: Pooling) -> None:
+    if not beta > 0:
+        raise ConfigurationError(f"ImplicitReward beta is {beta!r}; expected a positive number.")
+    if pooling not in POOLINGS:
+        raise ConfigurationError(f"ImplicitReward pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}.")
 
 
 def _check_vocabulary(tuned: LanguageModel, other: LanguageModel) -> None:
-    if tuned.tokenizer.fingerprint != other.tokenizer.fingerprint:
-        raise VocabularyMismatchError(
-            f"ImplicitReward compares token by token, but {tuned.name} and {other.name} have different vocabularies "
-            f"({len(tuned.tokenizer.hf)} and {len(other.tokenizer.hf)} tokens). Use a reward model tuned from the "
-            "language model's family, or an OutcomeReward, which reads text."
-        )
+    instead = "Use a reward model tuned from the language model's family, or an OutcomeReward, which reads text."
+    check_same_tokens(tuned, other, user="ImplicitReward", instead=instead)
 
 
-def _likelihood_gradients(
-    model: LanguageModel, rollouts: Sequence[Rollout], starts: Sequence[int], embedding_terms: bool
-) -> list[tuple[GradientRows, Usage]]:
-    """Each rollout's gradient and what it cost, the reading of its prompt included."""
-    prompts = model.read_prompts([r.prompt for r in rollouts], longest=longest(rollouts))
-    passes = model.likelihood_gradient(rollouts, starts, embedding_terms=embedding_terms)
-    return [(p.gradient, p.usage + prompt.usage) for p, prompt in zip(passes, prompts, strict=True)]
+def _direct(gradient: GradientRows) -> GradientRows:
+    """Without the term through embeddings."""
+    return replace(gradient, embedding_gradient=None) if isinstance(gradient, LikelihoodRows) else gradient
 
 
 def _length(rollout: Rollout) -> int:
     return len(rollout.prompt.ids) + len(rollout.completion_ids)
-
-
-def _as_reward_usage(usage: Usage) -> Usage:
-    """Tokens of a language model that serves as a reward are the reward's."""
-    return replace(
-        usage,
-        prefill_tokens=0,
-        lm_forward_tokens=0,
-        lm_backward_tokens=0,
-        reward_forward_tokens=usage.lm_forward_tokens,
-        reward_backward_tokens=usage.lm_backward_tokens,
-    )

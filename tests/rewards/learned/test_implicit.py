@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from nabla_agents import (
     Message,
     RewardError,
     Rollout,
+    SiblingReward,
     VocabularyMismatchError,
 )
 from nabla_agents.rewards.base import judged
@@ -168,11 +170,64 @@ def test_a_text_beyond_the_context_is_refused_and_does_not_steer(models: Models)
     fits, long = (Rollout(prompt, (0, 1) * n, "ab" * n) for n in (2, 8))
     with pytest.raises(ContextOverflowError, match=rf"{len(prompt.ids) + 16} tokens.*16"):
         reward.score([fits, long])
-    passes = policy.likelihood_gradient([fits, long], [0, 0])
-    gradients = [p.gradient for p in passes]
-    gradients = reward.gradient([fits, long], [0, 0], gradients)
+    own = [p.gradient for p in policy.likelihood_gradient([fits, long], [0, 0])]
+    gradients = reward.gradient([fits, long], [0, 0], own)
     assert [g is None for g in gradients] == [False, True]
-    [alone] = reward.gradient([fits], [0], gradients[:1])
+    [alone] = reward.gradient([fits], [0], own[:1])
     assert alone is not None
     assert gradients[0] is not None
     assert torch.allclose(gradients[0].gradient.rows([0, 3]), alone.gradient.rows([0, 3]), atol=1e-6)
+
+
+POOLED = {"sum": lambda c: c.sum(), "mean": lambda c: c.mean(), "positive": lambda c: c.clamp_min(0).sum()}
+
+
+@pytest.mark.parametrize("own_reference", [False, True])
+@pytest.mark.parametrize("pooling", POOLED)
+def test_the_tokens_terms_are_pooled(models: Models, pooling: Any, own_reference: bool) -> None:
+    policy, tuned, third = models
+    rollouts = rollouts_of(policy)
+    reward = ImplicitReward(tuned, third if own_reference else None, beta=0.5, pooling=pooling).bind(policy)
+    reference = third if own_reference else policy
+    expected = [float(POOLED[pooling](0.5 * (log_probs(tuned, r) - log_probs(reference, r)))) for r in rollouts]
+    assert [s.value for s in reward.score(rollouts)] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("embedding_terms", [False, True])
+@pytest.mark.parametrize("own_reference", [False, True])
+@pytest.mark.parametrize("pooling", POOLED)
+def test_at_the_last_token_the_rows_are_the_exact_change_of_the_value(
+    models: Models, pooling: Any, own_reference: bool, embedding_terms: bool
+) -> None:
+    """Nothing comes behind it, so that there is nothing through embeddings; of `positive` there never is."""
+    policy, tuned, third = models
+    [rollout] = rollouts_of(policy)[2:]
+    reward = ImplicitReward(tuned, third if own_reference else None, pooling=pooling).bind(policy)
+    own = [p.gradient for p in policy.likelihood_gradient([rollout], [0], embedding_terms=embedding_terms)]
+    [gradient] = reward.gradient([rollout], [0], own)
+    assert gradient is not None
+    assert (gradient.usage.reward_backward_tokens > 0) == (embedding_terms and pooling != "positive")
+    last = len(rollout.completion_ids) - 1
+    row = gradient.gradient.rows([last])[0]
+    for token in range(5):
+        changed = Rollout(rollout.prompt, (*rollout.completion_ids[:-1], token), "")
+        before, after = reward.score([Rollout(rollout.prompt, rollout.completion_ids, ""), changed])
+        change = float(row[token] - row[rollout.completion_ids[-1]])
+        assert change == pytest.approx(after.value - before.value, abs=1e-5)
+
+
+@pytest.mark.untyped
+def test_a_pooling_that_is_none_is_refused_before_anything_is_loaded(models: Models) -> None:
+    with pytest.raises(ConfigurationError, match="pooling is 'max'; expected one of sum, mean, positive"):
+        ImplicitReward(models[1], pooling="max")
+    with pytest.raises(ConfigurationError, match="pooling"):
+        ImplicitReward.from_pretrained("nowhere/at-all", pooling="max")
+
+
+def test_a_sibling_is_compared_with_the_engines_model(models: Models) -> None:
+    policy, large, _ = models
+    rollouts = rollouts_of(policy)
+    reward = SiblingReward(large, beta=0.5).bind(policy)
+    expected = ImplicitReward(large, policy, beta=0.5).score(rollouts)
+    assert [s.value for s in reward.score(rollouts)] == pytest.approx([s.value for s in expected], abs=1e-5)
+    assert (reward.name, reward.learned, {s.verified for s in expected}) == ("SiblingReward", True, {None})
