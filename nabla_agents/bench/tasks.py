@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from nabla_agents.bench.arms import Arm, default_arms, searches
+from nabla_agents.bench.mbpp_plus import mbpp_plus
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError, SandboxError
 from nabla_agents.json_text import read_json
@@ -102,7 +105,10 @@ _QUESTION: Mapping[str, str] = {"jsonl": "question", "gsm8k": "question", "math-
 class FileTask(Settings):
     r"""A file of questions, one JSON object a line.
 
-    kind: only says how the question's field is named by default: `problem` in `math-500`, else `question`.
+    kind: `mbpp-plus` is EvalPlus' release of MBPP+, whose questions show two assertions and are judged by all
+        (`MbppPlus`); the others only say how the question's field is named by default: `problem` in `math-500`, else
+        `question`.
+    skip: questions of the file that are left out before the first, for instance those that settings were chosen on.
     question, answer, tests, entry: the fields' names. An answer may be a whole solution that ends in `#### 42` or
         `\boxed{42}`. Where `tests` is named, answers are functions: pairs `[arguments, expected]` for calls of
         `entry`'s function, or assertions as one text or a list of texts.
@@ -111,7 +117,8 @@ class FileTask(Settings):
     """
 
     path: Path
-    kind: Literal["jsonl", "gsm8k", "math-500"] = "jsonl"
+    kind: Literal["jsonl", "gsm8k", "math-500", "mbpp-plus"] = "jsonl"
+    skip: Annotated[int, Field(ge=0)] = 0
     question: str | None = None
     answer: str = "answer"
     tests: str | None = None
@@ -128,12 +135,13 @@ def file_task(settings: FileTask) -> Task:
     """
     if "{question}" not in settings.prompt:
         raise ConfigurationError(f"prompt is {settings.prompt!r}; expected a text with {{question}} in it.")
-    questions = [_question(settings, number, row) for number, row in _rows(settings.path)]
+    rows = _rows(settings.path)[settings.skip :]
+    questions = [_question(settings, number, row) for number, row in rows]
     return Task(
         name=f"{settings.kind} {settings.path.name}",
         draw=lambda n, seed: questions[:n],
         arms=lambda n: default_arms(n, ()),
-        notes="Questions are those of the file's first lines, in order; other seeds sample other answers to them.",
+        notes="Questions are those of the file's lines, in order; other seeds sample other answers to them.",
     )
 
 
@@ -170,6 +178,12 @@ def _question(settings: FileTask, number: int, row: Mapping[str, Any]) -> Questi
             )
         return row[name]
 
+    if settings.kind == "mbpp-plus":
+        try:
+            function = mbpp_plus(row)
+        except ConfigurationError as e:
+            raise ConfigurationError(f"{at}: {e}") from e
+        return Question(settings.prompt.replace("{question}", function.text), function.right)
     text = get(settings.question or _QUESTION[settings.kind])
     if not isinstance(text, str) or not text.strip():
         raise ConfigurationError(f"{at} asks {text!r}; expected some text.")
