@@ -203,7 +203,13 @@ from .search import (
     NoDirection as NoDirection,
 )
 from .search import (
+    PowerSampling as PowerSampling,
+)
+from .search import (
     RandomDirection as RandomDirection,
+)
+from .search import (
+    Refine as Refine,
 )
 from .search import (
     SelfConsistency as SelfConsistency,

@@ -157,6 +157,11 @@ class Engine(BaseEngine):
         """
         strategy: Strategy = self.strategy if request.strategy is None else request.strategy
         check_strategy(strategy)
+        if getattr(strategy, "needs_messages", False) and not request.prompt.messages:
+            raise PromptError(
+                f"{type(strategy).__name__} goes on with the conversation, but the prompt is verbatim text; expected "
+                "messages. Choose another strategy, such as BestOfN(n=8)."
+            )
         if request.sampling.grammar is not None:
             self.model.constraint(request.sampling.grammar)
         # A prompt of its own: models keep what they have read of one for as long as it lasts.

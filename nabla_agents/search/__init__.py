@@ -4,6 +4,8 @@ from nabla_agents.search.base import Strategy
 from nabla_agents.search.directions import Direction, GradientDirection, NoDirection, RandomDirection
 from nabla_agents.search.nabla import Nabla
 from nabla_agents.search.nabla_parallel import NablaParallel
+from nabla_agents.search.power_sampling import PowerSampling
+from nabla_agents.search.refine import Refine
 from nabla_agents.search.sampling import BestOfN, Greedy, SelfConsistency
 from nabla_agents.search.search import Search
 
@@ -15,7 +17,9 @@ __all__ = [
     "Nabla",
     "NablaParallel",
     "NoDirection",
+    "PowerSampling",
     "RandomDirection",
+    "Refine",
     "Search",
     "SelfConsistency",
     "Strategy",

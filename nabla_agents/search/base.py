@@ -14,7 +14,8 @@ class Strategy(Protocol):
     """A search. It holds settings only; all state is in the `Search`, so one object serves many requests.
 
     One that never changes or discards its first completion says so by `revises = False`: then that is streamed as it is
-    written.
+    written. One that goes on with the conversation, and so takes no verbatim prompt, has `needs_messages = True`; one
+    whose answer is where a walk stands, the newest entry of the pool, `walks = True`.
     """
 
     @property
