@@ -216,7 +216,13 @@ from .search import (
     PeerDirection as PeerDirection,
 )
 from .search import (
+    PowerSampling as PowerSampling,
+)
+from .search import (
     RandomDirection as RandomDirection,
+)
+from .search import (
+    Refine as Refine,
 )
 from .search import (
     SelfConsistency as SelfConsistency,

@@ -159,7 +159,7 @@ class Engine(BaseEngine):
         strategy: Strategy = self.strategy if request.strategy is None else request.strategy
         check_strategy(strategy)
         if (check := getattr(strategy, "check", None)) is not None:
-            check(self.model)
+            check(self.model, request.prompt)
         if request.sampling.grammar is not None:
             self.model.constraint(request.sampling.grammar)
         # A prompt of its own: models keep what they have read of one for as long as it lasts.

@@ -22,6 +22,8 @@ STRATEGIES: dict[str, Callable[[int], na.Strategy]] = {
     "greedy": lambda n: na.Greedy(),
     "best-of-n": lambda n: na.BestOfN(n=n),
     "self-consistency": lambda n: na.SelfConsistency(n=n),
+    "refine": lambda n: na.Refine(n=n),
+    "power-sampling": lambda n: na.PowerSampling(moves=n - 1),
     "weighted-vote": lambda n: na.SelfConsistency(n=n, weighting="reward"),
 }
 REWARDS: dict[str, Callable[[], na.Reward]] = {

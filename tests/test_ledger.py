@@ -21,6 +21,7 @@ from nabla_agents import (
     Nabla,
     NoDirection,
     Objective,
+    PowerSampling,
     RandomDirection,
     Result,
     Reward,
@@ -156,6 +157,7 @@ SETUPS = [nothing, process, implicit, own_reference, several, windowed]
 STRATEGIES = {
     "best of n": BestOfN(n=3),
     "self consistency": SelfConsistency(n=3),
+    "power sampling": PowerSampling(alpha=1.5, moves=4),
     "nabla": Nabla(min_promise=-6.0),
     "nabla, none": Nabla(direction=NoDirection(), min_promise=-6.0),
     "nabla, random": Nabla(direction=RandomDirection(), min_promise=-6.0),

@@ -29,7 +29,7 @@ from nabla_agents.registry import STRATEGIES, known
 from nabla_agents.rewards.base import Reward
 from nabla_agents.types import Budget, Rollout
 
-_UNREWARDED = ("greedy", "self-consistency")  # these judge nothing unless they are told to
+_UNREWARDED = ("greedy", "self-consistency", "power-sampling")  # these judge nothing unless they are told to
 _DONORS = 64
 
 
@@ -37,7 +37,8 @@ class StrategyChoice(Settings):
     """A strategy and what it is measured with.
 
     kind: a name that `nabla solve --strategy` knows; by default the strategy's own name here.
-    rewards: names in the table of rewards, all by default; `greedy` and `self-consistency` have none unless named.
+    rewards: names in the table of rewards, all by default; `greedy`, `self-consistency` and `power-sampling` have none
+        unless named.
     settings: changes of the strategy's settings, by dotted path: `{direction = "none", "dto.beta" = 0.3}`, and of
         `likelihood_weight` and `embedding_terms`.
     vary: the same with a list of values each: one arm for every combination.

@@ -207,13 +207,15 @@ def recorded(arm: Arm, seed: int, index: int, question: Question, result: Result
 
 def course(strategy: Strategy, tried: Sequence[Step], right: Sequence[bool], likelihood_weight: float) -> list[Point]:
     """What would have been returned, had the search ended after each of its rollouts; `right` judges their texts."""
-    pool, indices, points = Pool(strategy.rule), dict[int, int](), list[Point]()
+    pool, indices, points, selected = Pool(strategy.rule), dict[int, int](), list[Point](), None
     for i, step in enumerate(tried):
         weighted = likelihood_weight * step.log_likelihood if likelihood_weight else 0.0
         objective = weighted + (0.0 if step.score is None else step.score.value)
         entry = Scored(Rollout.from_text("", step.text), step.score, objective)
         pool.add(entry)
         indices[id(entry)] = i
+        if selected is not None and not step.accepted and getattr(strategy, "walks", False):
+            pool.add(selected)  # it stays where it was
         selected = strategy.select(pool)
         at = i if selected is None else indices[id(selected)]
         points.append((right[at], _value(tried[at].score), _rounded(tried[at].log_likelihood)))

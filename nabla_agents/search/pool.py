@@ -83,6 +83,10 @@ class Pool:
     def __iter__(self) -> Iterator[Scored]:
         return iter(self._entries)
 
+    @property
+    def newest(self) -> Scored | None:
+        return self._entries[-1] if self._entries else None
+
     def better(self, proposal: Scored, incumbent: Scored) -> bool:
         """Strictly better under the rule; one that could not be judged never is, unless it alone is whole."""
         if self._drafted:

@@ -29,7 +29,7 @@ from nabla_agents.search.positions import (
     plausible,
 )
 from nabla_agents.search.search import Search
-from nabla_agents.types import FinishReason, Rollout, Step, Usage
+from nabla_agents.types import FinishReason, Prompt, Rollout, Step, Usage
 
 
 class ProposalSettings(Settings):
@@ -78,7 +78,7 @@ class ProposalSettings(Settings):
     def rule(self) -> AcceptanceRule:
         return self.acceptance
 
-    def check(self, model: LanguageModel) -> None:
+    def check(self, model: LanguageModel, prompt: Prompt) -> None:
         """Raises VocabularyMismatchError where the direction reads other tokens than the language model."""
         check_direction(self.direction, model)
 

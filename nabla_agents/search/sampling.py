@@ -31,7 +31,8 @@ class Greedy(Settings):
 class BestOfN(Settings):
     """n rollouts in one batch; the best by the acceptance rule is returned.
 
-    The default rule compares by the reward alone, as best-of-n does everywhere; `objective` adds the likelihood.
+    The default rule compares by the reward alone, as best-of-n does everywhere; `objective` adds the likelihood. A low
+    `temperature` is a baseline of its own: it sharpens each token's row, where `PowerSampling` sharpens whole answers.
     """
 
     n: Annotated[int, Field(ge=1)] = 8

@@ -26,7 +26,8 @@ from nabla_agents.search.credit import outcome_credit
 from nabla_agents.search.operation import Cancelled, Operation, Writing, Written
 from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.search.positions import Proposal, prefix_with
-from nabla_agents.types import Budget, FinishReason, Rollout, Score, Step, TokenGain, Usage
+from nabla_agents.search.room import cut_short, room, share
+from nabla_agents.types import Budget, FinishReason, Prompt, Rollout, Score, Step, TokenGain, Usage
 
 ROLLOUT = ("rollouts", "generated_tokens", "reward_calls", "flops", "seconds")
 GRADIENT = ("gradient_passes", "flops", "seconds")
@@ -111,9 +112,13 @@ class Search:
         *,
         temperature: float,
         drafts: Sequence[tuple[int, ...]] | None = None,
+        prompt: Prompt | None = None,
+        most: int | None = None,
     ) -> list[Scored]:
         """Completes each prefix, scores the completions, keeps them in the pool. One batch. `drafts` guess what
-        follows each prefix, to save decode steps.
+        follows each prefix, to save decode steps. With another `prompt`, the model reads that one; what it writes is an
+        answer to the request's all the same, with the likelihood that it has there (one forward more). With `most`,
+        parts of answers are written, of so many tokens at most, which nobody judges.
 
         The request's own temperature, if it has one, goes before `temperature`. Fewer than asked come back where the
         budget has less room, or ends while they are written; none, and the search counts as ended, where it has none.
@@ -123,7 +128,8 @@ class Search:
             return []
         if self._draft is not None and not self.pool and not prefixes[0]:
             prefixes = [await self._ended(self._draft), *prefixes[1:]]  # known already: it is only judged
-        wanted, prefixes = len(prefixes), prefixes[: self._room(prefixes)]
+        allowed = room(self.budget, self._usage, self.pool.best(), prefixes)
+        wanted, prefixes = len(prefixes), prefixes[: allowed if most else self._callable(allowed, 1)]
         if not prefixes:
             self.ended = (FinishReason.BUDGET, self._too_few())
             return []
@@ -132,19 +138,23 @@ class Search:
         self._check_cancelled()
         guesses = drafts if drafts is not None else [()] * wanted
         await self._read_prompt()
+        longest = min(self.longest(prompt), most or self.longest())
+        own = share(self.budget, self._usage, len(prefixes))
         jobs = [
-            self._job(prefix, draft, sampling, len(prefixes)) for prefix, draft in zip(prefixes, guesses, strict=False)
+            self._job(prefix, draft, sampling, prompt, min(longest, len(prefix) + own))
+            for prefix, draft in zip(prefixes, guesses, strict=False)
         ]
         written = await self._written(jobs)
         self._usage = sum((r.usage for r in written.ended), self._usage)
         self._usage = sum((replace(r.usage, rollouts=0) for r in written.given_up), self._usage)
-        scores = await self._scores(written.ended)
-        entries = [Scored(r, s, self.objective.value(r, s)) for r, s in zip(written.ended, scores, strict=True)]
+        ended = written.ended if prompt is None else await self._own(written.ended)
+        scores = await self._scores(ended) if most is None else [self._unjudged] * len(ended)
+        entries = [Scored(r, s, self.objective.value(r, s)) for r, s in zip(ended, scores, strict=True)]
         if not entries and not self.pool and written.given_up:
             entries = [self._cut(max(written.given_up, key=lambda r: len(r.completion_ids)))]
         for entry in entries:
             self.pool.add(entry)
-        cut = any(self._cut_short(entry.rollout) for entry in entries)
+        cut = any(cut_short(self.budget, entry.rollout, longest) for entry in entries)
         short = cut or len(entries) < wanted or bool(written.given_up)
         if short and self.cancelled:
             self.ended = STOPPED
@@ -264,12 +274,25 @@ class Search:
         self._calls = max([self._calls, *(s.usage.reward_calls for s in scores if s is not None)])
         return scores
 
+    async def _own(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """What was written behind another prompt as answers to the request's, with their log π there."""
+        if not rollouts:
+            return []
+        own = [replace(r, prompt=self.prompt) for r in rollouts]
+        read = await Operation(self.model.token_log_probs, (own,), operation.STATES)
+        self._usage = sum((usage for _, usage in read), self._usage)
+        return [replace(r, log_probs=log_probs) for r, (log_probs, _) in zip(own, read, strict=True)]
+
     def _cut(self, rollout: Rollout) -> Scored:
         """A first completion that was cut off: all that there is."""
         self._usage = self._usage + Usage(rollouts=1)
-        reward = self.objective.reward
-        score = None if reward is None else Score.not_judged("not judged: cut off before its end")
-        return Scored(rollout, score, self.objective.value(rollout, score))
+        return Scored(rollout, self._unjudged, self.objective.value(rollout, self._unjudged))
+
+    @property
+    def _unjudged(self) -> Score | None:
+        """What is said of a part of an answer."""
+        cut = "not judged: cut off before its end"
+        return None if self.objective.reward is None else Score.not_judged(cut)
 
     def _watcher(self) -> Callable[[Sequence[int]], None]:
         """Tells of each piece of text that a completion grows by, if someone is there to see it."""
@@ -280,22 +303,6 @@ class Search:
                 self.tell(Step("token", growing.text, accepted=True, text=growing.text, usage=self.usage))
 
         return watch
-
-    def _room(self, prefixes: Sequence[tuple[int, ...]]) -> int:
-        """How many of these prefixes the budget still has room for: for each, at least one token, and as many as the
-        best completion goes on with from there, since one that is cut off is of no use beside it. Requires a budget not
-        exhausted.
-        """
-        wanted = len(prefixes)
-        if self.budget.rollouts is not None:
-            wanted = min(wanted, self.budget.rollouts - self._usage.rollouts)
-        if self.budget.generated_tokens is not None:
-            best, left = self.pool.best(), self.budget.generated_tokens - self._usage.generated_tokens
-            length = 0 if best is None or best.rollout.cut else len(best.rollout.completion_ids)
-            tails = [max(1, length - len(prefix)) for prefix in prefixes]
-            while wanted and left // wanted < max(tails[:wanted]):
-                wanted -= 1
-        return self._callable(wanted, 1)
 
     def _callable(self, wanted: int, texts: int) -> int:
         """Of how many the reward may still judge so many texts each."""
@@ -310,24 +317,17 @@ class Search:
         spent, allowed = getattr(self._usage, name), getattr(self.budget, name)
         return f"{name} {spent}/{allowed}: too few for what was wanted"
 
-    @property
-    def _longest(self) -> int:
+    def longest(self, prompt: Prompt | None = None) -> int:
         """Tokens that a completion may have by the context and the request, whatever the budget is."""
-        return min(self.model.context_length - len(self.prompt.ids), self.sampling.max_tokens or MAX_TOKENS)
+        read = self.prompt if prompt is None else prompt
+        return min(self.model.context_length - len(read.ids), self.sampling.max_tokens or MAX_TOKENS)
 
-    def _cut_short(self, rollout: Rollout) -> bool:
-        """Whether the budget, and nothing else, ended a rollout."""
-        limited = self.budget.generated_tokens is not None and rollout.finish_reason is FinishReason.LENGTH
-        return limited and len(rollout.completion_ids) < self._longest
-
-    def _job(self, prefix: tuple[int, ...], draft: tuple[int, ...], sampling: Sampling, batch: int) -> RolloutJob:
-        room = self._longest
-        if self.budget.generated_tokens is not None:
-            share = (self.budget.generated_tokens - self._usage.generated_tokens) // batch
-            room = min(room, len(prefix) + share)
-        room = max(room, len(prefix))  # a draft from elsewhere may be longer than the request's own answers
-        known = self.pool.log_probs(prefix)
-        return RolloutJob(self.prompt, prefix, sampling, room, self.uniforms(room), draft, known)
+    def _job(
+        self, prefix: tuple[int, ...], draft: tuple[int, ...], sampling: Sampling, prompt: Prompt | None, most: int
+    ) -> RolloutJob:
+        most = max(most, len(prefix))  # a draft from elsewhere may be longer than the request's own answers
+        known = self.pool.log_probs(prefix) if prompt is None else None
+        return RolloutJob(prompt or self.prompt, prefix, sampling, most, self.uniforms(most), draft, known)
 
     async def _ended(self, draft: tuple[int, ...]) -> tuple[int, ...]:
         """A draft with the likeliest of the model's end tokens: one forward where there are several."""

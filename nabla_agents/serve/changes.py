@@ -8,7 +8,16 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from nabla_agents.registry import replaced
-from nabla_agents.search import BestOfN, Greedy, Nabla, NablaParallel, SelfConsistency, Strategy
+from nabla_agents.search import (
+    BestOfN,
+    Greedy,
+    Nabla,
+    NablaParallel,
+    PowerSampling,
+    Refine,
+    SelfConsistency,
+    Strategy,
+)
 from nabla_agents.search.nabla_parallel import Rank
 from nabla_agents.search.pool import AcceptanceRule
 from nabla_agents.serialization import Body
@@ -92,12 +101,27 @@ class SelfConsistencyChanges(Body):
     rule: AcceptanceRule = "objective"
 
 
+class RefineChanges(Body):
+    n: Completions = 1
+    temperature: Temperature = 0.0
+    rule: AcceptanceRule = "objective"
+
+
+class PowerSamplingChanges(Body):
+    alpha: Annotated[float, Field(ge=0.5, le=100)] = 1.0
+    blocks: Completions = 1
+    moves: Annotated[int, Field(ge=0, le=10_000)] = 0
+    rule: AcceptanceRule = "objective"
+
+
 CHANGEABLE: Final[Mapping[type, type[Body]]] = {
     Nabla: NablaChanges,
     NablaParallel: NablaParallelChanges,
     Greedy: GreedyChanges,
     BestOfN: BestOfNChanges,
     SelfConsistency: SelfConsistencyChanges,
+    Refine: RefineChanges,
+    PowerSampling: PowerSamplingChanges,
 }
 """Of a kind that is not here, and is no subclass of one that is, nothing can be changed. Only what a request names is
 changed; defaults here say nothing."""
@@ -118,7 +142,7 @@ def changed(name: str, strategy: Strategy, changes: Mapping[str, Any], *, most_r
         body = kind.model_validate(dict(changes))
     except ValidationError as e:
         raise _refusal(name, kind, e) from e
-    for setting in ("n", "openings", "width"):
+    for setting in ("n", "openings", "width", "blocks", "moves"):
         if setting in changes and (count := getattr(body, setting)) > most_rollouts:
             message = f"{setting} of the strategy is {count}; at most {most_rollouts}."
             raise invalid(message, _PARAM, code="budget_above_cap")

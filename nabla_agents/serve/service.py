@@ -29,7 +29,7 @@ from nabla_agents.serve.settings import ServeSettings
 from nabla_agents.serve.telemetry import Metrics
 from nabla_agents.types import Budget, FinishReason, Step
 
-OFFERED: Final = ("nabla", "nabla-parallel", "greedy", "best-of-n", "self-consistency")
+OFFERED: Final = ("nabla", "nabla-parallel", "greedy", "best-of-n", "self-consistency", "refine", "power-sampling")
 """The strategies that requests may name unless the server's owner says otherwise."""
 
 

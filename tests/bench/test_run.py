@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from nabla_agents import (
     Greedy,
     Nabla,
     NoDirection,
+    PowerSampling,
     Reward,
     Rollout,
     Sampling,
@@ -281,6 +283,13 @@ def test_the_objective_weighs_likelihood_and_a_verified_answer_goes_first() -> N
 def test_a_vote_is_taken_anew_after_each() -> None:
     trace = [step(f"Answer: {n}", -float(i), -float(i)) for i, n in enumerate((7, 8, 8))]
     assert chosen(SelfConsistency(n=3), trace, 1.0) == [0, 0, 1]
+
+
+def test_a_walk_is_where_it_stands_and_not_where_it_did_not_go() -> None:
+    trace = [
+        replace(step("abcd"[i], float(i)), accepted=accepted) for i, accepted in enumerate([True, False, True, False])
+    ]
+    assert chosen(PowerSampling(), trace, 1.0) == [0, 0, 2, 2]
 
 
 def test_what_could_not_be_judged_is_no_number() -> None:

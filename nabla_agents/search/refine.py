@@ -1,0 +1,91 @@
+"""Refine: an answer and what is wrong with it go into the conversation, and it is written anew."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Final
+
+from pydantic import Field, field_validator
+
+from nabla_agents.config import Count, Settings
+from nabla_agents.errors import PromptError
+from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.search.base import rollout_step
+from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
+from nabla_agents.search.search import Search
+from nabla_agents.types import FinishReason, Message, Prompt, Step
+
+_REMARK: Final = "{remark}"
+
+
+class Refine(Settings):
+    """The model is told what a tool objects to (`Score.feedback`) and writes its answer anew, until a tool vouches, `n`
+    completions are written, or nothing is said; the best of all by the acceptance rule is returned.
+
+    The first is greedy, the others are sampled at `temperature`. Each of them is read behind the conversation, the
+    newest answer and one further turn, `wording`, where `{remark}` stands for what was said. What is written is judged
+    as an answer to the request: its log-likelihood is that behind the request's own prompt, as those of all entries of
+    the pool, for one forward over the text.
+
+    No gradient pass. A verbatim prompt has no turns to go on with: a `PromptError`.
+    """
+
+    n: Count = 8
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    wording: str = f"A check of this answer says: {_REMARK}\n\nWrite the whole answer anew, with this put right."
+    rule: AcceptanceRule = "objective"
+
+    @field_validator("wording")
+    @classmethod
+    def _has_the_remark(cls, value: str) -> str:
+        if _REMARK not in value:
+            raise ValueError(f"expected a text with {_REMARK}")
+        return value
+
+    def check(self, model: LanguageModel, prompt: Prompt) -> None:
+        """Raises PromptError for a verbatim prompt."""
+        if not prompt.messages:
+            raise PromptError(
+                "Refine goes on with the conversation, but the prompt is verbatim text; expected messages. Choose another "
+                "strategy, such as BestOfN(n=8)."
+            )
+
+    @property
+    def revises(self) -> bool:
+        return self.n > 1
+
+    async def steps(self, search: Search) -> AsyncIterator[Step]:
+        prompt: Prompt | None = None
+        for i in range(self.n):
+            rolled = await search.roll([()], temperature=self.temperature if i else 0.0, prompt=prompt)
+            if not rolled or (best := search.pool.best()) is None:
+                return
+            [entry] = rolled
+            yield rollout_step(search, entry, accepted=entry is best)
+            if best.verified and best.score is not None:
+                search.ended = (FinishReason.VERIFIED, best.score.explanation)
+                return
+            if i + 1 == self.n or entry.score is None or not entry.score.feedback:
+                return
+            turn = self.wording.replace(_REMARK, entry.score.feedback)
+            prompt = next_turn(search.model, search.prompt, entry.rollout.text, turn)
+            if prompt is None:
+                search.ended = (FinishReason.STOP, "the answer and the remark on it do not fit into the conversation")
+                return
+
+    def select(self, pool: Pool) -> Scored | None:
+        return pool.best()
+
+
+def next_turn(model: LanguageModel, prompt: Prompt, answer: str, turn: str) -> Prompt | None:
+    """The conversation with an answer and a further user turn, in which no delimiter counts as one; None where the
+    template has no such turns, or the context no room.
+    """
+    try:
+        asked = model.prompt(prompt.messages).text
+        told = model.prompt([*prompt.messages, Message("assistant", answer), Message("user", turn)])
+        if asked != prompt.text and told.text.startswith(asked):  # it has tools, too, which only its text knows
+            return model.prompt(prompt.text + told.text[len(asked) :], formatted=True)
+    except PromptError:
+        return None
+    return told
