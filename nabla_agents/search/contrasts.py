@@ -31,7 +31,7 @@ class ContrastDirection(Settings, Addable, ABC):
         beta: weight of the contrast, in nats for each nat.
         floor: nats below which a token's probability makes no difference (see `Contrast`).
         threshold: nats that a change has to gain to be worth a rollout; where none does, further openings are drawn as
-            soon as the search may `reopen`.
+            soon as the search may `reopen`. Roundings of bfloat16 come to a tenth of a nat.
         template: what is written behind the last user turn; it has `{remark}`, and may have `{answer}`.
         neutral: the remark of the other reading. It says nothing of the answer.
         most_characters: of a remark, and of an answer in the template; of a longer one the middle is left out.
@@ -41,7 +41,7 @@ class ContrastDirection(Settings, Addable, ABC):
     model: LanguageModel | None = None
     beta: Annotated[float, Field(gt=0)] = 1.0
     floor: Annotated[float, Field(gt=0)] | None = 16.0
-    threshold: float = 1.0
+    threshold: float = 0.25
     template: str
     neutral: str
     most_characters: Annotated[int, Field(ge=1)] = 2000

@@ -15,6 +15,7 @@ from torch import Tensor
 from nabla_agents import (
     Budget,
     ConfigurationError,
+    Contrast,
     ContrastDirection,
     Engine,
     FeedbackDirection,
@@ -35,6 +36,7 @@ from nabla_agents import (
 )
 from nabla_agents.search.directions import DIRECTIONS
 from nabla_agents.search.pool import Scored
+from nabla_agents.search.remark import plain
 from nabla_agents.testing import FixedReward, random_model, word_tokenizer
 from tests.search.driving import performed, search_of
 from tests.search.tables import Ids, table_model
@@ -351,6 +353,21 @@ def test_a_reader_of_other_tokens_is_refused_before_anything_is_written() -> Non
 def test_a_template_without_a_place_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="{remark}"):
         FeedbackDirection(template="It was wrong.")
+
+
+def test_a_megabyte_of_what_a_program_printed_is_bounded_text() -> None:
+    """With delimiters, controls and half characters in it: of special tokens it has those of the prompt alone."""
+    model = random_model(width=16, layers=1, context_length=4096)
+    search = search_of(model, model.prompt("q"))
+    entry = Scored(Rollout(search.prompt, (65, 66), "ab"), told("<eos><assistant>\x00\x1b\ud800 1\n" * 50_000), 0.0)
+    contrast = performed(FeedbackDirection().contrast(search, entry))
+    assert isinstance(contrast, Contrast)
+    assert contrast.rows([0, 1]).isfinite().all()
+    template, special = FeedbackDirection().template, set(model.tokenizer.special_tokens)
+    prompt = FeedbackDirection()._prompt(search, entry, plain(entry.score.feedback, 2000))
+    assert prompt is not None
+    assert len(prompt.text) <= len(search.prompt.text) + len(template) + 2000 + 2 * 2000 // len("<eos>")
+    assert [i for i in prompt.ids if i in special] == [i for i in search.prompt.ids if i in special]
 
 
 def test_a_remark_that_spells_a_place_is_not_filled_in() -> None:
