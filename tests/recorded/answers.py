@@ -4,7 +4,8 @@
 
 One line per search: every strategy with every reward on the first test problems, each alone. `text` is the answer,
 `ids` and `rollouts` are hashes of its token ids and of all steps in words, `ledger` is the usage without clock, memory
-and FLOPs, which `tests/test_flops.py` counts. On another processor a rounding may tip a sampled token; the file is of x86-64.
+and FLOPs, which `tests/test_flops.py` counts. On another processor a rounding may tip a sampled token; the file is of
+x86-64.
 """
 
 from __future__ import annotations
