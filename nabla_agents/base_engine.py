@@ -138,8 +138,9 @@ class BaseEngine(ABC):
         formatted: bool = False,
         max_batch: int = 32,
     ) -> list[Result]:
-        """One result per prompt, in float32 that of `generate` for the same seed; what the prompts need is computed
-        together, `max_batch` prompts at a time. Every prompt has the whole budget; seeds default to 0, 1, 2, ...
+        """One result per prompt, in float32 that of `generate` for the same seed; in half precision what shares a batch
+        may tip a token. What the prompts need is computed together, `max_batch` prompts at a time. Every prompt has the
+        whole budget; seeds default to 0, 1, 2, ...
         `usage.seconds` is the batch's wall-clock shared out by FLOPs. Ctrl-C returns what each has by then; where all
         had just ended, it is raised.
 

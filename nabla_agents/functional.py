@@ -11,6 +11,7 @@ from torch import Tensor
 from nabla_agents.config import Sampling
 
 HEAD_CHUNK = 64  # positions whose [vocab] rows exist at a time
+NARROW = (torch.float16, torch.bfloat16)
 
 
 def token_log_probs(logits: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -21,7 +22,7 @@ def token_log_probs(logits: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "
 
 def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """At least fp32: half-precision probabilities and updates round away."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in NARROW else x
 
 
 def entropy(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.errors import ConfigurationError
-from nabla_agents.models.gradients import CreditRows, GradientRows, LikelihoodRows, WeightedRows
+from nabla_agents.models.gradients import CreditRows, GradientRows, LikelihoodRows, Meter, WeightedRows, row_flops
 from nabla_agents.models.language_model import LanguageModel, LikelihoodGradient
+from nabla_agents.models.precision import NOISE
 from nabla_agents.models.tokenizer import Tokenizer
 from nabla_agents.rewards.base import Reward, judged
 from nabla_agents.types import Rollout, Score, Span, Usage
@@ -22,16 +23,23 @@ _LOOKAHEAD = 32  # characters of a corrected text that decide its next token
 class ObjectiveGradient:
     """∂J/∂ one-hot rows of one rollout for every position from `start` on, and what it cost.
 
-    `credit` is the tools' part of it: {position: {token: nats}}.
+    `credit` is the tools' part of it: {position: {token: nats}}. `meter` counts the rows that are built, which `usage`
+    does not have.
     """
 
     likelihood: LikelihoodRows
     gradient: GradientRows
     credit: Mapping[int, Mapping[int, float]]
     usage: Usage
+    meter: Meter = field(default_factory=Meter)
+
+    def metered(self, meter: Meter) -> ObjectiveGradient:
+        """The same gradient, whose rows are counted there."""
+        return replace(self, likelihood=replace(self.likelihood, meter=meter), meter=meter)
 
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
         """g_t over the vocabulary, in the objective's units (nats at likelihood weight 1)."""
+        self.meter.flops += len(positions) * row_flops(self.gradient)
         return self.gradient.rows(positions)
 
     def logits(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
@@ -75,6 +83,11 @@ class Objective:
     @property
     def _tools_alone(self) -> bool:
         return self.reward is not None and not self.reward.learned
+
+    @property
+    def noise(self) -> float:
+        """By how much two values of J may differ for no reason; 0 but in half precision."""
+        return self.likelihood_weight * NOISE if self.model.narrow else 0.0
 
     def value(self, rollout: Rollout, score: Score | None) -> float:
         """J of a scored rollout; NaN if its reward could not judge."""

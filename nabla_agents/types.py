@@ -66,10 +66,12 @@ class Usage(Brief):
 
     `prefill_tokens` are those of `lm_forward_tokens` that were read as known text, not one by one.
     `flops` is 2·N per token forward and 2·N more per token backward (frozen weights), N being the parameters of the
-    model that ran, without the attention term; activation checkpointing computes what is differentiated once more, 2·N
-    per token backward. `out_of_memory` batches did not fit into memory and were run again in halves. `seconds` is
-    wall-clock; `peak_memory_bytes` does not add, it is a maximum. `draft_tokens` were guessed from an earlier
-    completion; each of the `accepted_draft_tokens` saved one sequential decode step.
+    matrices of the body that ran, without embeddings and head, and 2·hidden·vocab for each row over the vocabulary: of
+    logits where they are made, and of a gradient where it is built. Attention's own products, 4·hidden per token and
+    token before it, and a reward's score head are left out; activation checkpointing computes what is differentiated
+    once more, 2·N per token backward. `out_of_memory` batches did not fit into memory and were run again in halves.
+    `seconds` is wall-clock; `peak_memory_bytes` does not add, it is a maximum. `draft_tokens` were guessed from an
+    earlier completion; each of the `accepted_draft_tokens` saved one sequential decode step.
     """
 
     rollouts: int = 0

@@ -116,13 +116,15 @@ def test_a_draft_is_ended_as_the_model_would_end_it() -> None:
 def test_a_draft_is_not_made_worse(strategy: Any) -> None:
     """The model finds its own words likelier; that alone is no reason to take them."""
     engine = Engine.tiny(reward=ArithmeticSteps(suggest=False), strategy=strategy, budget=Budget(rollouts=8))
-    draft = ArithmeticSteps().judge(DRAFT)
+    draft, refined = ArithmeticSteps().judge(DRAFT), 0
     for seed, question in enumerate(QUESTIONS):
         result = engine.generate(question, draft=DRAFT, seed=seed)
         assert result.score is not None
+        refined += sum(step.kind == "refine" for step in result.trace)
         if result.text != DRAFT:
             gained = (result.score.verified or False, result.score.verdict, -result.score.objections)
             assert gained > (False, draft.verdict, -draft.objections)
+    assert refined >= len(QUESTIONS)  # else nothing could have made one worse
 
 
 def test_without_a_reward_a_draft_gives_way_to_what_is_likelier_alone() -> None:

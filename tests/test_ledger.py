@@ -48,7 +48,6 @@ def language_model(seed: int = 0, **shape: Any) -> LanguageModel:
 class Tokens:
     """What one transformer read and differentiated, batch × time, padding included."""
 
-    parameters: int
     forward: int = 0
     backward: int = 0
     backward_rows: int = 0
@@ -60,7 +59,7 @@ def counted(*transformers: Transformer) -> Iterator[list[Tokens]]:
     counts: list[Tokens] = []
     handles: list[Any] = []
     for transformer in transformers:
-        count = Tokens(sum(p.numel() for p in transformer.module.parameters()))
+        count = Tokens()
 
         def before(_: Any, args: Any, kwargs: Any, count: Tokens = count) -> None:
             assert not args
@@ -153,7 +152,15 @@ def windowed() -> Setup:
     return Setup(model, ImplicitReward(tuned), [tuned.transformer], (ImplicitReward,))
 
 
-SETUPS = [nothing, process, implicit, own_reference, several, windowed]
+@cache
+def narrow() -> Setup:
+    """In half precision finished rollouts are read once more."""
+    model = random_model(vocabulary=WORDS, width=16, layers=1, dtype=torch.bfloat16)
+    tuned = language_model(1, width=32)
+    return Setup(model, ImplicitReward(tuned), [tuned.transformer], (ImplicitReward,))
+
+
+SETUPS = [nothing, process, implicit, own_reference, several, windowed, narrow]
 STRATEGIES = {
     "best of n": BestOfN(n=3),
     "self consistency": SelfConsistency(n=3),
@@ -186,13 +193,11 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[Setup], list[float]]:
 
 
 def assert_ledger(usage: Usage, policy: Tokens, judges: Sequence[Tokens]) -> None:
-    """Tokens as the modules saw them; FLOPs 2·N a token forward and as much backward, each model its own N."""
+    """Tokens as the modules saw them; for FLOPs see `test_flops.py`."""
     assert usage.lm_forward_tokens == policy.forward
     assert usage.lm_backward_tokens == policy.backward
     assert usage.reward_forward_tokens == sum(j.forward for j in judges)
     assert usage.reward_backward_tokens == sum(j.backward for j in judges)
-    by_hand = sum(2 * t.parameters * (t.forward + t.backward) for t in (policy, *judges))
-    assert usage.flops == pytest.approx(by_hand, rel=1e-12)
 
 
 def engine_of(setup: Setup, strategy: Any, **options: Any) -> tuple[Engine, CountingBackend]:

@@ -82,7 +82,7 @@ def shake_hands(
             f"token; expected at most {tolerance_nats:g}. Either the server has other weights, or its "
             f"log-probabilities are not those that the format declares (log_probs={format.log_probs!r})."
         )
-    return served, usage + model.usage(prefill=answer.read_tokens, forward=len(choice.ids) - 1)
+    return served, usage + model.usage(prefill=answer.read_tokens, forward=len(choice.ids) - 1, rows=len(choice.ids))
 
 
 def _served(http: HttpClient, named: str | None) -> Served:

@@ -97,9 +97,13 @@ def read(
 
     def states(*columns: Sequence[Any]) -> list[_Read]:
         passes = model.likelihood_gradient(columns[0], columns[1], embedding_terms=False)
+        tails = [r.completion_ids[start:] for r, start in zip(*columns, strict=True)]
         return [
-            _Read(model.log_probs(p.gradient.hidden, r.completion_ids[start:]).double().cpu(), p.usage)
-            for p, r, start in zip(passes, columns[0], columns[1], strict=True)
+            _Read(
+                model.log_probs(p.gradient.hidden, tail).double().cpu(),
+                p.usage + model.usage(rows=len(tail)),
+            )
+            for p, tail in zip(passes, tails, strict=True)
         ]
 
     return [(r.log_probs, r.usage) for r in in_halves(states, rollouts, starts)]

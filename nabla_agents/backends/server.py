@@ -216,7 +216,7 @@ class ServerRollouts:
         if shared:
             return Usage(rollouts=1)
         tokens = len(choice.ids)
-        ran = self._model.usage(prefill=max(read_tokens, 0), forward=max(tokens - 1, 0))
+        ran = self._model.usage(prefill=max(read_tokens, 0), forward=max(tokens - 1, 0), rows=tokens)
         return ran + Usage(rollouts=1, generated_tokens=tokens)
 
 

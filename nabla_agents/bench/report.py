@@ -40,7 +40,8 @@ _NOTES = """\
 Means per question. Accuracy has its 95 % Wilson interval. “− greedy” is the paired difference in points, with its 95 %
 bootstrap interval over problems. “pool” is the accuracy of a perfect choice among the completions that the arm saw;
 pass@n is the same as a row: oracles, not strategies. Tokens and FLOPs are those of language model and rewards together:
-2·N per token forward, 2·N more backward. Seconds are wall-clock of the batch, shared out by FLOPs."""
+2·N per token forward, 2·N more backward, and rows over the vocabulary. Seconds are wall-clock of the batch, shared out
+by FLOPs."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -200,6 +200,9 @@ def _question(settings: FileTask, number: int, row: Mapping[str, Any]) -> Questi
         raise ConfigurationError(f"{at}: {e}") from e
 
 
+_NOTHING: Final = "```python\ndef nothing():\n    pass\n```"
+
+
 def _tests(tests: Any) -> Any:
     """Assertions as one text; pairs as they are."""
     if not isinstance(tests, list) or not tests:
@@ -210,15 +213,16 @@ def _tests(tests: Any) -> Any:
 
 
 def _passed(tests: PythonTests, prompt: str, texts: Sequence[str]) -> list[bool]:
-    """Whether the function in each text passes all tests.
+    """Whether the function in each text passes all tests. An answer that alone cannot be judged (it needs a package
+    that is not there, say) is wrong.
 
     Raises:
-        SandboxError: the sandbox could not judge.
+        SandboxError: the sandbox judges nothing, not even a function that does nothing.
     """
     scores = _judged(tests, prompt, texts)
-    for score in scores:
-        if not score.judged:
-            raise SandboxError(f"An answer could not be judged: {score.explanation}")
+    unjudged = next((score for score in scores if not score.judged), None)
+    if unjudged is not None and not _judged(tests, prompt, [_NOTHING])[0].judged:
+        raise SandboxError(f"An answer could not be judged: {unjudged.explanation}")
     return [score.value == 1.0 and score.verified is not False for score in scores]
 
 

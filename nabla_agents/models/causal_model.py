@@ -27,6 +27,8 @@ class CausalModel(Protocol):
     """The tokens that end a completion."""
     vocab_size: int
     """Rows of its embedding."""
+    head_flops: float
+    """Of the logits of one position."""
 
     def prefix(self, prompt: Prompt) -> PrefixCache | None:
         """Keys and values of a prompt, if it was read."""
@@ -44,6 +46,8 @@ class CausalModel(Protocol):
         """The grammar compiled for its tokens, at the beginning of a completion."""
         ...
 
-    def usage(self, *, prefill: int = 0, forward: int = 0, backward: int = 0) -> Usage:
-        """The ledger entry of tokens that it computed; prefill tokens are forward tokens too."""
+    def usage(self, *, prefill: int = 0, forward: int = 0, backward: int = 0, rows: int = 0) -> Usage:
+        """The ledger entry of tokens that it computed, and of rows that its head did; prefill tokens are forward tokens
+        too.
+        """
         ...

@@ -46,7 +46,8 @@ class Decoding:
 
     A guess of a draft is read together with the token before it and kept if it is the token that the job's own random
     number selects there. So neither a draft nor what shares the batch changes a completion, only its cost; in float32,
-    that is: in half precision a rounding that depends on the batch may tip a token.
+    that is: in half precision a rounding that depends on the batch may tip a token, and log π is of the reading (see
+    `LanguageModel.reread`).
     """
 
     def __init__(self, model: CausalModel) -> None:
@@ -77,7 +78,7 @@ class Decoding:
         )
         for row, log_probs in zip(rows, _prefix_log_probs(model, hidden, jobs), strict=True):
             row.prefilled_tokens = row.computed_tokens = hidden.shape[1]
-            row.log_probs = log_probs
+            row.log_probs, row.computed_rows = log_probs, len(log_probs)
             if row.ids:
                 row.close_if_finished(model)
             if not model.transformer.within_window(longest):
@@ -173,6 +174,7 @@ def _take(
     kept: list[int] = []
     for row, guess in zip(rows, guesses, strict=True):
         drawn = [next(chosen) for _ in range(len(guess) + 1)]
+        row.computed_rows += len(drawn)
         before = len(row.ids)
         for j, (token, log_prob) in enumerate(drawn):
             row.ids.append(token)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -23,25 +23,47 @@ class GradientRows(Protocol):
         ...
 
 
+@dataclass(eq=False)
+class Meter:
+    """FLOPs of rows that were built on demand."""
+
+    flops: float = 0.0
+
+
+def row_flops(gradient: GradientRows) -> float:
+    """FLOPs of building one row; 0 for gradients that say nothing of it."""
+    return float(getattr(gradient, "row_flops", 0.0))
+
+
 @dataclass(frozen=True, eq=False)
 class LikelihoodRows:
     """Of Σ log π: the direct term log π(v | …) and the embedding term E[v]·a_t.
 
     `hidden` [time, hidden] are the states that predict the tokens from position `start` on; `embedding_gradient`
-    [time, hidden] is a, or None where only the direct term is wanted.
+    [time, hidden] is a, or None where only the direct term is wanted. `meter` counts `logits`, not `rows`.
     """
 
     model: CausalModel
     start: int
     hidden: Tensor
     embedding_gradient: Tensor | None
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def row_flops(self) -> float:
+        embedded = 0.0 if self.embedding_gradient is None else self.model.transformer.score_flops
+        return self.model.head_flops + embedded
 
     def logits(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
         """The model's logits at these positions of the completion."""
+        self.meter.flops += len(positions) * self.model.head_flops
+        return self._logits(positions)
+
+    def _logits(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
         return self.model.head(self.hidden[[p - self.start for p in positions]])
 
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
-        direct = wide(self.logits(positions)).log_softmax(-1)
+        direct = wide(self._logits(positions)).log_softmax(-1)
         if self.embedding_gradient is None:
             return direct
         a = self.embedding_gradient[[p - self.start for p in positions]]
@@ -64,6 +86,10 @@ class EmbeddingRows:
     counterparts: Tensor | None = None
     written: Tensor | None = None
 
+    @property
+    def row_flops(self) -> float:
+        return self.transformer.score_flops
+
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
         at = [p - self.start for p in positions]
         scores = wide(self.transformer.embedding_scores(self.embedding_gradient[at]))
@@ -80,6 +106,10 @@ class WeightedRows:
     """Σ weight · gradient."""
 
     terms: tuple[tuple[float, GradientRows], ...]
+
+    @property
+    def row_flops(self) -> float:
+        return sum(row_flops(gradient) for weight, gradient in self.terms if weight != 0)
 
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
         rows = [weight * gradient.rows(positions) for weight, gradient in self.terms if weight != 0]
@@ -117,6 +147,14 @@ def embedding_terms(likelihoods: Sequence[GradientRows]) -> bool:
     """Whether gradients through embeddings are wanted beside these; they are where nothing says otherwise."""
     own = [c for c in likelihoods if isinstance(c, LikelihoodRows)]
     return not own or any(c.embedding_gradient is not None for c in own)
+
+
+def token_gradient(gradient: Float[Tensor, "fed hidden"], tail_length: int) -> Float[Tensor, "time hidden"]:
+    """From fed embeddings to tail tokens: the first fed embedding is the token before the tail; the last token, which
+    is not fed, has gradient zero.
+    """
+    shifted = gradient[1 : tail_length + 1]
+    return torch.nn.functional.pad(shifted, (0, 0, 0, tail_length - shifted.shape[0]))
 
 
 def fitted(rows: Float[Tensor, "n any"], vocab_size: int) -> Float[Tensor, "n vocab"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -17,12 +17,13 @@ from nabla_agents import tiny
 from nabla_agents.chat.grammar import Grammar
 from nabla_agents.chat.template import folded, in_dialect, with_tools_in_text
 from nabla_agents.errors import ContextOverflowError, ModelLoadError, PromptError
-from nabla_agents.functional import HEAD_CHUNK, token_log_probs
+from nabla_agents.functional import HEAD_CHUNK, NARROW, token_log_probs, wide
 from nabla_agents.models.constraint import Compiler, Constraint
 from nabla_agents.models.decoding import Decoding, RolloutJob, rollout
-from nabla_agents.models.gradients import LikelihoodRows
+from nabla_agents.models.gradients import LikelihoodRows, token_gradient
 from nabla_agents.models.grouping import by_length
 from nabla_agents.models.loading import Loading, LoadingOptions, load
+from nabla_agents.models.precision import widened
 from nabla_agents.models.prefix_cache import PrefixCache
 from nabla_agents.models.threads import release_threads
 from nabla_agents.models.tokenizer import Tokenizer
@@ -56,9 +57,11 @@ class LanguageModel:
         self.transformer = Transformer(module)
         self.name = name or str(getattr(module.config, "_name_or_path", "")) or type(module).__name__
         self.tokenizer = Tokenizer(tokenizer, name=self.name)
-        self._lm_head: Any = module.get_output_embeddings()
+        self.narrow = module.dtype in NARROW
+        self._lm_head: Any = widened(module.get_output_embeddings())
         self.context_length = self.transformer.context_length
-        self.vocab_size = int(self.transformer.embedding.weight.shape[0])
+        self.vocab_size, width = map(int, self.transformer.embedding.weight.shape)
+        self.head_flops = 2.0 * width * self.vocab_size
         self.eos_ids = frozenset(
             _ids(getattr(module.generation_config, "eos_token_id", None)) | _ids(tokenizer.eos_token_id)
         )
@@ -170,8 +173,12 @@ class LanguageModel:
     # ── tensors ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def head(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
-        """Logits of hidden states, scaled and soft-capped where the architecture does so."""
-        logits = self._lm_head(hidden.to(self._lm_head.weight.device)) * self._logit_scale
+        """Logits of hidden states, scaled and soft-capped where the architecture does so. Of a model in half precision
+        they are in float32.
+        """
+        weight = self._lm_head.weight
+        hidden = wide(hidden) if weight.dtype == torch.float32 else hidden
+        logits = self._lm_head(hidden.to(weight.device)) * self._logit_scale
         cap = getattr(self.transformer.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -202,7 +209,7 @@ class LanguageModel:
         _, hidden = self.transformer.read(rows, [None] * len(rows), total_tokens=max(map(len, rows)))
         ends = sorted(self.eos_ids)
         likeliest = self.head(hidden[:, -1])[:, ends].argmax(-1).tolist()
-        return [(ends[i], self.usage(prefill=hidden.shape[1])) for i in likeliest]
+        return [(ends[i], self.usage(prefill=hidden.shape[1], rows=1)) for i in likeliest]
 
     def likelihood_gradient(
         self,
@@ -238,7 +245,7 @@ class LanguageModel:
         return [
             LikelihoodGradient(
                 LikelihoodRows(self, start, hidden[i, : len(tail)].detach(), gradients[i]),
-                usage,
+                usage + self.usage(rows=2 * len(tail) if embedding_terms else 0),  # forward and backward
             )
             for i, (tail, start) in enumerate(zip(tails, starts, strict=True))
         ]
@@ -251,12 +258,19 @@ class LanguageModel:
         passes = by_length(self._lengths(rollouts, [0] * len(rollouts)), self._token_log_probs, rollouts)
         return [(log_probs, usage + p.usage) for (log_probs, usage), p in zip(passes, prompts, strict=True)]
 
+    def reread(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Completions with log π of all their tokens read in one way: decoded tokens give others in half precision, and
+        one that goes on from another would not compare with it. Their cost is with their own.
+        """
+        read = zip(rollouts, self.token_log_probs(rollouts), strict=True)
+        return [replace(r, log_probs=log_probs, usage=r.usage + usage) for r, (log_probs, usage) in read]
+
     def _token_log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[Float[Tensor, "time"], Usage]]:
         tails, read, hidden, _ = self._tail_states(rollouts, [0] * len(rollouts), needs_grad=False)
         usage, lengths = self.usage(prefill=read, forward=hidden.shape[1]), [len(tail) for tail in tails]
         rows = torch.cat([hidden[i, :length] for i, length in enumerate(lengths)])
         log_probs = self.log_probs(rows, [token for tail in tails for token in tail]).double().cpu()
-        return [(row, usage) for row in log_probs.split(lengths)]
+        return [(row, usage + self.usage(rows=len(row))) for row in log_probs.split(lengths)]
 
     def _lengths(self, rollouts: Sequence[Rollout], starts: Sequence[int]) -> list[int]:
         """Tokens that each rollout's pass reads, by which passes are grouped."""
@@ -281,13 +295,15 @@ class LanguageModel:
         before, hidden, embeddings = self.transformer.continued(known, fed, prefixes, needs_grad=needs_grad)
         return tails, before.shape[1], hidden, embeddings
 
-    def usage(self, *, prefill: int = 0, forward: int = 0, backward: int = 0) -> Usage:
-        """The ledger entry of tokens that this model computed; prefill tokens are forward tokens too."""
+    def usage(self, *, prefill: int = 0, forward: int = 0, backward: int = 0, rows: int = 0) -> Usage:
+        """The ledger entry of tokens that this model computed, and of rows that its head did; prefill tokens are
+        forward tokens too.
+        """
         return Usage(
             prefill_tokens=prefill,
             lm_forward_tokens=prefill + forward,
             lm_backward_tokens=backward,
-            flops=self.transformer.flops(forward=prefill + forward, backward=backward),
+            flops=self.transformer.flops(forward=prefill + forward, backward=backward) + rows * self.head_flops,
         )
 
     def _head_gradient(
@@ -318,7 +334,7 @@ class LanguageModel:
                 "Choose another architecture."
             ) from e
         scale = 1.0 if abs(scale - 1) < 1e-2 else scale
-        if got.shape != expected.shape or not torch.allclose(scale * got, expected, rtol=1e-2, atol=1e-2):
+        if got.shape != expected.shape or not torch.allclose(scale * got, expected.to(got), rtol=1e-2, atol=1e-2):
             raise ModelLoadError(
                 f"The logits of {kind} are not its output head applied to its last hidden states, so its gradient "
                 "would be wrong. Choose another architecture."
@@ -329,14 +345,6 @@ class LanguageModel:
 def longest(rollouts: Sequence[Rollout]) -> int:
     """Tokens of the longest of these texts, prompts included."""
     return max((len(r.prompt.ids) + len(r.completion_ids) for r in rollouts), default=0)
-
-
-def token_gradient(gradient: Float[Tensor, "fed hidden"], tail_length: int) -> Float[Tensor, "time hidden"]:
-    """From fed embeddings to tail tokens: the first fed embedding is the token before the tail; the last token, which
-    is not fed, has gradient zero.
-    """
-    shifted = gradient[1 : tail_length + 1]
-    return torch.nn.functional.pad(shifted, (0, 0, 0, tail_length - shifted.shape[0]))
 
 
 def _ids(value: Any) -> set[int]:

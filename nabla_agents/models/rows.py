@@ -49,6 +49,7 @@ class Row:
     log_probs: list[float] = field(default_factory=list[float])
     constraint: Constraint | None = None
     computed_tokens: int = 0
+    computed_rows: int = 0  # of logits
     prefilled_tokens: int = 0
     finish: FinishReason | None = None
     error: GrammarError | None = None  # why it cannot go on
@@ -101,7 +102,8 @@ class Row:
 
     def usage(self, model: CausalModel) -> Usage:
         """What it has cost so far, as the model computed it."""
-        return model.usage(prefill=self.prefilled_tokens, forward=self.computed_tokens - self.prefilled_tokens)
+        forward = self.computed_tokens - self.prefilled_tokens
+        return model.usage(prefill=self.prefilled_tokens, forward=forward, rows=self.computed_rows)
 
     def rollout(self, model: CausalModel) -> Rollout:
         """The finished completion."""

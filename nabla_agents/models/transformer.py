@@ -65,7 +65,7 @@ class Transformer:
         self.body: Any = module.base_model
         self.embedding: Any = module.get_input_embeddings()
         self.recomputes = is_checkpointed(module)
-        self.parameter_count = sum(p.numel() for p in module.parameters())
+        self.matrix_parameters = _matrix_parameters(self.body)
         self.config: Any = module.config.get_text_config(decoder=True)
         self.embedding_scale = self._embedding_scale()
         self.prefixes = PrefixCaches()
@@ -88,8 +88,10 @@ class Transformer:
         return self.embedding.weight.device
 
     def flops(self, *, forward: int, backward: int) -> float:
-        """2·N per token forward and 2·N more per token backward, for which checkpointed layers run once more."""
-        return 2.0 * self.parameter_count * (forward + backward * (2 if self.recomputes else 1))
+        """2·N per token forward and 2·N more per token backward, for which checkpointed layers run once more; N are the
+        parameters of the body's matrices.
+        """
+        return 2.0 * self.matrix_parameters * (forward + backward * (2 if self.recomputes else 1))
 
     def within_window(self, tokens: int) -> bool:
         """Whether no layer's sliding window is shorter than this context."""
@@ -102,6 +104,11 @@ class Transformer:
         """<vector, embedding of v> for every token v, as the forward pass embeds it (scaling included)."""
         weight = self.embedding.weight
         return self.embedding_scale * (vectors.to(weight.dtype) @ weight.T)
+
+    @property
+    def score_flops(self) -> float:
+        """Of `embedding_scores` for one vector."""
+        return 2.0 * self.embedding.weight.numel()
 
     def prefill(self, rows: Sequence[Sequence[int]]) -> list[tuple[PrefixCache, int]]:
         """Reads known tokens once, rows of like length in one pass: keys and values of each row, and the tokens that
@@ -283,6 +290,19 @@ class Transformer:
                 "respect to tokens. Choose a model with a plain (or constantly scaled) input embedding."
             )
         return scale
+
+
+def _matrix_parameters(body: nn.Module) -> int:
+    """What each token is multiplied with: not norms and biases, nor embeddings, which are looked up. Of a mixture of
+    experts, all of them. Quantised layers have other shapes, but still know their sizes.
+    """
+    count = 0
+    for module in body.modules():
+        if isinstance(width := getattr(module, "in_features", None), int):
+            count += width * int(module.out_features)  # type: ignore[arg-type]
+        elif not isinstance(module, nn.Embedding):
+            count += sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
+    return count
 
 
 def _held(layer: Any, row: int, length: int) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,8 @@ class Strategy(Protocol):
     """A search. It holds settings only; all state is in the `Search`, so one object serves many requests.
 
     One that never changes or discards its first completion says so by `revises = False`: then that is streamed as it is
-    written. One that does not go with every model or prompt has `check(model, prompt)`, which raises why before anything
-    is computed. One whose answer is where a walk stands, the newest entry of the pool, has `walks = True`.
+    written. One that does not go with every model or prompt has `check(model, prompt)`, which raises why before
+    anything is computed. One whose answer is where a walk stands, the newest entry of the pool, has `walks = True`.
     """
 
     @property

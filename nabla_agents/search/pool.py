@@ -44,16 +44,16 @@ class Scored:
         verdict = 0.0 if self.score is None or self.score.verdict is None else self.score.verdict
         return (whole, float(self.verified), verdict, self.objective)
 
-    def mends(self, draft: Scored) -> bool:
+    def mends(self, draft: Scored, noise: float = 0.0) -> bool:
         """Whether it is better than an answer from elsewhere: by what the reward says of the two, since the language
         model finds its own words likelier than any others.
 
         A tool's better verdict is enough, or fewer objections beside an equal one; a learned score has to rise
-        together with J. For a draft that could not be judged, a tool has to vouch.
+        together with J, by more than the noise. For a draft that could not be judged, a tool has to vouch.
         """
         new, old = self.score, draft.score
-        if new is None or old is None:
-            return self.rank("objective") > draft.rank("objective")  # without a reward, by the likelihood
+        if new is None or old is None:  # without a reward, by the likelihood
+            return _above(self.rank("objective"), draft.rank("objective"), noise)
         if draft.rollout.cut != self.rollout.cut or not new.judged:
             return draft.rollout.cut and not self.rollout.cut
         if not old.judged:
@@ -61,17 +61,17 @@ class Scored:
         by_tools = [(s.verified is True, s.verdict or 0.0, -s.objections) for s in (new, old)]
         if by_tools[0] != by_tools[1]:
             return by_tools[0] > by_tools[1]
-        return new.value > old.value and self.objective > draft.objective
+        return new.value > old.value and self.objective > draft.objective + noise
 
 
 class Pool:
     """Scored rollouts in the order they came; ties keep the earlier one. With `drafted` the first came from elsewhere,
-    and has to be mended to be replaced.
+    and has to be mended to be replaced. Values of J that differ by no more than `noise` nats are a tie.
     """
 
-    def __init__(self, rule: AcceptanceRule = "objective", *, drafted: bool = False) -> None:
+    def __init__(self, rule: AcceptanceRule = "objective", *, drafted: bool = False, noise: float = 0.0) -> None:
         self.rule: AcceptanceRule = rule
-        self._drafted = drafted
+        self._drafted, self._noise = drafted, noise
         self._entries: list[Scored] = []
 
     def add(self, entry: Scored) -> None:
@@ -90,8 +90,8 @@ class Pool:
     def better(self, proposal: Scored, incumbent: Scored) -> bool:
         """Strictly better under the rule; one that could not be judged never is, unless it alone is whole."""
         if self._drafted:
-            return proposal.mends(incumbent)
-        return proposal.rank(self.rule) > incumbent.rank(self.rule)
+            return proposal.mends(incumbent, self._noise)
+        return _above(proposal.rank(self.rule), incumbent.rank(self.rule), self._noise)
 
     def best(self) -> Scored | None:
         """The best entry seen; with nothing judged, the first."""
@@ -116,7 +116,7 @@ class Pool:
         if not votes:
             return self.best()
         winner = max(votes, key=lambda a: votes[a])  # dicts keep order: ties go to the answer seen first
-        members = Pool(self.rule)
+        members = Pool(self.rule, noise=self._noise)
         for entry, answer in zip(self._entries, answers, strict=True):
             if answer == winner:
                 members.add(entry)
@@ -137,3 +137,8 @@ class Pool:
         known = [v for v in values if not math.isnan(v)]
         top = max(known, default=0.0)
         return [0.0 if math.isnan(v) else math.exp(v - top) for v in values]
+
+
+def _above(new: tuple[float, ...], old: tuple[float, ...], noise: float) -> bool:
+    """Whether a rank is higher than another, by more than the noise where J alone decides."""
+    return new > old and not (new[:-1] == old[:-1] and new[-1] - old[-1] <= noise)

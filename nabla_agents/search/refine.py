@@ -46,8 +46,8 @@ class Refine(Settings):
         """Raises PromptError for a verbatim prompt."""
         if not prompt.messages:
             raise PromptError(
-                "Refine goes on with the conversation, but the prompt is verbatim text; expected messages. Choose another "
-                "strategy, such as BestOfN(n=8)."
+                "Refine goes on with the conversation, but the prompt is verbatim text; expected messages. Choose "
+                "another strategy, such as BestOfN(n=8)."
             )
 
     @property

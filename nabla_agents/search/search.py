@@ -16,7 +16,7 @@ from nabla_agents.errors import RewardError
 from nabla_agents.functional import likeliest
 from nabla_agents.models.contrast import readings
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
-from nabla_agents.models.gradients import LikelihoodRows
+from nabla_agents.models.gradients import LikelihoodRows, Meter
 from nabla_agents.models.growing_text import GrowingText, without_half_a_stop
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.objective import Objective, ObjectiveGradient
@@ -55,14 +55,14 @@ class Search:
     ) -> None:
         self.request, self.objective, self.budget = request, objective, budget
         self.prompt, self.sampling, self.seed = request.prompt, request.sampling, request.seed
-        self.pool = Pool(rule, drafted=draft is not None)
+        self.pool = Pool(rule, drafted=draft is not None, noise=objective.noise)
         self.generator = torch.Generator().manual_seed(request.seed)
         self.ended: tuple[FinishReason, str] | None = None
         self.tell: Callable[[Step], object] | None = None
         self.final = final
         self.kept: dict[Any, Any] = {}
         self._backend, self._draft = backend, draft
-        self._usage = Usage()
+        self._usage, self._meter = Usage(), Meter()
         self._started: float | None = None
         self._cancelled = threading.Event()
         self._prompt_read = False
@@ -77,7 +77,8 @@ class Search:
     @property
     def usage(self) -> Usage:
         """Everything spent so far, wall-clock seconds from the first operation on included."""
-        return replace(self._usage, seconds=0.0 if self._started is None else time.perf_counter() - self._started)
+        seconds = 0.0 if self._started is None else time.perf_counter() - self._started
+        return replace(self._usage, seconds=seconds, flops=self._usage.flops + self._meter.flops)
 
     @property
     def cancelled(self) -> bool:
@@ -177,7 +178,7 @@ class Search:
             columns = [entry.rollout], [entry.score], [start]
             [gradient] = await Operation(self.objective.gradient, columns, operation.GRADIENT)
             self._usage = self._usage + gradient.usage
-            self._gradient = (entry, start, gradient)
+            self._gradient = (entry, start, gradient := gradient.metered(self._meter))
         judged = [(e.rollout, e.score) for e in self.pool]
         return gradient.plus(outcome_credit(entry.rollout.completion_ids, start, judged), outcome_weight)
 
@@ -201,7 +202,7 @@ class Search:
         await self._read_prompt()
         [states] = await Operation(self.objective.states, ([entry.rollout], [start]), operation.STATES)
         self._usage = self._usage + states.usage
-        return states.gradient
+        return replace(states.gradient, meter=self._meter)
 
     async def readings(self, rollouts: Sequence[Rollout], models: Sequence[LanguageModel]) -> list[LikelihoodRows]:
         """Each rollout as a model reads it behind the rollout's own prompt: one forward each, as a reward's tokens."""
@@ -254,7 +255,11 @@ class Search:
         if not isinstance(self._backend, LanguageModel):
             rollouts = Operation(self._backend.rollout, (jobs,), operation.ROLLOUTS, apart=True, alone=True)
             return Written(await rollouts, [])
-        return await Writing(self._backend, jobs, self._watcher() if self.final else None)
+        written = await Writing(self._backend, jobs, self._watcher() if self.final else None)
+        if self.model.narrow and written.ended:
+            reading = Operation(self.model.reread, (written.ended,), operation.SCORE, closing=True)
+            written = replace(written, ended=await reading)
+        return written
 
     async def _scores(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         """What the reward says; of a tool that is still at it when the search is stopped, that it did not say."""

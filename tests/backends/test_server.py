@@ -270,7 +270,8 @@ def test_the_ledger_has_what_the_server_and_the_local_model_computed(
     for usage, read in ((first, context), (second, 0)):
         assert usage.lm_forward_tokens == read + usage.generated_tokens - 1 + 1
         assert usage.lm_backward_tokens == 0
-        assert usage.flops == 2 * model.transformer.parameter_count * usage.lm_forward_tokens
+        rows = usage.generated_tokens + 1
+        assert usage.flops == model.usage(forward=usage.lm_forward_tokens, rows=rows).flops
 
 
 def test_a_budget_holds_on_a_server(connect: Connect, model: LanguageModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,20 @@ def test_an_answer_that_no_sandbox_can_judge_is_not_counted_as_wrong(monkeypatch
     )
     with pytest.raises(SandboxError, match="could not be judged: sandbox broken"):
         question.right([task.solution])
+
+
+def test_an_answer_that_alone_cannot_be_judged_is_wrong_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    [task] = code_tasks(1, seed=0, split="test")
+    [question] = CODE.draw(1, 0)
+    judge, absent = PythonTests.score, "```python\nimport pandas\n```"
+
+    def score(tests: PythonTests, rollouts: Sequence[Rollout]) -> list[Score]:
+        scores = judge(tests, rollouts)
+        pairs = zip(rollouts, scores, strict=True)
+        return [Score.not_judged("pandas is not there") if r.text == absent else s for r, s in pairs]
+
+    monkeypatch.setattr(PythonTests, "score", score)
+    assert question.right([absent, task.solution, absent]) == [False, True, False]
 
 
 def test_every_arm_has_its_reward_and_runs() -> None:

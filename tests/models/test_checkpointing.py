@@ -98,7 +98,7 @@ def test_the_ledger_counts_the_second_forward() -> None:
         gradients = model.likelihood_gradient(rollouts(model), [0] * 3)
         usages.append(gradients[0].usage)
     without, with_it = usages
-    parameters = plain("qwen2").transformer.parameter_count
+    parameters = plain("qwen2").transformer.matrix_parameters
     assert with_it.lm_backward_tokens == without.lm_backward_tokens > 0
     assert with_it.flops - without.flops == 2 * parameters * without.lm_backward_tokens
 

@@ -3,8 +3,9 @@
     python tests/recorded/answers.py --out tests/recorded/answers.jsonl.gz
 
 One line per search: every strategy with every reward on the first test problems, each alone. `text` is the answer,
-`ids` and `rollouts` are hashes of its token ids and of all steps in words, `ledger` is the usage without clock and
-memory. On another processor a rounding may tip a sampled token; the file is of x86-64.
+`ids` and `rollouts` are hashes of its token ids and of all steps in words, `ledger` is the usage without clock, memory
+and FLOPs, which `tests/test_flops.py` counts. On another processor a rounding may tip a sampled token; the file is of
+x86-64.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ STRATEGIES: Final[dict[str, Any]] = {
 }
 LIMITS: Final[dict[str, Any]] = {"sampling": Sampling(max_tokens=192), "budget": Budget(rollouts=8)}
 # What shares a batch adds padding to these, and takes prompts read twice from them.
-_SHARED: Final = {"prefill_tokens", "lm_forward_tokens", "lm_backward_tokens", "reward_forward_tokens", "flops"}
+_SHARED: Final = {"prefill_tokens", "lm_forward_tokens", "lm_backward_tokens", "reward_forward_tokens"}
 _SHARED_TOO: Final = {"reward_backward_tokens", "draft_tokens", "accepted_draft_tokens"}
 
 
@@ -60,7 +61,7 @@ def questions(count: int) -> list[str]:
 
 def written(result: Result, *, alone: bool = True) -> dict[str, Any]:
     """A result as its line has it; what others in a batch change is left out unless it was searched alone."""
-    ledger = {k: v for k, v in result.usage.as_dict().items() if k not in ("seconds", "peak_memory_bytes")}
+    ledger = {k: v for k, v in result.usage.as_dict().items() if k not in ("seconds", "peak_memory_bytes", "flops")}
     steps = [
         # Of rollouts with equal texts, a rounding says which is the best.
         (s.kind, s.position, s.old_token, s.new_token, s.accepted if s.kind == "refine" else None, s.text)

@@ -111,6 +111,19 @@ def test_the_reward_alone_needs_no_likelihood() -> None:
     assert pool(low, high, rule="reward").best() is high
 
 
+def test_what_is_within_the_noise_of_the_objective_is_a_tie() -> None:
+    """Verdicts and rewards alone have none."""
+    noisy, low = Pool(noise=0.5), entry("low", 1.0, likelihood=-1.0)
+    assert not noisy.better(entry("within", 1.0, likelihood=-0.5), low)
+    assert noisy.better(entry("above", 1.0, likelihood=-0.49), low)
+    assert noisy.better(entry("verdict", 1.0, verdict=0.1, likelihood=-9.0), low)
+    assert noisy.better(low, entry("not judged", NAN))
+    assert Pool("reward", noise=0.5).better(entry("reward", 1.01, likelihood=-9.0), low)
+    drafted = Pool(drafted=True, noise=0.5)
+    assert not drafted.better(entry("within", 1.4, likelihood=-1.0), low)
+    assert drafted.better(entry("above", 1.6, likelihood=-1.0), low)
+
+
 def test_an_empty_pool_has_no_best() -> None:
     assert Pool().best() is None
     assert Pool().vote() is None

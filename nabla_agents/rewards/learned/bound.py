@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from typing import final
 
 import torch
@@ -73,16 +74,18 @@ class BoundReward(SelfTested, DifferentiableReward):
         visible = ids[:-1] if ids and ids[-1] in self.policy.eos_ids else ids
         terminal = ids[len(visible) :]
         in_its_ids = self._reads_ids_of(rollout, visible)
+        forging = self.tokenizer.special_tokens  # they have no text, and would begin a turn
         reading = self.model.read(
             rollout,
             ended=bool(terminal) if in_its_ids else rollout.finish_reason is FinishReason.STOP,
             same_template=self._same_template,
-            written=visible if in_its_ids else None,
+            written=[token for token in visible if token not in forging] if in_its_ids else None,
         )
         if reading.problem:
             return reading
         if in_its_ids:
-            sources = list(range(reading.head, reading.head + len(visible)))
+            places = count(reading.head)
+            sources = [-1 if token in forging else next(places) for token in visible]
         else:
             sources = self._aligned(visible, reading)
         closing = reading.closing if self.model.scoring.verbatim else len(reading.ids)

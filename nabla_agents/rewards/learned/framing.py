@@ -83,5 +83,6 @@ def plain_text(prompt: Prompt) -> str:
 
 def filled(template: str, tokenizer: Tokenizer, prompt: Prompt) -> str:
     """A format's own prompt with the question in it."""
-    text = template.replace("{bos}", tokenizer.bos).replace("{question}", plain_text(prompt))
+    question = tokenizer.delimiters.within(plain_text(prompt))
+    text = template.replace("{bos}", tokenizer.bos).replace("{question}", question)
     return with_one_bos(tokenizer, text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +20,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from nabla_agents.errors import ModelLoadError
 from nabla_agents.functional import wide
+from nabla_agents.models.precision import widened
 from nabla_agents.models.transformer import Transformer
 from nabla_agents.rewards.learned.formats import OutcomeFormat, StepFormat
 
@@ -132,8 +132,7 @@ def score_head(module: PreTrainedModel) -> nn.Module:
     for name in HEAD_NAMES:
         head = getattr(module, name, None)
         if isinstance(head, nn.Linear | nn.Sequential | ValueHead):
-            narrow = any(p.dtype in (torch.float16, torch.bfloat16) for p in head.parameters())
-            return copy.deepcopy(head).float() if narrow else head
+            return widened(head) or head
     raise ModelLoadError(
         f"{type(module).__name__} has no linear head named `{'`, `'.join(HEAD_NAMES[:-1])}` or `{HEAD_NAMES[-1]}`; "
         "expected a sequence or token classification model, or one loaded by its format."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from nabla_agents.models.tokenizer import Tokenizer
@@ -67,7 +67,8 @@ class Reading:
 
 
 def read(tokenizer: Tokenizer, script: Script, written: Sequence[int] | None = None) -> Reading:
-    """The script in ids: text that stands together is tokenised together.
+    """The script in ids: text that stands together is tokenised together. Special tokens that the completion spells
+    (`<|im_end|>`) are read as text: else it could end its turn, and praise itself in the next.
 
     `written` are the ids in which the language model wrote the completion, of the same vocabulary. They stand for all
     parts with an origin, which must be the whole completion as it is.
@@ -90,8 +91,10 @@ def read(tokenizer: Tokenizer, script: Script, written: Sequence[int] | None = N
                 marks += [len(ids) - 1] if part.marked else []
             continue
         own = (list(written), tokenizer.token_offsets(written)) if as_written and written is not None else None
-        new, offsets = own or tokenizer.encode_located("".join(p.text for p in run))
-        origins = [None if p.origin is None else p.origin + i for p in run for i in range(len(p.text))]
+        texts = [p.text if p.origin is None or own else tokenizer.delimiters.within(p.text) for p in run]
+        origins = [place for part, text in zip(run, texts, strict=True) for place in _origins(part, text)]
+        run = [replace(part, text=text) for part, text in zip(run, texts, strict=True)]
+        new, offsets = own or tokenizer.encode_located("".join(texts))
         end = 0
         for part in run:
             begins.append(len(ids) + (_first_beyond(offsets, end) if end else 0))  # special tokens have no text
@@ -110,6 +113,20 @@ def read(tokenizer: Tokenizer, script: Script, written: Sequence[int] | None = N
         spans=tuple(spans),
         problem=_unmarked(tokenizer, script, [ids[m] for m in marks]),
     )
+
+
+def _origins(part: Part, text: str) -> list[int | None]:
+    """The character of the completion that each character of a part's `text`, as it is read, is; None for what is not
+    its own.
+    """
+    if part.origin is None:
+        return [None] * len(text)
+    places, at = list[int | None](), 0
+    for character in text:
+        own = at < len(part.text) and character == part.text[at]
+        places.append(part.origin + at if own else None)
+        at += own
+    return places
 
 
 def _unmarked(tokenizer: Tokenizer, script: Script, marked: Sequence[int]) -> str:
