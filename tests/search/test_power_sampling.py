@@ -88,9 +88,9 @@ def test_the_chain_leaves_the_sharpened_distribution_as_it_is(toy: Callable[...,
     [
         ({"alpha": 3.0, "moves": 2}, (3,), 100),
         ({"alpha": 2.0, "moves": 1, "blocks": 3}, (1, 2, 3), 60),
-        pytest.param({"alpha": 3.0, "moves": 3}, (3,), 1000, marks=pytest.mark.slow),
-        pytest.param({"alpha": 1.0, "moves": 1}, (3,), 1000, marks=pytest.mark.slow),
-        pytest.param({"alpha": 2.0, "moves": 2, "blocks": 2}, (2, 3), 1000, marks=pytest.mark.slow),
+        pytest.param({"alpha": 3.0, "moves": 3}, (3,), 400, marks=pytest.mark.slow),
+        pytest.param({"alpha": 1.0, "moves": 1}, (3,), 400, marks=pytest.mark.slow),
+        pytest.param({"alpha": 2.0, "moves": 2, "blocks": 2}, (2, 3), 300, marks=pytest.mark.slow),
     ],
 )
 def test_the_search_walks_by_the_chains_law(
