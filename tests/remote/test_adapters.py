@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from langchain_nabla import ChatNabla
 from langchain_nabla import NablaLLM as LangChainLLM
 from llama_index.llms.nabla import NablaLLM
-from nabla_agents import BestOfN, ConfigurationError, Engine, RemoteEngine, shared
+from nabla_agents import BestOfN, ConfigurationError, Engine, RemoteEngine
+from nabla_agents.adapters import shared_engines
 from nabla_agents.serve import Server
 from tests.serve.serving import WEATHER
 
@@ -34,8 +35,8 @@ class Person(BaseModel):
 def there(server: Server) -> Iterator[dict[str, Any]]:
     """Settings of a model on the endpoint."""
     yield {"base_url": f"http://127.0.0.1:{server.port}/v1", "model": "scripted", "max_tokens": 128}
-    for key in [key for key in shared._loaded if "base_url" in dict(key)]:  # kept to the process's end otherwise
-        engine: Any = shared._loaded.pop(key)
+    for key in [key for key in shared_engines._loaded if "base_url" in dict(key)]:  # kept to the process's end otherwise
+        engine: Any = shared_engines._loaded.pop(key)
         engine.close()
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from nabla_agents import ArithmeticSteps, Engine, shared
+from nabla_agents import ArithmeticSteps, Engine
+from nabla_agents.adapters import shared_engines
 from nabla_agents.serve import ServeSettings, create_app
 from tests.serve.serving import running
 
@@ -23,8 +24,8 @@ def test_what_the_page_shows_runs(tiny_engine: Engine, capsys: pytest.CaptureFix
     with running(app, settings) as server:
         for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
             exec(compile(block.replace(":8000", f":{server.port}"), str(PAGE), "exec"), namespace)
-        for key in [key for key in shared._loaded if "base_url" in dict(key)]:
-            engine: Any = shared._loaded.pop(key)
+        for key in [key for key in shared_engines._loaded if "base_url" in dict(key)]:
+            engine: Any = shared_engines._loaded.pop(key)
             engine.close()
         namespace["engine"].close()
         namespace["client"].close()

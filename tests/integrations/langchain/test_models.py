@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 import nabla_agents
 from langchain_nabla import ChatNabla, NablaLLM
-from nabla_agents import BestOfN, Budget, Engine, Greedy, ModelLoadError, Sampling, shared
+from nabla_agents import BestOfN, Budget, Engine, Greedy, ModelLoadError, Sampling
+from nabla_agents.adapters import shared_engines
 from nabla_agents.testing import FixedReward
 
 from .conftest import six_ways, text
@@ -281,7 +282,7 @@ def loads_made(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[dict[str
         made.append(options)
         return engine
 
-    monkeypatch.setattr(shared, "_loaded", {})
+    monkeypatch.setattr(shared_engines, "_loaded", {})
     monkeypatch.setattr(nabla_agents.Engine, "tiny", tiny)
     return made
 
@@ -324,7 +325,7 @@ def test_copies_and_pickles_share_the_engine(engine: Engine, monkeypatch: pytest
     assert pickle.loads(pickled) == llm
     assert pickle.loads(pickled).engine is engine
     assert pickle.loads(pickle.dumps(model(seed=4))).seed == 4
-    monkeypatch.setattr(shared, "_shared", {})
+    monkeypatch.setattr(shared_engines, "_shared", {})
     with pytest.raises(ModelLoadError, match="model name instead"):
         pickle.loads(pickled)
 
