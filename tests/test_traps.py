@@ -103,7 +103,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ProcessReward, l
 
     def watch(_: Any, args: Any, given: Any) -> None:
         """Ids as they are, embeddings as the token whose row they are, after what is read of the prompt already."""
-        past = given.get("past_key_values")
+        past = given.get("cache", given.get("past_key_values"))  # its name since transformers 5.24
         known = 0 if past is None else past.get_seq_length()
         if given.get("input_ids") is not None:
             fed[known:] = given["input_ids"][0].tolist()

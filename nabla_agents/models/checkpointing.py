@@ -47,7 +47,9 @@ class _Checkpointed:
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not (torch.is_grad_enabled() and hidden_states.requires_grad):
             return self._forward(hidden_states, *args, **kwargs)
-        restore = self._restoring(kwargs.get("past_key_values"))
+        restore = self._restoring(
+            kwargs.get("cache", kwargs.get("past_key_values"))
+        )  # its name since transformers 5.24
 
         def run(hidden: torch.Tensor) -> Any:
             restore()

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from nabla_agents.errors import ModelLoadError
-from nabla_agents.models.kv_cache import GrowingLayer, growing_cache
+from nabla_agents.models.kv_cache import GrowingLayer, cache_argument, growing_cache
 
 
 def compile_passes(module: PreTrainedModel) -> None:
@@ -35,13 +35,14 @@ def compile_passes(module: PreTrainedModel) -> None:
             "not one program. Load it without compile=True."
         )
     module.eval().requires_grad_(False)
-    body.forward = _Compiled(body.forward, module.get_input_embeddings(), config)
+    name = cache_argument(body)
+    body.forward = _Compiled(body.forward, module.get_input_embeddings(), config, name)
     ids = torch.zeros(1, 3, dtype=torch.long, device=module.device)
     positions = torch.tensor([[0, 1, 2]], device=module.device)
     try:
         with torch.no_grad():
-            body(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
-            body(input_ids=ids[:, :1], position_ids=3 + positions[:, :1], past_key_values=cache, use_cache=True)
+            body(input_ids=ids, position_ids=positions, use_cache=True, **{name: cache})
+            body(input_ids=ids[:, :1], position_ids=3 + positions[:, :1], use_cache=True, **{name: cache})
     except Exception as e:  # a compiler raises anything
         del body.forward
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
@@ -54,18 +55,18 @@ def compile_passes(module: PreTrainedModel) -> None:
 class _Compiled:
     """A body's forward pass, compiled where nothing needs a gradient and the cache holds something already."""
 
-    def __init__(self, forward: Callable[..., Any], embedding: Any, config: Any) -> None:
-        self._forward, self._embedding, self._config = forward, embedding, config
+    def __init__(self, forward: Callable[..., Any], embedding: Any, config: Any, cache_name: str) -> None:
+        self._forward, self._embedding, self._config, self._cache_name = forward, embedding, config, cache_name
         # torch.compile counts its programs by code object, and gives up beyond a few: each model has its own.
         own = FunctionType(_pass.__code__.replace(), _pass.__globals__)
         self._program: Callable[..., Tensor] = torch.compile(own, dynamic=True)
 
     def __call__(self, **inputs: Any) -> Any:
-        layers: Any = getattr(inputs.get("past_key_values"), "layers", ())
+        layers: Any = getattr(inputs.get(self._cache_name), "layers", ())
         grown = all(isinstance(layer, GrowingLayer) and layer.get_seq_length() > 0 for layer in layers)
         if torch.is_grad_enabled() or not layers or not grown:
             return self._forward(**inputs)
-        cache, rows, tokens = inputs["past_key_values"], *inputs["position_ids"].shape
+        cache, rows, tokens = inputs[self._cache_name], *inputs["position_ids"].shape
         before = layers[0].get_seq_length()
         embeddings, mask = inputs.get("inputs_embeds"), inputs.get("attention_mask")
         if embeddings is None:  # ids, or nothing to mask, would be another program
@@ -74,10 +75,12 @@ class _Compiled:
             mask = torch.ones(rows, before + tokens, dtype=torch.bool, device=embeddings.device)
         # Whether a tensor is a view of another would make another program.
         stores = [(keys.detach(), values.detach()) for keys, values in (layer.reserve(tokens) for layer in layers)]
-        states = self._program(self._forward, self._config, before, stores, embeddings, mask, inputs["position_ids"])
+        states = self._program(
+            self._forward, self._config, self._cache_name, before, stores, embeddings, mask, inputs["position_ids"]
+        )
         for layer in layers:
             layer.written(tokens)
-        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=cache)
+        return BaseModelOutputWithPast(last_hidden_state=states, **{self._cache_name: cache})
 
 
 @no_type_check  # a checker around what torch.compile reads would be read too
@@ -105,6 +108,7 @@ class _Placed(DynamicLayer):
 def _pass(
     forward: Callable[..., Any],
     config: Any,
+    cache_name: str,
     before: int,
     stores: Sequence[tuple[Tensor, Tensor]],
     embeddings: Tensor,
@@ -118,6 +122,6 @@ def _pass(
         inputs_embeds=embeddings,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
+        **{cache_name: cache},
     ).last_hidden_state

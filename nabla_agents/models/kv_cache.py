@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,6 +92,13 @@ class GrowingLayer(DynamicLayer):
                 keys[:, :, :before], values[:, :, :before] = self.keys, self.values
             store = self._store = (keys, values)
         return store
+
+
+def cache_argument(body: Any) -> str:
+    """What a model's forward pass calls the cache it is given: `cache` since transformers 5.24, before that and in code
+    of a checkpoint's own `past_key_values`.
+    """
+    return "cache" if "cache" in inspect.signature(type(body).forward).parameters else "past_key_values"
 
 
 def growing_cache(config: Any) -> DynamicCache:

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from nabla_agents.errors import ModelLoadError
 from nabla_agents.models.checkpointing import is_checkpointed
 from nabla_agents.models.grouping import by_length
-from nabla_agents.models.kv_cache import GrowingLayer, growing_cache
+from nabla_agents.models.kv_cache import GrowingLayer, cache_argument, growing_cache
 from nabla_agents.models.prefix_cache import PrefixCache, PrefixCaches
 from nabla_agents.types import Prompt
 
@@ -64,6 +64,7 @@ class Transformer:
         self.module = module.eval().requires_grad_(False)
         self.body: Any = module.base_model
         self.embedding: Any = module.get_input_embeddings()
+        self._cache_argument = cache_argument(self.body)
         self.recomputes = is_checkpointed(module)
         self.matrix_parameters = _matrix_parameters(self.body)
         self.config: Any = module.config.get_text_config(decoder=True)
@@ -220,8 +221,8 @@ class Transformer:
             inputs_embeds=embeddings,
             attention_mask=context.mask if context.padded else None,
             position_ids=positions,
-            past_key_values=context.cache,
             use_cache=True,
+            **{self._cache_argument: context.cache},
         )
         return output.last_hidden_state
 

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from nabla_agents.models.kv_cache import GrowingLayer, growing_cache
+from nabla_agents.models.kv_cache import GrowingLayer, cache_argument, growing_cache
 from nabla_agents.testing import random_model
 
 
@@ -100,3 +100,13 @@ def test_layers_with_a_window_are_transformers_own() -> None:
         for o, t in zip(ours, theirs, strict=True)
     ]
     assert sum(type(layer) is GrowingLayer for layer in ours) == 2
+
+
+def test_a_cache_is_passed_by_the_name_that_the_model_has_for_it() -> None:
+    class Newer:
+        def forward(self, input_ids: object = None, cache: object = None) -> None: ...
+
+    class Older:
+        def forward(self, input_ids: object = None, past_key_values: object = None, **rest: object) -> None: ...
+
+    assert (cache_argument(Newer()), cache_argument(Older())) == ("cache", "past_key_values")
