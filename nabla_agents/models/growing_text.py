@@ -1,10 +1,11 @@
-"""GrowingText: the text of a completion as its tokens come."""
+"""The text of a completion as its tokens come."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
 from nabla_agents.models.tokenizer import Tokenizer
+from nabla_agents.types import Rollout
 
 
 class GrowingText:
@@ -35,6 +36,16 @@ class GrowingText:
         text = self._written
         ends = [text.find(stop) for stop in self._stop if stop in text]
         return text[: min(ends)] if ends else without_half_a_stop(text, self._stop)
+
+
+def text_of(tokenizer: Tokenizer, rollout: Rollout, tokens: int, stop: Sequence[str]) -> str:
+    """Text of a rollout's first tokens: always a prefix of its text, cut before a half-written character and before
+    what another continuation could complete to a stop string.
+    """
+    text = without_half_a_stop(tokenizer.decode(rollout.completion_ids[:tokens]).rstrip("\ufffd"), stop)
+    while not rollout.text.startswith(text):
+        text = text[:-1]
+    return text
 
 
 def without_half_a_stop(text: str, stop: Sequence[str]) -> str:

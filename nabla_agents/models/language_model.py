@@ -122,10 +122,7 @@ class LanguageModel:
     def rendered(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> str:
         """The conversation by the chat template: tools in text where it has none, fewer roles where it refuses some."""
         knows_tools, delimiters = self.tokenizer.knows_tools, self.tokenizer.delimiters
-        messages, tools = (
-            delimiters.messages(messages),
-            delimiters.tools(tools),
-        )  # before markers of ours are among them
+        messages, tools = delimiters.messages(messages), delimiters.tools(tools)  # before there are any of ours
         if not knows_tools and (tools or any(m.extra.get("tool_calls") for m in messages)):
             messages, tools = with_tools_in_text(messages, tools), None
         messages = in_dialect(messages, self.tokenizer.dialect)

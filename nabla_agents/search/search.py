@@ -17,7 +17,7 @@ from nabla_agents.functional import likeliest
 from nabla_agents.models.contrast import readings
 from nabla_agents.models.decoding import RolloutBackend, RolloutJob
 from nabla_agents.models.gradients import LikelihoodRows, Meter
-from nabla_agents.models.growing_text import GrowingText, without_half_a_stop
+from nabla_agents.models.growing_text import GrowingText, text_of
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.objective import Objective, ObjectiveGradient
 from nabla_agents.request import Request
@@ -241,14 +241,8 @@ class Search:
         return torch.rand(count, generator=self.generator)
 
     def committed_text(self, rollout: Rollout, tokens: int) -> str:
-        """Text of the first tokens: always a prefix of the rollout's text, cut before a half-written character and
-        before what another continuation could complete to a stop string.
-        """
-        text = self.model.tokenizer.decode(rollout.completion_ids[:tokens]).rstrip("\ufffd")
-        text = without_half_a_stop(text, self.sampling.stop)
-        while not rollout.text.startswith(text):
-            text = text[:-1]
-        return text
+        """Text of the first tokens, as far as no continuation can change it."""
+        return text_of(self.model.tokenizer, rollout, tokens, self.sampling.stop)
 
     async def _written(self, jobs: Sequence[RolloutJob]) -> Written:
         """The jobs' rollouts: by the local model token by token, by another backend whole."""

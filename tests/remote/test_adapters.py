@@ -35,7 +35,9 @@ class Person(BaseModel):
 def there(server: Server) -> Iterator[dict[str, Any]]:
     """Settings of a model on the endpoint."""
     yield {"base_url": f"http://127.0.0.1:{server.port}/v1", "model": "scripted", "max_tokens": 128}
-    for key in [key for key in shared_engines._loaded if "base_url" in dict(key)]:  # kept to the process's end otherwise
+    for key in [
+        key for key in shared_engines._loaded if "base_url" in dict(key)
+    ]:  # kept to the process's end otherwise
         engine: Any = shared_engines._loaded.pop(key)
         engine.close()
 
