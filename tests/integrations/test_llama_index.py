@@ -30,8 +30,8 @@ from nabla_agents import (
     Engine,
     ModelLoadError,
     PromptError,
-    shared,
 )
+from nabla_agents.adapters import shared_engines
 
 QUESTIONS = [
     "Tom has 3 boxes with 4 apples each. He eats 5 apples. How many apples are left?",
@@ -419,7 +419,7 @@ def test_equal_settings_load_once_and_only_when_used(
         made.append(options)
         return engine
 
-    monkeypatch.setattr(shared, "_loaded", {})
+    monkeypatch.setattr(shared_engines, "_loaded", {})
     monkeypatch.setattr(nabla_agents.Engine, "tiny", tiny)
     llms = [NablaLLM(max_tokens=1, seed=i) for i in range(10)]
     llms[0].to_payload(), llms[0].to_dict(), llms[0].with_options(seed=1), copy.deepcopy(llms[0])
@@ -440,7 +440,7 @@ def test_copies_and_pickles_share_the_engine(engine: Engine, monkeypatch: pytest
     pickled = pickle.dumps(llm)
     assert len(pickled) < 5000
     assert pickle.loads(pickle.dumps(NablaLLM(seed=4))).seed == 4
-    monkeypatch.setattr(shared, "_shared", {})
+    monkeypatch.setattr(shared_engines, "_shared", {})
     with pytest.raises(ModelLoadError, match="model name instead"):
         pickle.loads(pickled)
 
