@@ -27,6 +27,9 @@ class BaseEngine(ABC):
     budget: Any
     """A `Budget`: what one prompt may cost unless a request says otherwise."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(model={self.model.name!r}, strategy={type(self.strategy).__name__})"
+
     @abstractmethod
     def prompt(
         self, prompt: PromptLike, *, tools: Sequence[dict[str, Any]] | None = None, formatted: bool = False

@@ -88,6 +88,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ── solve ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("arguments", [(), ("-",)])
+def test_a_question_may_come_from_a_pipe(arguments: tuple[str, ...], nabla: Nabla) -> None:
+    """As `echo QUESTION | nabla solve` and `nabla solve - < file`."""
+    options = ("--json", "--strategy", "greedy", "--rollouts", "1")
+    piped = CliRunner().invoke(app, ["solve", *arguments, *options], input=f"{PROBLEM.question}\n")
+    assert json.loads(piped.stdout)["text"] == json.loads(nabla("solve", PROBLEM.question, *options).stdout)["text"]
+    assert "Give either a question" in CliRunner().invoke(app, ["solve", *arguments, *options], input="\n").stderr
+
+
 def test_a_pipe_gets_the_question_each_change_the_answer_and_the_verdict(nabla: Nabla) -> None:
     done = nabla(*SAMPLE)
     assert done.exit_code == 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from nabla_agents.adapters.shared_engines import SharedEngine, loaded
 from nabla_agents.chat.grammar import Grammar
@@ -16,6 +17,18 @@ from nabla_agents.types import Budget
 
 if TYPE_CHECKING:
     from nabla_agents.engine import Engine
+
+
+_ELSEWHERE: Mapping[str, str] = {  # other models' names
+    "max_completion_tokens": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "num_predict": "max_tokens",
+    "model_name": "model",
+    "model_id": "model",
+    "model_path": "model",
+    "stop_sequences": "stop",
+    "random_seed": "seed",
+}
 
 
 class EngineSettings(BaseModel):
@@ -64,6 +77,15 @@ class EngineSettings(BaseModel):
     strategy: Any = None
     """A strategy object such as `BestOfN(n=8)`; None is the engine's own."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names(cls, values: Any) -> Any:
+        for name in values if isinstance(values, dict) else ():
+            known = {field.alias or key for key, field in cls.model_fields.items()} | set(cls.model_fields)
+            if isinstance(name, str) and name not in known and (meant := cls.did_you_mean(name, known)):
+                raise ValueError(f"{name} is no setting of {cls.__name__}{meant}.")
+        return values
+
     @field_validator("stop", mode="before")
     @classmethod
     def _stop_is_a_list(cls, value: Any) -> Any:
@@ -100,6 +122,13 @@ class EngineSettings(BaseModel):
             return None if objective is None else objective.reward is not None
         return None if self.base_url else self.model == "tiny"
 
+    @staticmethod
+    def did_you_mean(name: str, known: Collection[str]) -> str:
+        """` (did you mean X?)`, X being the setting that is probably meant; empty where none is like it."""
+        other = _ELSEWHERE.get(name)
+        nearest = [other] if other in known else get_close_matches(name, known, 1)
+        return f" (did you mean {nearest[0]}?)" if nearest else ""
+
     def settings(self) -> dict[str, Any]:
         """Every field's value, as the constructor takes it."""
         return {name: getattr(self, name) for name in type(self).model_fields}
@@ -112,6 +141,15 @@ class EngineSettings(BaseModel):
         """What one answer may cost on this engine."""
         budget = engine.budget if self.budget is None else self.budget
         return budget if self.rollouts is None else replace(budget, rollouts=self.rollouts)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """The model and what was set of it: one line."""
+        yield "model", self.model
+        for name, field in EngineSettings.model_fields.items():
+            if name not in ("model", "engine", "api_key") and getattr(self, name) != field.get_default(
+                call_default_factory=True
+            ):
+                yield name, getattr(self, name)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Any:
         memo = {} if memo is None else memo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 @app.command()
 @command
 def solve(
-    question: Annotated[str | None, typer.Argument(help="What to ask.", show_default=False)] = None,
+    question: Annotated[
+        str | None, typer.Argument(help="What to ask; `-`, and a pipe, is what stdin has.", show_default=False)
+    ] = None,
     sample: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Ask the N-th test problem and check the answer.")
     ] = None,
@@ -57,6 +60,8 @@ def solve(
     revision: Revision = None,
 ) -> None:
     """Answer one question, and show how the answer is refined."""
+    if question == "-" or (question is None and sample is None and not sys.stdin.isatty()):
+        question = sys.stdin.read().strip() or None
     if (question is None) == (sample is None):
         raise ConfigurationError("Give either a question or --sample N, for example: nabla solve --sample 1")
     problem = None if sample is None else tiny.problems(sample, seed=0, split="test")[-1]

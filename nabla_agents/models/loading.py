@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypedDict, TypeVar
 import torch
 from pydantic import field_validator
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from nabla_agents.config import Settings
@@ -113,9 +115,10 @@ def load(
 
 
 def _weights(name: str | Path, path: str, auto_class: Any, options: Mapping[str, Any]) -> PreTrainedModel:
-    model, info = _attempt(
-        name, "weights", lambda: auto_class.from_pretrained(path, output_loading_info=True, **options)
-    )
+    with _without_bars():
+        model, info = _attempt(
+            name, "weights", lambda: auto_class.from_pretrained(path, output_loading_info=True, **options)
+        )
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ModelLoadError(
@@ -124,6 +127,19 @@ def _weights(name: str | Path, path: str, auto_class: Any, options: Mapping[str,
             "with; if it ships its own code, read that code and consent with trust_remote_code=True."
         )
     return model
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers shows a bar of its own for every model, in whatever program it is."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _gguf_file(path: str, loading: Loading) -> Path | None:

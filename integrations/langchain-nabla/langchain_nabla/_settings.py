@@ -57,7 +57,8 @@ class NablaSettings(EngineSettings, Serializable):
         """
         if unknown := [name for name in options if name not in self.per_call]:
             raise TypeError(
-                f"{type(self).__name__} got unknown call options: {', '.join(unknown)}. Known: "
+                f"{type(self).__name__} got unknown call options: {', '.join(unknown)}"
+                f"{self.did_you_mean(unknown[0], self.per_call)}. Known: "
                 f"{', '.join(self.per_call)}; other settings go to the constructor."
             )
         if stop is not None:

@@ -103,7 +103,8 @@ def merged(call: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def check_known(options: Mapping[str, Any]) -> None:
     """Raises TypeError for an option that no call has."""
     if unknown := [name for name in options if name not in PER_CALL]:
+        meant = EngineSettings.did_you_mean(unknown[0], PER_CALL)
         raise TypeError(
-            f"NablaLLM got unknown options: {', '.join(unknown)}. Known: {', '.join(PER_CALL)}; other settings go to "
-            "the constructor."
+            f"NablaLLM got unknown options: {', '.join(unknown)}{meant}. Known: {', '.join(PER_CALL)}; other settings "
+            "go to the constructor."
         )
