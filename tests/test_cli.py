@@ -232,7 +232,7 @@ def test_an_answer_that_was_cut_is_said_to_be(nabla: Nabla) -> None:
         ("solve a --reward ''", ["Unknown reward ''"]),
         ("solve a --reward tiny+", ["Unknown reward ''"]),
         ("solve a --reward tiny+none", ["'none'", "tiny, arithmetic"]),
-        ("solve a --reward judge:x", ["Unknown kind of reward model 'judge'", "implicit, process, outcome"]),
+        ("solve a --reward judge:x", ["Unknown kind of reward model 'judge'", "implicit, sibling, process, outcome"]),
         ("solve a --reward two*tiny", ["weight 'two'", "is no number"]),
         ("solve a --reward tiny*2", ["weight 'tiny'", "is no number"]),
         ("solve a --reward nan*tiny", ["weight 'nan'", "not finite"]),
