@@ -56,11 +56,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _unlisted() -> list[str]:
     """Public names without a place in the reference. Errors have one page together."""
-    exported = next(
-        ast.literal_eval(node.value)
-        for node in ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-    )
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    exported = sorted(alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names)
     pages = [page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md")]
     listed = {name.rpartition(".")[2] for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
     return [n for n in exported if n not in listed and not n.endswith(("Error", "__"))]
