@@ -64,11 +64,11 @@ def phases(run: Callable[[], None]) -> dict[str, tuple[float, int, int]]:
     def watch(owner: Any, name: str) -> Callable[[], None]:
         as_it_was: Any = getattr(owner, name)
 
-        def timed(self: Any, *columns: Any) -> Any:
+        def timed(self: Any, *columns: Any, **options: Any) -> Any:
             began = time.perf_counter()
             rows[name] += next((len(c) for c in columns if isinstance(c, Sequence)), len(self) if name == "step" else 1)
             try:
-                return as_it_was(self, *columns)
+                return as_it_was(self, *columns, **options)
             finally:
                 seconds[name] += time.perf_counter() - began
                 calls[name] += 1

@@ -117,7 +117,7 @@ def nothing() -> Setup:
 @cache
 def process() -> Setup:
     model = language_model()
-    reward = random_process_reward(model.tokenizer.hf, width=32, layers=2, seed=1)
+    reward = random_process_reward(model.tokenizer.hf, min_coverage=0.0, width=32, layers=2, seed=1)
     return Setup(model, reward, [reward.transformer], (BoundReward,))
 
 
@@ -138,7 +138,10 @@ def own_reference() -> Setup:
 def several() -> Setup:
     model, tuned = language_model(), language_model(1, width=32)
     hf = model.tokenizer.hf
-    steps, whole = random_process_reward(hf, seed=1, labels=1), random_outcome_reward(hf, width=16, seed=2)
+    steps, whole = (
+        random_process_reward(hf, seed=1, labels=1, min_coverage=0.0),
+        random_outcome_reward(hf, width=16, seed=2, min_coverage=0.0),
+    )
     judges = [steps.transformer, whole.transformer, tuned.transformer]
     reward = 3.0 * steps + 0.5 * whole + 0.1 * ImplicitReward(tuned)
     return Setup(model, reward, judges, (BoundReward, BoundReward, ImplicitReward))

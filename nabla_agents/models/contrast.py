@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nabla_agents.errors import VocabularyMismatchError
 from nabla_agents.functional import HEAD_CHUNK
-from nabla_agents.models.gradients import GradientRows, LikelihoodRows
+from nabla_agents.models.gradients import GradientRows, LikelihoodRows, row_flops
 from nabla_agents.models.language_model import LanguageModel, longest
 from nabla_agents.types import Rollout, Usage
 
@@ -33,6 +33,10 @@ class Contrast:
     second: GradientRows
     beta: float = 1.0
     floor: float | None = None
+
+    @property
+    def row_flops(self) -> float:
+        return row_flops(self.first) + row_flops(self.second)
 
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
         first, second = (reading.rows(positions) for reading in (self.first, self.second))

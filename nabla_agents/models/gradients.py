@@ -123,6 +123,10 @@ class PositiveRows:
 
     gradient: GradientRows
 
+    @property
+    def row_flops(self) -> float:
+        return row_flops(self.gradient)
+
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
         return self.gradient.rows(positions).clamp_min(0)
 

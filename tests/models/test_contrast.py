@@ -98,7 +98,7 @@ def test_many_readings_are_those_of_each_alone_and_the_ledger_is_what_was_read(m
     usage = sum((u for _, u in together), Usage())
     assert usage.reward_forward_tokens == sum(seen.values()) > 0
     assert (usage.lm_forward_tokens, usage.reward_backward_tokens, usage.prefill_tokens) == (0, 0, 0)
-    expected = sum(2.0 * m.transformer.parameter_count * seen[id(m)] for m in models)
+    expected = sum(2.0 * m.transformer.matrix_parameters * seen[id(m)] for m in models)
     assert usage.flops == pytest.approx(expected, rel=1e-12)
     for (rows, _), (own, _), rollout in zip(together, alone, read, strict=True):
         places = range(len(rollout.completion_ids))

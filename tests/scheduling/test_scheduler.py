@@ -343,7 +343,7 @@ def test_flops_are_overrun_by_one_decode_step_at_most(decoding: Watch, strategy:
     decoding.steps.clear()
     limit = share * whole
     result = engine.generate("12", sampling=LONG, budget=Budget(rollouts=8, flops=limit))
-    step = endless().usage(forward=decoding.steps[0]).flops
+    step = endless().usage(forward=decoding.steps[0], rows=decoding.steps[0]).flops
     assert limit <= result.usage.flops <= limit + step
     assert result.detail.startswith("flops ")
     assert result.truncated

@@ -52,7 +52,7 @@ def test_the_refinement_of_a_long_completion_lets_others_write_meanwhile(monkeyp
     events, engine = list[str](), endless()
     step, changes = Decoding.step, proposals.best_changes
     monkeypatch.setattr(Decoding, "step", lambda self: (events.append("step"), step(self))[1])
-    monkeypatch.setattr(proposals, "best_changes", lambda *a: (events.append("refined"), changes(*a))[1])
+    monkeypatch.setattr(proposals, "best_changes", lambda *a, **o: (events.append("refined"), changes(*a, **o))[1])
     strategy = Nabla(min_promise=50.0, refinable=proposals.Refinable())
     options: dict[str, Any] = {"budget": Budget(rollouts=2)}
     long = engine.submit(engine.request("12", strategy=strategy, sampling=Sampling(max_tokens=200), **options))
