@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.rewards import PythonTests
 from nabla_agents.rewards.tools import executors
 from nabla_agents.rewards.tools.code import python_code
+from nabla_agents.rewards.tools.unit_tests import equal
 from nabla_agents.sandbox import Execution, Limits, Program
 from nabla_agents.types import Rollout
 
 SHOWN = 2  # assertions that a question has, and that may lead a search
+_RELATIVE, _ABSOLUTE = 1e-7, 1e-6  # least tolerances of floats, as EvalPlus has them
 _LIMITS = Limits(cpu_seconds=6, wall_seconds=20, value_bytes=4 << 20)
 _QUICK = Limits(cpu_seconds=1, wall_seconds=4)
 
@@ -49,7 +51,8 @@ class MbppPlus:
         inputs, expected = self._expected
         code = python_code(text, self._entry)
         execution = self._run("" if code is None else code.flush, inputs, _LIMITS)
-        return len(execution.values) == len(inputs) and all(map(self._close, expected, execution.values))
+        close = partial(equal, relative=_RELATIVE, absolute=max(self._atol, _ABSOLUTE))
+        return len(execution.values) == len(inputs) and all(map(close, expected, execution.values))
 
     @cached_property
     def _expected(self) -> tuple[list[Any], list[Any]]:
@@ -75,23 +78,14 @@ class MbppPlus:
     def _run(self, code: str, calls: Sequence[Any], limits: Limits) -> Execution:
         return executors.programs().run(Program(code, entry=self._entry, calls=calls), limits)
 
-    def _close(self, expected: Any, value: Any) -> bool:
-        """Equal as JSON; floats within the row's tolerance, or a millionth."""
-        number: Callable[[Any], bool] = lambda x: isinstance(x, int | float) and not isinstance(x, bool)  # noqa: E731
-        if number(expected) and number(value) and float in (type(expected), type(value)):
-            return abs(expected - value) <= max(self._atol, 1e-6 * abs(expected), 1e-6)
-        if isinstance(expected, list) and isinstance(value, list):
-            return len(expected) == len(value) and all(map(self._close, expected, value))
-        return bool(expected == value)
 
-
-def mbpp_plus(row: Mapping[str, Any]) -> MbppPlus:
-    """The question of a row.
+def mbpp_plus(row: Mapping[str, Any], at: str) -> MbppPlus:
+    """The question of the row that stands `at` a place of a file.
 
     Raises:
         ConfigurationError: the row is none of MBPP+.
     """
     try:
         return MbppPlus(row)
-    except (KeyError, TypeError, ValueError, SyntaxError) as e:
-        raise ConfigurationError(f"this is no row of MBPP+ ({type(e).__name__}: {e}).") from e
+    except (ConfigurationError, KeyError, TypeError, ValueError, SyntaxError) as e:
+        raise ConfigurationError(f"{at} is no row of MBPP+ ({type(e).__name__}: {e}).") from e

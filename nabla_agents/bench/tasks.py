@@ -179,10 +179,7 @@ def _question(settings: FileTask, number: int, row: Mapping[str, Any]) -> Questi
         return row[name]
 
     if settings.kind == "mbpp-plus":
-        try:
-            function = mbpp_plus(row)
-        except ConfigurationError as e:
-            raise ConfigurationError(f"{at}: {e}") from e
+        function = mbpp_plus(row, at)
         return Question(settings.prompt.replace("{question}", function.text), function.right)
     text = get(settings.question or _QUESTION[settings.kind])
     if not isinstance(text, str) or not text.strip():

@@ -134,23 +134,25 @@ class Search:
         if not prefixes:
             self.ended = (FinishReason.BUDGET, self._too_few())
             return []
-        own = self.sampling
-        sampling = own if own.temperature is not None else own.replace(temperature=temperature)
+        sampling = self.sampling
+        if sampling.temperature is None:
+            sampling = sampling.replace(temperature=temperature)
         self._check_cancelled()
         guesses = drafts if drafts is not None else [()] * wanted
         await self._read_prompt()
         longest = min(self.longest(prompt), most or self.longest())
-        own = share(self.budget, self._usage, len(prefixes))
+        each = share(self.budget, self._usage, len(prefixes))
         jobs = [
-            self._job(prefix, draft, sampling, prompt, min(longest, len(prefix) + own))
+            self._job(prefix, draft, sampling, prompt, min(longest, len(prefix) + each))
             for prefix, draft in zip(prefixes, guesses, strict=False)
         ]
         written = await self._written(jobs)
+        if prompt is not None or (self.model.narrow and isinstance(self._backend, LanguageModel)):
+            written = replace(written, ended=await self._reread(written.ended))
         self._usage = sum((r.usage for r in written.ended), self._usage)
         self._usage = sum((replace(r.usage, rollouts=0) for r in written.given_up), self._usage)
-        ended = written.ended if prompt is None else await self._own(written.ended)
-        scores = await self._scores(ended) if most is None else [self._unjudged] * len(ended)
-        entries = [Scored(r, s, self.objective.value(r, s)) for r, s in zip(ended, scores, strict=True)]
+        scores = await self._scores(written.ended) if most is None else [self._unjudged] * len(written.ended)
+        entries = [Scored(r, s, self.objective.value(r, s)) for r, s in zip(written.ended, scores, strict=True)]
         if not entries and not self.pool and written.given_up:
             entries = [self._cut(max(written.given_up, key=lambda r: len(r.completion_ids)))]
         for entry in entries:
@@ -249,11 +251,14 @@ class Search:
         if not isinstance(self._backend, LanguageModel):
             rollouts = Operation(self._backend.rollout, (jobs,), operation.ROLLOUTS, apart=True, alone=True)
             return Written(await rollouts, [])
-        written = await Writing(self._backend, jobs, self._watcher() if self.final else None)
-        if self.model.narrow and written.ended:
-            reading = Operation(self.model.reread, (written.ended,), operation.SCORE, closing=True)
-            written = replace(written, ended=await reading)
-        return written
+        return await Writing(self._backend, jobs, self._watcher() if self.final else None)
+
+    async def _reread(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """What was written behind any prompt as answers to the request's, with log π of all tokens read in one pass."""
+        if not rollouts:
+            return []
+        own = [replace(r, prompt=self.prompt) for r in rollouts]
+        return await Operation(self.model.reread, (own,), operation.SCORE, closing=True)
 
     async def _scores(self, rollouts: Sequence[Rollout]) -> list[Score | None]:
         """What the reward says; of a tool that is still at it when the search is stopped, that it did not say."""
@@ -272,15 +277,6 @@ class Search:
         self._usage = sum((s.usage for s in scores if s is not None), self._usage)
         self._calls = max([self._calls, *(s.usage.reward_calls for s in scores if s is not None)])
         return scores
-
-    async def _own(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """What was written behind another prompt as answers to the request's, with their log π there."""
-        if not rollouts:
-            return []
-        own = [replace(r, prompt=self.prompt) for r in rollouts]
-        read = await Operation(self.model.token_log_probs, (own,), operation.STATES)
-        self._usage = sum((usage for _, usage in read), self._usage)
-        return [replace(r, log_probs=log_probs) for r, (log_probs, _) in zip(own, read, strict=True)]
 
     def _cut(self, rollout: Rollout) -> Scored:
         """A first completion that was cut off: all that there is."""

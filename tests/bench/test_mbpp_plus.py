@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nabla_agents.bench.mbpp_plus import mbpp_plus
+from nabla_agents.bench.mbpp_plus import MbppPlus
 from nabla_agents.bench.tasks import FileTask, file_task
 from nabla_agents.errors import ConfigurationError
 
@@ -29,7 +29,7 @@ def answer(body: str) -> str:
 
 
 def test_a_question_shows_two_assertions() -> None:
-    assert mbpp_plus(ROW).text == "Write a function to halve a number.\nassert half(4) == 2\nassert half(6) == 3"
+    assert MbppPlus(ROW).text == "Write a function to halve a number.\nassert half(4) == 2\nassert half(6) == 3"
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_a_question_shows_two_assertions() -> None:
     ],
 )
 def test_an_answer_is_right_that_passes_all_and_agrees_with_the_reference(body: str, right: bool) -> None:
-    assert mbpp_plus(ROW).right([answer(body), "No function at all."]) == [right, False]
+    assert MbppPlus(ROW).right([answer(body), "No function at all."]) == [right, False]
 
 
 @pytest.mark.slow
 def test_a_slow_reference_judges_by_the_inputs_that_it_manages() -> None:
     slow = {**ROW, "canonical_solution": "def half(n):\n    while n == 1: pass\n    return n / 2\n"}
-    question = mbpp_plus(slow)
+    question = MbppPlus(slow)
     assert question.right([answer("n / 2"), answer("n // 2")]) == [True, False]
 
 

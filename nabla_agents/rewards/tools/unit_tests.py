@@ -9,6 +9,7 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nabla_agents.errors import ConfigurationError
@@ -46,10 +47,10 @@ def unit_tests(tests: object, entry: str | None) -> Calls | Script:
     return Calls(entry, tuple(a for a, _ in pairs), tuple(e for _, e in pairs))
 
 
-def equal(expected: Any, value: Any) -> bool:
+def equal(expected: Any, value: Any, *, relative: float = 1e-9, absolute: float = 1e-9) -> bool:
     """Whether a returned JSON value is the expected one.
 
-    Numbers are equal by value, 3 and 3.0 too, and floats within 1e-9 (relative or absolute); True is not 1. Lists and
+    Numbers are equal by value, 3 and 3.0 too, and floats within either tolerance; True is not 1. Lists and
     tuples are the same, and so are dicts with the same keys (JSON keys are text).
     """
     if isinstance(expected, bool) or isinstance(value, bool) or expected is None or value is None:
@@ -58,13 +59,14 @@ def equal(expected: Any, value: Any) -> bool:
         if isinstance(expected, int) and isinstance(value, int):
             return expected == value
         try:
-            return math.isclose(expected, value, rel_tol=1e-9, abs_tol=1e-9)
+            return math.isclose(expected, value, rel_tol=relative, abs_tol=absolute)
         except OverflowError:  # an integer beyond the range of floats
             return False
+    within = partial(equal, relative=relative, absolute=absolute)
     if isinstance(expected, list) and isinstance(value, list):
-        return len(expected) == len(value) and all(map(equal, expected, value))
+        return len(expected) == len(value) and all(map(within, expected, value))
     if isinstance(expected, dict) and isinstance(value, dict):
-        return expected.keys() == value.keys() and all(equal(expected[k], value[k]) for k in expected)
+        return expected.keys() == value.keys() and all(within(expected[k], value[k]) for k in expected)
     return isinstance(expected, str) and expected == value
 
 
