@@ -29,7 +29,7 @@ for number, step in enumerate(result.trace, 1):
 #    Promises far from the gains mean: trust the acceptance test, not the gradient (or lower `dto.beta`).
 for step in result.trace:
     if step.kind == "refine" and step.accepted:
-        assert step.predicted_gain > 0
+        assert step.ranking_score > 0
         assert step.gain > 0  # nothing is kept that makes the objective worse
 
 # 3. Over-optimisation shows as reward that grows while the likelihood falls, and as divergence from the model.
@@ -45,9 +45,9 @@ for step in kept:
             print(f"in {step.text[span.start : span.end]!r}: expected {span.expected}")
 print("finally:", result.score.verified, "-", result.score.explanation)
 
-# 5. Where the gradient looked: the tokens of the draft with the largest predicted gain.
+# 5. Where the gradient looked: the tokens of the draft with the highest ranking score.
 looked = next(step for step in result.trace if step.gains)
-hottest = max(looked.gains, key=lambda gain: gain.predicted_gain)
+hottest = max(looked.gains, key=lambda gain: gain.ranking_score)
 print(f"hottest token: {kept[0].text[hottest.start : hottest.end]!r}, better {hottest.new!r}")
 
 page = Path("trace.html")

@@ -35,7 +35,7 @@ class Trace(tuple[Step, ...]):
         return core_schema.no_info_after_validator_function(cls, handler.generate_schema(tuple[Step, ...]))
 
     def to_html(self, *, title: str = "Trace") -> str:
-        """One self-contained page: the answer's tokens coloured by predicted gain, each change with what it promised
+        """One self-contained page: the answer's tokens coloured by ranking score, each change with what it promised
         and gave, curves, verdicts and the ledger. It has no script, and asks nothing of the network.
 
         What a model or a tool wrote is escaped: it is text, whatever it contains.

@@ -273,7 +273,7 @@ class TokenGain:
     start: int
     end: int
     new: str
-    predicted_gain: float
+    ranking_score: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -282,7 +282,7 @@ class Step(Brief):
 
     Steps of kind `token` tell how a text grows that nothing can revise; they are no rounds, and in no trace.
 
-    `predicted_gain` is by what the gradient ranks changes, the objective's gain to first order, and no forecast, since
+    `ranking_score` is by what the gradient ranks changes, the objective's gain to first order, and no forecast, since
     the answer is written anew behind the change; `gain` is what it gave. Both in nats.
     `kl` is KL(π'‖π) of the refined row that proposed the token from the language model's own, in nats.
     `committed_text` only grows from step to step; `done` marks the last step. `gains`, on the first step after a
@@ -295,7 +295,7 @@ class Step(Brief):
     position: int | None = None
     old_token: str | None = None
     new_token: str | None = None
-    predicted_gain: float | None = None
+    ranking_score: float | None = None
     gain: float | None = None
     log_likelihood: float = math.nan
     score: Score | None = None

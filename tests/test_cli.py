@@ -107,7 +107,7 @@ def test_a_pipe_gets_the_question_each_change_the_answer_and_the_verdict(nabla: 
     assert lines[1].startswith("✓ rollout 1  reward ")
     changes = [line for line in lines if " → " in line]
     assert len(changes) >= 2
-    assert all("  predicted " in line and " · realised " in line and " · reward " in line for line in changes)
+    assert all("  ranked by " in line and " · realised " in line and " · reward " in line for line in changes)
     assert lines.index("draft:") < lines.index("answer:")
     assert lines[-1] == f"expected: {PROBLEM.answer} · answer correct · draft wrong"
 

@@ -164,7 +164,7 @@ def test_a_terminal_shows_each_change_and_then_the_answer() -> None:
         assert terminal.end() == 0
         output, text = terminal.output, terminal.text
     assert "Loading tiny" in text
-    assert re.search(r"✓ 24 - 21 = 1 → 3  predicted \+\d.*realised \+\d.*reward -?\d.* accepted", text)
+    assert re.search(r"✓ 24 - 21 = 1 → 3  ranked by \+\d.*realised \+\d.*reward -?\d.* accepted", text)
     assert "refined answer" in text
     assert "80 · answer correct · draft wrong" in text
     assert output.rindex(SHOW) > output.rindex(HIDE)
@@ -175,7 +175,7 @@ def test_a_terminal_shows_each_change_and_then_the_answer() -> None:
 def test_ctrl_c_shows_the_best_answer_so_far(rambler: Path) -> None:
     endless = ("--rollouts", "100000", "--strategy", "nabla-none", "--temperature", "1", "--max-tokens", "60")
     with Terminal(*SAMPLE, "--model", rambler, *endless) as terminal:
-        terminal.wait_for(lambda: terminal.text.count("predicted") >= 2)
+        terminal.wait_for(lambda: terminal.text.count("ranked by") >= 2)
         terminal.ctrl_c()
         assert_interrupted(terminal)
         end = terminal.text[terminal.text.rindex("╭") :]

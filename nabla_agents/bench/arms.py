@@ -13,8 +13,11 @@ from pydantic import BaseModel
 
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError
+from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.registry import STRATEGIES, replaced
 from nabla_agents.search import Strategy
+from nabla_agents.search.contrasts import ContrastDirection
+from nabla_agents.search.direction import Direction, DirectionSum, terms_of
 from nabla_agents.types import Budget
 
 
@@ -22,7 +25,8 @@ from nabla_agents.types import Budget
 class Arm:
     """A strategy, the name of the reward that it works with (None: the likelihood alone), and how the two weigh.
 
-    `budget` None is that of the comparison. `varied` has the settings that a sweep gave it.
+    `budget` None is that of the comparison. `varied` has the settings that a sweep gave it. `reader` names the model
+    by which directions read that tell a model something; None is the language model itself.
     """
 
     name: str
@@ -32,6 +36,11 @@ class Arm:
     embedding_terms: bool = True
     budget: Budget | None = None
     varied: Mapping[str, Any] = field(default_factory=dict)
+    reader: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.reader is not None and not _read(self.strategy):
+            raise ConfigurationError(f"Arm {self.name} has a reader, but no direction that reads, such as 'feedback'.")
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the arm's answers, as JSON."""
@@ -43,7 +52,23 @@ class Arm:
             "likelihood_weight": self.likelihood_weight,
             "embedding_terms": self.embedding_terms,
             "budget": None if self.budget is None else {k: v for k, v in asdict(self.budget).items() if v is not None},
+            **({} if self.reader is None else {"reader": self.reader}),
         }
+
+
+def read_by(reader: LanguageModel, strategy: Strategy) -> Strategy:
+    """The strategy with another model as the reader of what its directions tell."""
+    terms = [(w, d.replace(model=reader) if isinstance(d, ContrastDirection) else d) for w, d in _terms(strategy)]
+    return replaced(strategy, {"direction": DirectionSum(tuple(terms))})
+
+
+def _read(strategy: Strategy) -> bool:
+    return any(isinstance(direction, ContrastDirection) for _, direction in _terms(strategy))
+
+
+def _terms(strategy: Strategy) -> tuple[tuple[float, Direction], ...]:
+    direction = getattr(strategy, "direction", None)
+    return () if direction is None else terms_of(direction)
 
 
 def default_arms(n: int, rewards: Sequence[str], *, bare: str = "") -> dict[str, Arm]:

@@ -42,12 +42,15 @@ class StrategyChoice(Settings):
     settings: changes of the strategy's settings, by dotted path: `{direction = "none", "dto.beta" = 0.3}`, and of
         `likelihood_weight` and `embedding_terms`.
     vary: the same with a list of values each: one arm for every combination.
+    reader: a model that reads in the language model's place what directions such as `feedback` tell it; a folder, GGUF
+        file or hub id, loaded with the `loading` of the comparison.
     """
 
     kind: str | None = None
     rewards: tuple[str, ...] | None = None
     settings: Mapping[str, Any] = Field(default_factory=dict)
     vary: Mapping[str, tuple[Any, ...]] = Field(default_factory=dict)
+    reader: str | None = None
 
 
 class BenchConfig(BenchSettings):
@@ -126,7 +129,9 @@ class BenchConfig(BenchSettings):
         check(self.rewards)
         model = LanguageModel.from_pretrained(self.model, **self.loading)
         rewards = self.made_rewards(model, task, {arm.reward for arm in arms if arm.reward is not None})
-        return Bench(arms, model=model, rewards=rewards, settings=self, task=task)
+        names = {arm.reader for arm in arms if arm.reader is not None}
+        readers = {name: LanguageModel.from_pretrained(name, **self._loading_of_others) for name in names}
+        return Bench(arms, model=model, rewards=rewards, readers=readers, settings=self, task=task)
 
     def report(self, file: str | None, expression: str = "*") -> Report:
         """How the results of a run are told that was read from `file`, or from the command line alone."""
@@ -140,8 +145,11 @@ class BenchConfig(BenchSettings):
     def made_rewards(self, model: LanguageModel, task: Task, needed: set[str]) -> Mapping[str, Reward]:
         """The rewards of these names; the task's own where the table is empty."""
         donors = cache(partial(self._donors, model, task))
-        loading = {name: option for name, option in self.loading.items() if name != "gguf_file"}  # the model's own
-        return made(self.rewards or task.rewards, needed, loading=loading, donors=donors)
+        return made(self.rewards or task.rewards, needed, loading=self._loading_of_others, donors=donors)
+
+    @property
+    def _loading_of_others(self) -> Mapping[str, Any]:
+        return {name: option for name, option in self.loading.items() if name != "gguf_file"}  # that is the model's own
 
     def _with_budget(self, budget: Budget) -> list[Arm]:
         n = budget.rollouts or 8
@@ -161,7 +169,8 @@ class BenchConfig(BenchSettings):
             suffix = f"[{','.join(f'{k}={_shown(v)}' for k, v in varied.items())}]" if varied else ""
             for reward in rewards or (None,):
                 plain = Arm(f"{name}{suffix}" + (f"/{reward}" if reward else ""), strategy, reward)
-                arms.append(replace(changed(plain, {**choice.settings, **varied}), varied=varied))
+                arm = changed(plain, {**choice.settings, **varied})
+                arms.append(replace(arm, varied=varied, reader=choice.reader))
         return arms
 
     def _rewards_of(self, strategy: str, choice: StrategyChoice) -> tuple[str, ...]:

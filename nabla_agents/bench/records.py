@@ -30,6 +30,7 @@ _HALVES: Final = re.compile("[\ud800-\udfff]")  # of surrogate pairs, which UTF-
 class Record:
     """What one arm made of one problem with one seed.
 
+    `correct` is what was verified; `claimed`, what passes tests that run beside the answer, and counts as wrong.
     `question` is a hash of what was asked: problems of different seeds may be the same question. `pool_correct` says
     whether any completion that the search saw was correct: what a perfect reward could have chosen.
     `proposed` counts refinements, `accepted` those that were kept. `reward` is None where none judged. `curve` has for
@@ -50,6 +51,7 @@ class Record:
     seed: int = 0
     question: str = ""
     curve: tuple[Point, ...] = ()
+    claimed: bool = False
 
     @property
     def key(self) -> tuple[str, int, int]:

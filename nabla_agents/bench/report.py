@@ -31,7 +31,7 @@ _LEFT_OUT = (  # what goes where a terminal is too narrow
     (*_DETAILS, *_COSTS, "rollouts", "FLOPs", "− greedy"),
 )
 _HEADINGS = (
-    *("arm", "n", "accuracy %", "− greedy", "pool", "rollouts"),
+    *("arm", "n", "accuracy %", "claimed %", "− greedy", "pool", "rollouts"),
     *("generated", "forward", "backward", "passes", "FLOPs", "s"),
 )
 _WIDE = 200  # columns where there is no terminal
@@ -42,6 +42,10 @@ bootstrap interval over problems. “pool” is the accuracy of a perfect choice
 pass@n is the same as a row: oracles, not strategies. Tokens and FLOPs are those of language model and rewards together:
 2·N per token forward, 2·N more backward, and rows over the vocabulary. Seconds are wall-clock of the batch, shared out
 by FLOPs."""
+
+_CLAIMED = """\
+“claimed” are answers that pass tests which run beside them, so that nobody outside has seen it: they may be right, and
+count as wrong."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,7 @@ def cells(summary: ArmSummary) -> tuple[str, ...]:
         summary.arm + (" (oracle)" if summary.oracle else ""),
         str(summary.problems),
         f"{100 * summary.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+        f"{100 * summary.claimed:.1f}",
         gain,
         f"{100 * summary.pool_accuracy:.1f}",
         f"{u['rollouts']:.2f}",
@@ -188,7 +193,7 @@ def table(summaries: Sequence[ArmSummary], *, width: int) -> Table:
     made = Table()
     for left_out in _LEFT_OUT:
         made = Table(box=None, header_style="bold", pad_edge=False)
-        kept = [i for i, heading in enumerate(_HEADINGS) if heading not in left_out]
+        kept = [i for i in _columns(summaries) if _HEADINGS[i] not in left_out]
         for i in kept:
             made.add_column(_HEADINGS[i], justify="left" if i == 0 else "right", no_wrap=True)
         for summary in summaries:
@@ -199,17 +204,24 @@ def table(summaries: Sequence[ArmSummary], *, width: int) -> Table:
     return made
 
 
+def _columns(summaries: Sequence[ArmSummary]) -> list[int]:
+    """All of them; that of claims only where there are any."""
+    claimed = any(summary.claimed for summary in summaries)
+    return [i for i, heading in enumerate(_HEADINGS) if claimed or heading != "claimed %"]
+
+
 def markdown(results: Results, command: str, notes: str = "") -> str:
     """The whole report; `command` is what measures it anew."""
+    columns = _columns(results.arms)
     lines = [
         *(f"**{line}**  " for line in results.trust),
         "",
         f"`{command}`",
         "",
-        *rows(_HEADINGS, [cells(s) for s in results.arms]),
+        *rows([_HEADINGS[i] for i in columns], [[cells(s)[i] for i in columns] for s in results.arms]),
         "",
         *(_compared(results.comparisons) if results.comparisons else ()),
-        _NOTES + ("\n\n" + notes if notes else ""),
+        "\n\n".join(filter(None, (_NOTES, _CLAIMED if len(columns) == len(_HEADINGS) else "", notes))),
     ]
     return "\n".join(lines).lstrip("\n") + "\n"
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, field_validator
 
-from nabla_agents.bench.arms import Arm
+from nabla_agents.bench.arms import Arm, read_by
 from nabla_agents.bench.records import Point, Record
 from nabla_agents.bench.tasks import WORDS, Question, Task
 from nabla_agents.config import Sampling, Settings
@@ -118,10 +118,11 @@ class Bench:
         rewards: Mapping[str, Reward],
         settings: BenchSettings,
         task: Task = WORDS,
+        readers: Mapping[str, LanguageModel] | None = None,
     ) -> None:
         self.arms = {arm.name: arm for arm in arms}
         self.settings, self.task = settings, task
-        self._model, self._rewards = model, rewards
+        self._model, self._rewards, self._readers = model, rewards, readers or {}
         self._engines = {arm.name: self._engine(arm) for arm in arms}
         self.questions = {seed: task.draw(settings.problems, seed) for seed in settings.seeds}
 
@@ -175,7 +176,7 @@ class Bench:
         return Engine(
             model=self._model,
             reward=None if arm.reward is None else self._rewards[arm.reward],
-            strategy=arm.strategy,
+            strategy=arm.strategy if arm.reader is None else read_by(self._readers[arm.reader], arm.strategy),
             budget=self.settings.budget if arm.budget is None else arm.budget,
             likelihood_weight=arm.likelihood_weight,
             embedding_terms=arm.embedding_terms,
@@ -190,7 +191,8 @@ def recorded(arm: Arm, seed: int, index: int, question: Question, result: Result
     return Record(
         arm=arm.name,
         problem=index,
-        correct=right,
+        correct=right is True,
+        claimed=right is None,
         pool_correct=any(others),
         text=result.text,
         finish_reason=str(result.finish_reason),
@@ -201,7 +203,7 @@ def recorded(arm: Arm, seed: int, index: int, question: Question, result: Result
         accepted=sum(step.accepted for step in refinements),
         seed=seed,
         question=_hash(question.text.encode()),
-        curve=tuple(course(arm.strategy, tried, others, arm.likelihood_weight)),
+        curve=tuple(course(arm.strategy, tried, list(map(bool, others)), arm.likelihood_weight)),
     )
 
 

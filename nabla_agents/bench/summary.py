@@ -57,7 +57,8 @@ class ArmSummary:
     `gain` is the difference to greedy decoding on the cases (a question with a seed) that both have done, with a paired
     bootstrap interval; None without such cases. Where a question occurs more than once, it is what is resampled.
     `pool_accuracy` is that of a perfect choice among the completions that the arm saw. `usage` has the means of the
-    ledger. An oracle is no strategy: it knows the answers.
+    ledger. `claimed` is the share of answers that pass by their own account only, and is not in the accuracy. An
+    oracle is no strategy: it knows the answers.
     """
 
     arm: str
@@ -72,6 +73,7 @@ class ArmSummary:
     usage: Mapping[str, float]
     rollouts_interval: tuple[float, float]
     oracle: bool = False
+    claimed: float = 0.0
 
 
 def summarise(records: Sequence[Record]) -> list[ArmSummary]:
@@ -213,6 +215,7 @@ def _summary(
         usage={f.name: sum(getattr(r.usage, f.name) for r in records) / n for f in fields(Usage)},
         rollouts_interval=_mean([r.case for r in records], [r.usage.rollouts for r in records])[1],
         oracle=oracle,
+        claimed=0.0 if oracle else sum(r.claimed for r in records) / n,
     )
 
 

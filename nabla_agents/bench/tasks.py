@@ -22,10 +22,12 @@ from nabla_agents.types import Rollout, Score
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, and which of some answers are right: by the reference, not by the reward."""
+    """What is asked, and which of some answers are right: by the reference, not by the reward. None: an answer passes
+    by its own account, since its tests run beside it and nobody outside sees what they compare.
+    """
 
     text: str
-    right: Callable[[Sequence[str]], list[bool]]
+    right: Callable[[Sequence[str]], Sequence[bool | None]]
 
 
 @dataclass(frozen=True)
@@ -209,9 +211,9 @@ def _tests(tests: Any) -> Any:
     return [tuple(pair) if isinstance(pair, list) and len(pair) == 2 else pair for pair in tests]
 
 
-def _passed(tests: PythonTests, prompt: str, texts: Sequence[str]) -> list[bool]:
-    """Whether the function in each text passes all tests. An answer that alone cannot be judged (it needs a package
-    that is not there, say) is wrong.
+def _passed(tests: PythonTests, prompt: str, texts: Sequence[str]) -> list[bool | None]:
+    """Whether the function in each text passes all tests; None where that is only claimed. An answer that alone
+    cannot be judged (it needs a package that is not there, say) is wrong.
 
     Raises:
         SandboxError: the sandbox judges nothing, not even a function that does nothing.
@@ -220,7 +222,7 @@ def _passed(tests: PythonTests, prompt: str, texts: Sequence[str]) -> list[bool]
     unjudged = next((score for score in scores if not score.judged), None)
     if unjudged is not None and not _judged(tests, prompt, [_NOTHING])[0].judged:
         raise SandboxError(f"An answer could not be judged: {unjudged.explanation}")
-    return [score.value == 1.0 and score.verified is not False for score in scores]
+    return [score.verified if score.value == 1.0 else False for score in scores]
 
 
 def _judged(reward: MathAnswer | PythonTests, prompt: str, texts: Sequence[str]) -> list[Score]:

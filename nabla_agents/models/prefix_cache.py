@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class PrefixCaches:
     def keep(self, prompt: Prompt, cache: PrefixCache) -> None:
         """In place of what was kept for this prompt, if anything was."""
         key, held = id(prompt), self._held
-        held[key] = weakref.ref(prompt, lambda gone: _forget(held, key, gone)), cache
+        held[key] = weakref.ref(prompt, partial(_forget, held, key)), cache  # a lambda's globals may be gone at exit
 
 
 def _forget(held: dict[int, tuple[weakref.ref[Prompt], PrefixCache]], key: int, gone: weakref.ref[Prompt]) -> None:

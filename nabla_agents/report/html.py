@@ -17,7 +17,7 @@ from nabla_agents.report.diff import Diff
 from nabla_agents.types import Span, Step, TokenGain, Usage
 
 _HALVES: Final = re.compile("[\ud800-\udfff]")
-_STRONG: Final = 5.0  # nats of predicted gain at which a token's colour is full
+_STRONG: Final = 5.0  # nats of ranking score at which a token's colour is full
 _STYLE: Final = """
 .nabla-report{--ink:#1b1f24;--dim:#5c6670;--line:#d9dee3;--page:#fff;--box:#f6f8fa;--good:#1a7f37;--bad:#cf222e;
 --hot:235,110,0;--a:#0969da;--b:#8250df;--c:#1a7f37;color-scheme:light dark;font:15px/1.5 system-ui,sans-serif;
@@ -103,7 +103,7 @@ def _timeline(steps: Sequence[Step]) -> Iterator[str]:
         if step.gains:
             legend = (
                 'What the gradient says of the best answer so far: <span class="key">from 0 to 5 nats</span> of '
-                "predicted gain, the better token on pointing"
+                "ranking score of a change there, the better token on pointing"
             )
             yield f'<li><span class="dim">{legend}</span><pre>{_heat(incumbent, step.gains)}</pre></li>'
         if step.kind == "commit":
@@ -145,11 +145,11 @@ def _verdict(step: Step) -> str:
 
 
 def _heat(text: str, gains: Sequence[TokenGain]) -> str:
-    """A text whose tokens are the warmer, the more the objective is predicted to gain by their best alternative."""
+    """A text whose tokens are the warmer, the higher the ranking score of their best alternative."""
     marks: list[tuple[int, int, str]] = []
     for gain in gains:
-        strength = min(1.0, max(0.0, gain.predicted_gain / _STRONG))
-        hint = f"{_visible(gain.new)} instead: predicted gain {gain.predicted_gain:.2f} nats"
+        strength = min(1.0, max(0.0, gain.ranking_score / _STRONG))
+        hint = f"{_visible(gain.new)} instead: ranking score {gain.ranking_score:.2f} nats"
         colour = f"background:rgba(var(--hot),{0.75 * strength:.2f})"
         marks.append((gain.start, gain.end, f'span title="{escape(hint)}" style="{colour}"'))
     return _with_marks(text, marks)

@@ -32,7 +32,7 @@ def judged(score: Score | None) -> str:
 
 def promised(step: Step) -> str:
     """What the gradient promised of a change, and what it gave."""
-    return f"predicted {_signed(step.predicted_gain)} · realised {_signed(step.gain)}"
+    return f"ranked by {_signed(step.ranking_score)} · realised {_signed(step.gain)}"
 
 
 def likelihood(nats: float) -> str:

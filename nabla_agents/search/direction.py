@@ -29,7 +29,7 @@ class Directed:
         rows: g_t in nats for some positions, given the tokens that are considered at each.
         likelihood: the language model's own rows, where they came along; else the search reads them.
         credit: {position: {token: nats}} that tools locate: exempt from the tests of what is plausible and refinable.
-        explains: whether predicted gains say something of the written tokens, so that they are shown.
+        explains: whether ranking scores say something of the written tokens, so that they are shown.
         threshold: nats that a change has to gain by the rows to be worth a rollout; located ones are exempt.
     """
 
@@ -56,15 +56,15 @@ class Addable:
     """Directions add and scale as rewards do: `GradientDirection() + 2.0 * FeedbackDirection()`."""
 
     def __add__(self, other: Direction) -> DirectionSum:
-        return DirectionSum((*_terms(self), *_terms(other)))
+        return DirectionSum((*terms_of(self), *terms_of(other)))
 
     def __radd__(self, other: Direction) -> DirectionSum:
-        return DirectionSum((*_terms(other), *_terms(self)))
+        return DirectionSum((*terms_of(other), *terms_of(self)))
 
     def __mul__(self, weight: float) -> DirectionSum:
         if not isinstance(weight, Real) or isinstance(weight, bool):
             raise ConfigurationError(f"Directions add and scale by finite numbers; got {weight!r} * {self!r}.")
-        return DirectionSum(tuple((float(weight) * w, direction) for w, direction in _terms(self)))
+        return DirectionSum(tuple((float(weight) * w, direction) for w, direction in terms_of(self)))
 
     __rmul__ = __mul__
 
@@ -128,5 +128,6 @@ def _summed(parts: Sequence[tuple[float, Directed]]) -> Directed:
     )
 
 
-def _terms(direction: object) -> tuple[tuple[float, Direction], ...]:
+def terms_of(direction: object) -> tuple[tuple[float, Direction], ...]:
+    """The terms of a sum; of another direction, itself."""
     return direction.terms if isinstance(direction, DirectionSum) else ((1.0, direction),)  # type: ignore[return-value]

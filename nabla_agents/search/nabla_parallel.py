@@ -14,7 +14,7 @@ from nabla_agents.search.proposals import ProposalSettings, opened, proposals, r
 from nabla_agents.search.search import Search
 from nabla_agents.types import Step
 
-Rank = Literal["promise", "predicted_gain", "loss"]
+Rank = Literal["promise", "ranking_score", "loss"]
 
 
 class NablaParallel(ProposalSettings):
@@ -24,7 +24,7 @@ class NablaParallel(ProposalSettings):
     Where no change of a batch is an improvement, the next `width` are tried, until nothing promising is left.
 
     alternatives: tokens that are proposed at each place.
-    rank: which changes are tried first: those of most `promise` or `predicted_gain`, or those at the places where the
+    rank: which changes are tried first: those of most `promise` or `ranking_score`, or those at the places where the
         direction takes most from the written token (`loss`: what TTEL does with a contrast, arXiv 2607.21453).
     """
 

@@ -43,7 +43,7 @@ class Refinable(Settings):
 class Proposal:
     """A token that the refined row prefers, or comes closest to preferring, over the written one.
 
-    `promise` is log π'(new) - log π'(old) in nats under the refined row π'; `predicted_gain` is g(new) - g(old), the
+    `promise` is log π'(new) - log π'(old) in nats under the refined row π'; `ranking_score` is g(new) - g(old), the
     change of the objective to first order; `log_odds` is log π(new) - log π(old) under the language model's own row π;
     `kl` is KL(π'‖π), how far the row was moved; `loss` is -g(old), what a contrast takes from the written token. All in
     nats.
@@ -53,7 +53,7 @@ class Proposal:
     old: int
     new: int
     promise: float
-    predicted_gain: float
+    ranking_score: float
     log_odds: float = 0.0
     kl: float = 0.0
     loss: float = 0.0

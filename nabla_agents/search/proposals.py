@@ -147,7 +147,7 @@ async def _directed(search: Search, settings: ProposalSettings, incumbent: Score
 
 def _is_worth(proposal: Proposal, settings: ProposalSettings, directed: Directed) -> bool:
     """Whether to pay a rollout for a change."""
-    strong = proposal.predicted_gain > directed.threshold or proposal.position in directed.credit
+    strong = proposal.ranking_score > directed.threshold or proposal.position in directed.credit
     return strong and (settings.resample is not None or proposal.promise > settings.min_promise)
 
 
@@ -223,7 +223,7 @@ def refine_step(search: Search, incumbent: Scored, candidate: Scored, proposal: 
         position=proposal.position,
         old_token=tokenizer.token_text(proposal.old),
         new_token=tokenizer.token_text(proposal.new),
-        predicted_gain=proposal.predicted_gain,
+        ranking_score=proposal.ranking_score,
         gain=candidate.objective - incumbent.objective,
         kl=proposal.kl,
         log_likelihood=candidate.rollout.log_likelihood,

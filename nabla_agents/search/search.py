@@ -188,7 +188,7 @@ class Search:
         """Keeps what a gradient says of a completion's tokens for the next step, which shows it."""
         located = self.model.tokenizer.token_offsets(entry.rollout.completion_ids)
         gains = [
-            TokenGain(*located[p.position], self.model.tokenizer.token_text(p.new), p.predicted_gain) for p in proposals
+            TokenGain(*located[p.position], self.model.tokenizer.token_text(p.new), p.ranking_score) for p in proposals
         ]
         before = self._noted[1] if self._noted is not None and self._noted[0] is entry else []
         self._noted = entry, before + gains

@@ -32,6 +32,9 @@ rewards = ["both"]
 """
 
 
+PEER = 'settings = { direction = "peer" }\n[rewards]\nprocess = "tiny"\n'
+
+
 def read(folder: Path, text: str) -> BenchConfig:
     path = folder / "config.toml"
     path.write_text(text, encoding="utf-8")
@@ -82,6 +85,7 @@ def test_a_dto_of_another_kind_is_chosen_by_its_settings() -> None:
             '["calculater"]',
             "Unknown reward of strategy 'best-of-n': 'calculater'; did you mean 'calculator'",
         ),
+        ('rewards = ["both"]', 'rewards = ["both"]\nreader = "tiny"', "has a reader, but no direction that reads"),
         ('rewards = ["both"]', 'reward = ["both"]', "did you mean 'rewards'"),
         ('"arithmetic"', '"arithmetics"', "Unknown reward 'arithmetics'; did you mean 'arithmetic'"),
         ('"greedy:2"', '"gredy:2"', "Unknown arm to compare 'gredy:2'; did you mean 'greedy:2'"),
@@ -99,6 +103,19 @@ def test_what_is_wrong_is_refused_before_anything_is_loaded(
     assert changed in FULL
     with pytest.raises(ConfigurationError, match=says.replace("*'", r"\*'")):
         read(tmp_path, FULL.replace(changed, to, 1)).bench()
+
+
+def test_an_arm_may_have_a_reader_that_is_loaded_once_and_recorded(tmp_path: Path) -> None:
+    told = '[strategies.told]\nkind = "nabla"\nsettings = { direction = "gradient+feedback" }\nreader = "tiny"\n'
+    config = read(tmp_path, told + '[strategies.wide]\nkind = "nabla-parallel"\nreader = "tiny"\n' + PEER)
+    told, wide = config.arms()["told/process"], config.arms()["wide/process"]
+    assert (told.reader, told.settings()["reader"]) == ("tiny", "tiny")
+    bench = config.bench()
+    gradient, feedback = (direction for _, direction in bench._engines["told/process"].strategy.direction.terms)
+    assert gradient == told.strategy.direction.terms[0][1]
+    [(_, peer)] = bench._engines["wide/process"].strategy.direction.terms
+    assert feedback.model is peer.model is not None
+    assert type(peer) is type(wide.strategy.direction)
 
 
 def test_a_file_of_questions_is_found_beside_its_config(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_a_row_in_words() -> None:
         "nabla/random/arithmetic",
         "2",
         f"100.0 [{100 * low:.1f}, {100 * high:.1f}]",
+        "0.0",
         "+50.0 [+0.0, +100.0]",
         "100.0",
         "1.50",
@@ -172,6 +173,16 @@ def test_the_report_says_what_was_run_and_has_a_row_for_each_arm() -> None:
     assert rows[0].startswith("| arm | n | accuracy % |")
     assert rows[5].startswith("| pass@8 (oracle) |")
     assert rows[8] == "| best-of-8 − greedy | 2 | +0.0 [+0.0, +0.0] | +0.00 [+0.00, +0.00] |"
+
+
+def test_claims_have_a_column_where_there_are_any() -> None:
+    text = markdown(
+        Results.of([*records("greedy", [1]), replace(records("nabla", [0])[0], claimed=True)]), "nabla bench"
+    )
+    assert "| arm | n | accuracy % | claimed % |" in text
+    assert "| nabla | 1 | 0.0 [0.0, 79.3] | 100.0 |" in text
+    assert "“claimed” are answers" in text
+    assert "claimed" not in markdown(Results.of(three()), "nabla bench")
 
 
 def test_the_report_of_arms_without_best_of_n_begins_with_the_command() -> None:

@@ -134,6 +134,14 @@ def test_functions_are_judged_by_tests(tmp_path: Path, tests: Any) -> None:
     assert question.right([right, wrong, "no code"]) == [True, False, False]
 
 
+def test_what_passes_beside_its_tests_only_claims_to_be_right(tmp_path: Path) -> None:
+    loop = "for xs in ([], [1, 2]):\n    assert total(xs) == sum(xs)"
+    [question] = file_task(FileTask(path=lines(tmp_path, {"question": "Sum.", "tests": loop}), tests="tests")).draw(
+        1, 0
+    )
+    assert question.right(["def total(xs):\n    return sum(xs)", "def total(xs):\n    return 1"]) == [None, False]
+
+
 def test_the_first_lines_are_asked_whatever_the_seed(tmp_path: Path) -> None:
     task = file_task(FileTask(path=lines(tmp_path, *({"question": str(i), "answer": i} for i in range(3)))))
     assert [q.text for q in task.draw(2, 0)] == [q.text for q in task.draw(2, 7)] == ["0", "1"]

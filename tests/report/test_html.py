@@ -74,7 +74,7 @@ def refined() -> list[Step]:
             9,
             "2",
             "3",
-            predicted_gain=4.0,
+            ranking_score=4.0,
             gain=2.25,
             kl=0.75,
             log_likelihood=-2.5,
@@ -104,14 +104,14 @@ def test_it_shows_draft_answer_change_and_verdict() -> None:
     assert read.of("ins")[:2] == ["13", "13"]
     assert "reward 1.00, verified – 2 equations are right" in read.text
     assert (
-        "accepted predicted +4.00 · realised +2.25 · reward 1.00, verified · log-likelihood -2.50 · KL 0.75"
+        "accepted ranked by +4.00 · realised +2.25 · reward 1.00, verified · log-likelihood -2.50 · KL 0.75"
         in read.text
     )
     assert read.of("u") == ["12"]
     assert {"title": "7 + 6 is 13 (expected 13)"} in [attributes for tag, attributes in read.tags if tag == "u"]
 
 
-def test_the_colour_of_a_token_is_as_strong_as_its_predicted_gain() -> None:
+def test_the_colour_of_a_token_is_as_strong_as_its_ranking_score() -> None:
     read = Reader(page(refined()))
     styles = [a["style"] for tag, a in read.tags if tag == "span" and "title" in a]
     assert styles == ["background:rgba(var(--hot),0.08)", "background:rgba(var(--hot),0.60)"]  # 0.75 of 0.5 / 5, 4 / 5

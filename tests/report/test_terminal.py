@@ -106,16 +106,16 @@ def test_the_token_that_was_just_changed_is_green(search: Search) -> None:
                 assert [text for style, text in frame(written(console)) if style == "1;32"] == [step.new_token]
 
 
-def test_a_revised_token_shows_old_and_new_with_predicted_gain_and_reward(search: Search) -> None:
+def test_a_revised_token_shows_old_and_new_with_ranking_score_and_reward(search: Search) -> None:
     lines = shown(search, terminal()).splitlines()
     refinements = [step for step in search.steps if step.kind == "refine"]
     assert len(refinements) >= 2
     for step in refinements:
-        assert step.predicted_gain is not None
+        assert step.ranking_score is not None
         assert step.score is not None
         old, new = f"\x1b[9;31m{step.old_token}\x1b[0m", f"\x1b[1;32m{step.new_token}\x1b[0m"
         assert any(
-            f"{old} → {new}  predicted {step.predicted_gain:+.2f}" in line
+            f"{old} → {new}  ranked by {step.ranking_score:+.2f}" in line
             and f"reward {step.score.value:.2f} · accepted" in line
             for line in lines
         )

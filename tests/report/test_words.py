@@ -24,7 +24,7 @@ def step(**fields: object) -> Step:
         "position": 4,
         "old_token": "1",
         "new_token": "12",
-        "predicted_gain": 1.5,
+        "ranking_score": 1.5,
         "gain": -0.25,
         "score": Score(2.0),
         "text": "3 * 4 = 12\nAnswer: 12",
@@ -52,15 +52,15 @@ def styled(text: Text, piece: str) -> set[str]:
 
 def test_a_kept_change_shows_old_and_new_token_with_promise_gain_and_reward() -> None:
     line = described(step(), 2)
-    assert line.plain == "✓ 3 * 4 = 1 → 12  predicted +1.50 · realised -0.25 · reward 2.00 · accepted"
+    assert line.plain == "✓ 3 * 4 = 1 → 12  ranked by +1.50 · realised -0.25 · reward 2.00 · accepted"
     assert styled(line, "1 ") == set()
     assert styled(line, " → ") == set()
     assert styled(line, "12") == {"bold green"}
 
 
 def test_a_rejected_change_keeps_the_old_token_bold() -> None:
-    line = described(step(accepted=False, committed_text="3 * 4 = 1", gain=math.nan, predicted_gain=None), 2)
-    assert line.plain == "✗ 3 * 4 = 1 → 12  predicted unknown · realised unknown · reward 2.00 · rejected"
+    line = described(step(accepted=False, committed_text="3 * 4 = 1", gain=math.nan, ranking_score=None), 2)
+    assert line.plain == "✗ 3 * 4 = 1 → 12  ranked by unknown · realised unknown · reward 2.00 · rejected"
     assert styled(line, "12") == {"dim strike"}
 
 

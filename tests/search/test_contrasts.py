@@ -261,8 +261,8 @@ def test_a_tool_that_only_says_what_is_wrong_steers() -> None:
         assert result.finish_reason is FinishReason.BUDGET
     step = solved(Nabla(direction=FeedbackDirection(**SAID))).trace[1]
     assert (step.position, step.new_token) == (0, WORDS[rare])
-    assert step.predicted_gain is not None
-    assert step.predicted_gain > 1.0
+    assert step.ranking_score is not None
+    assert step.ranking_score > 1.0
 
 
 def test_a_weak_signal_draws_another_opening() -> None:

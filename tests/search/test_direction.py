@@ -78,7 +78,7 @@ def test_a_sum_with_a_silent_remark_is_the_search_without_it(toy: Callable[..., 
         made, traces = toy(2), []
         for strategy in (Nabla(direction=direction, min_promise=-9.0), Nabla(min_promise=-9.0)):
             result = made.solve(made.engine(table(1), strategy=strategy), sampling=Sampling(max_tokens=4))
-            traces.append([(s.position, s.new_token, s.predicted_gain, s.text) for s in result.trace])
+            traces.append([(s.position, s.new_token, s.ranking_score, s.text) for s in result.trace])
         assert traces[0] == traces[1]
         assert len(traces[0]) > 3
 
@@ -86,7 +86,7 @@ def test_a_sum_with_a_silent_remark_is_the_search_without_it(toy: Callable[..., 
 def test_a_located_verdict_is_exempt_from_the_threshold(toy: Callable[..., Any]) -> None:
 
     directed = Directed(lambda positions, _: torch.zeros(len(positions), 5), credit={3: {1: 1.0}}, threshold=1.0)
-    weak = [Proposal(position, 0, 1, promise=0.0, predicted_gain=0.5) for position in (2, 3)]
+    weak = [Proposal(position, 0, 1, promise=0.0, ranking_score=0.5) for position in (2, 3)]
     assert [_is_worth(p, ProposalSettings(), directed) for p in weak] == [False, True]
 
 

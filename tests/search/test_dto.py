@@ -204,7 +204,7 @@ def test_the_kl_budget_is_kept_and_used_up(budget: float, dtype: torch.dtype) ->
     torch.testing.assert_close(after[~fits], torch.full_like(after[~fits], budget), rtol=1e-3, atol=tolerance)
 
 
-def test_no_distribution_within_the_kl_budget_has_more_predicted_gain() -> None:
+def test_no_distribution_within_the_kl_budget_has_more_ranking_score() -> None:
     logits, gradient = rows(4, 3, seed=11, scale=1.0)
     budget, grid = 0.1, simplex_grid(400)
     refined = MirrorDTO(beta=1000.0, kl_budget=budget).refine(logits, gradient)

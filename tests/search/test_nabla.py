@@ -74,7 +74,7 @@ class Case:
         return self.worth(proposal) > self.worth(incumbent)
 
     def plain_loop(self, gradient: Callable[[Any], Tensor]) -> Iterator[tuple[int, int, int, float, Any, bool]]:
-        """Position, old and new token, predicted gain, completion and verdict of each proposal, from tables alone."""
+        """Position, old and new token, ranking score, completion and verdict of each proposal, from tables alone."""
         made, strategy = self.made, self.strategy
         incumbent, committed, improved = made.greedy(), 0, True
         while improved:
@@ -148,7 +148,7 @@ def test_every_step_is_that_of_a_plain_loop_over_the_tables(
         for step, (position, old, new, predicted, candidate, accepted) in zip(steps, expected, strict=True):
             assert (step.position, step.accepted) == (position, accepted)
             assert (step.old_token, step.new_token) == (TOKENS[old], TOKENS[new])
-            assert step.predicted_gain == pytest.approx(predicted, abs=1e-4)
+            assert step.ranking_score == pytest.approx(predicted, abs=1e-4)
             assert step.gain == pytest.approx(j[candidate] - j[incumbent], abs=1e-4)
             incumbent = candidate if accepted else incumbent
         assert result.token_ids == incumbent == max(backend.ids, key=case.worth)
@@ -193,7 +193,7 @@ def test_one_token_of_the_incumbent_changes_and_only_what_is_better_is_kept(
 ) -> None:
     """Rollouts sampled at temperature 1.2, judged by an arbitrary table.
 
-    Rollouts are seldom the argmax of their logits, so the predicted gain shows whose tokens the gradient belongs to.
+    Rollouts are seldom the argmax of their logits, so the ranking score shows whose tokens the gradient belongs to.
     The proposal and the incumbent are judged alike, each with the prompt: their gain is the enumerated difference.
     """
     strategy = STRATEGIES[name]
@@ -208,7 +208,7 @@ def test_one_token_of_the_incumbent_changes_and_only_what_is_better_is_kept(
             if strategy.direction == GradientDirection():
                 row = 0.5 * made.gradient(old)[step.position]
                 predicted = float(row[new[step.position]] - row[old[step.position]])
-                assert step.predicted_gain == pytest.approx(predicted, abs=1e-4)
+                assert step.ranking_score == pytest.approx(predicted, abs=1e-4)
             if strategy.plausibility_floor is not None:
                 log_p = made.conditionals[old[: step.position]]
                 assert log_p[new[step.position]] >= log_p[old[step.position]] - strategy.plausibility_floor

@@ -76,7 +76,7 @@ def test_the_random_control_has_the_gradients_spread_and_none_of_its_direction(
     scale = math.sqrt(2.0) * float(g.std(correction=0))
     steps = [result.trace[1] for result in made.solve_many(engine, range(100), sampling=FOUR)]
     assert len({(step.position, step.old_token, step.new_token) for step in steps}) == 1
-    gains = torch.tensor([step.predicted_gain for step in steps], dtype=torch.float64) / scale
+    gains = torch.tensor([step.ranking_score for step in steps], dtype=torch.float64) / scale
     assert abs(float(gains.mean())) * math.sqrt(100) < 5.03
     halves = torch.tensor([100.0, float(gains.square().sum())], dtype=torch.float64) / 2
     assert 2.5e-7 < float(torch.special.gammainc(*halves)) < 1 - 2.5e-7
@@ -97,8 +97,8 @@ def test_the_random_control_takes_mean_and_spread_from_the_plausible_tokens_alon
     for seed in range(10):
         step = made.solve(engine, sampling=FOUR, seed=seed).trace[1]
         assert step.position == 0
-        assert step.predicted_gain is not None
-        assert abs(step.predicted_gain) < 100.0
+        assert step.ranking_score is not None
+        assert abs(step.ranking_score) < 100.0
 
 
 def test_without_direction_the_rewards_gradient_is_not_asked_for(

@@ -119,7 +119,7 @@ def test_at_most_one_change_of_a_batch_is_kept_and_it_is_the_best(
     assert kept > 3
 
 
-@pytest.mark.parametrize("rank", ["promise", "predicted_gain", "loss"])
+@pytest.mark.parametrize("rank", ["promise", "ranking_score", "loss"])
 @pytest.mark.parametrize("alternatives", [1, 2, 3])
 def test_a_branch_set_is_one_batch_of_places_and_tokens(
     toy: Callable[..., Any], linear: Any, rank: Any, alternatives: int
@@ -137,7 +137,7 @@ def test_a_branch_set_is_one_batch_of_places_and_tokens(
         others = sorted((v for v in range(5) if v != old), key=lambda v, row=refined: -float(row[v]))[:alternatives]
         keys = {
             "promise": lambda v, row=refined, old=old: float(row[v] - row[old]),
-            "predicted_gain": lambda v, row=g, old=old: float(row[v] - row[old]),
+            "ranking_score": lambda v, row=g, old=old: float(row[v] - row[old]),
             "loss": lambda v, row=g, old=old: -float(row[old]),
         }
         expected += [(keys[rank](v), (*ids[:t], v)) for v in others]

@@ -88,7 +88,7 @@ def test_without_expected_text_the_written_token_is_pushed_down(toy: Callable[..
         log_p = made.conditionals[written[:at]]
         new = max((v for v in range(5) if v != written[at]), key=lambda v: float(log_p[v]))
         assert backend.prefixes[1] == (*written[:at], new)
-        assert result.trace[1].predicted_gain == pytest.approx(30.0, abs=1e-4)
+        assert result.trace[1].ranking_score == pytest.approx(30.0, abs=1e-4)
 
 
 def test_what_a_tool_calls_right_or_has_no_plausible_other_is_left_alone(toy: Callable[..., Any]) -> None:

@@ -121,7 +121,7 @@ def test_several_alternatives_of_a_place_come_best_first(count: int) -> None:
     made = best_alternatives(range(20), written, logits, refined, gradient, allowed, count=count)
     assert [(p.position, p.new) for p in made] == expected
     for p in made:
-        assert p.predicted_gain == pytest.approx(float(gradient[p.position, p.new] - gradient[p.position, p.old]))
+        assert p.ranking_score == pytest.approx(float(gradient[p.position, p.new] - gradient[p.position, p.old]))
         assert p.promise == pytest.approx(float(refined[p.position, p.new] - refined[p.position, p.old]))
 
 

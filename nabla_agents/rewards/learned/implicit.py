@@ -135,13 +135,14 @@ class ImplicitReward(SelfTested, DifferentiableReward):
         return min(m.context_length for m in (self.model, self.reference) if m is not None)
 
     def _in_ids(self, rollout: Rollout) -> Rollout:
-        """A completion that is known as text only, in φ's ids."""
+        """A completion that is known as text only, in φ's ids; special tokens that it spells stay text."""
         if rollout.completion_ids or not rollout.text:
             return rollout
         eos = self.tokenizer.eos_id
         ended = (eos,) if eos is not None and rollout.finish_reason is FinishReason.STOP else ()
         prompt = rollout.prompt if rollout.prompt.ids else self.model.prompt(rollout.prompt.messages)
-        return replace(rollout, prompt=prompt, completion_ids=(*self.tokenizer.encode(rollout.text), *ended))
+        ids = self.tokenizer.encode(self.tokenizer.delimiters.within(rollout.text))
+        return replace(rollout, prompt=prompt, completion_ids=(*ids, *ended))
 
     def _reference_log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[Tensor, Usage]]:
         if self.reference is None:

@@ -162,6 +162,14 @@ def test_a_text_known_without_tokens_is_scored_as_its_tokens(models: Models, tmp
         ImplicitReward(tuned, policy, beta=0.5).self_test(tmp_path / "golden.json")
 
 
+def test_special_tokens_that_a_text_spells_are_read_as_text() -> None:
+    reward = ImplicitReward.from_pretrained("tiny")
+    eos = reward.tokenizer.eos
+    assert reward.tokenizer.eos_id in reward.tokenizer.encode(f"3{eos}4")
+    reading = reward.reading(Rollout.from_text("What is 3 + 4?", f"3{eos}4"))
+    assert reward.tokenizer.eos_id not in reading.ids[reading.head : -1]
+
+
 def test_a_text_beyond_the_context_is_refused_and_does_not_steer(models: Models) -> None:
     policy = models[0]
     short = random_model("llama", vocabulary=WORDS, width=16, seed=2, context_length=16)
