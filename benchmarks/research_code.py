@@ -140,9 +140,9 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     objective = Objective(model, reward, likelihood_weight=LIKELIHOOD_WEIGHT)
     dto = AdamDTO(steps=STEPS, learning_rate=RATE, final_learning_rate=RATE / 10, stop_on_flip=False)
     before, started = _memory_bytes(), time.perf_counter()
-    [prompt] = model.read_prompts([rollout.prompt])
+    [read] = model.read_prompts([rollout.prompt])
     [gradient] = objective.gradient([rollout], [None], [0])
-    usage = prompt.usage + gradient.usage
+    usage = read + gradient.usage
     passed = time.perf_counter()
     rows = []
     for position in positions(arguments):

@@ -80,7 +80,7 @@ def likelihoods(
     """
     prompts = model.read_prompts([r.prompt for r in rollouts], longest=longest(rollouts))
     passes = model.likelihood_gradient(rollouts, starts, embedding_terms=embedding_terms)
-    return [(p.gradient, as_reward_usage(p.usage + prompt.usage)) for p, prompt in zip(passes, prompts, strict=True)]
+    return [(p.gradient, as_reward_usage(p.usage + more)) for p, more in zip(passes, prompts, strict=True)]
 
 
 def as_reward_usage(usage: Usage) -> Usage:

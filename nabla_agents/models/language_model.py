@@ -32,13 +32,6 @@ from nabla_agents.types import Message, Prompt, Rollout, Usage
 
 
 @dataclass(frozen=True, eq=False)
-class PromptRead:
-    """What the reading of a prompt cost; its keys and values are kept for as long as the `Prompt` object is in use."""
-
-    usage: Usage
-
-
-@dataclass(frozen=True, eq=False)
 class LikelihoodGradient:
     """The gradient of one rollout's log-likelihood and what it cost."""
 
@@ -68,6 +61,9 @@ class LanguageModel:
         self._logit_scale = 1.0
         self._logit_scale = self._measured_scale()
         release_threads()
+
+    def __repr__(self) -> str:
+        return f"LanguageModel({self.name!r})"
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **loading: Unpack[LoadingOptions]) -> LanguageModel:
@@ -186,12 +182,13 @@ class LanguageModel:
         parts = [token_log_probs(self.head(h), t) for h, t in chunks]
         return torch.cat(parts) if parts else torch.zeros(0, device=hidden.device)
 
-    def read_prompts(self, prompts: Sequence[Prompt], *, longest: int = 0) -> list[PromptRead]:
-        """Reads prompts once, without their last tokens, for every pass over their completions while a request lasts.
-        Nothing is read where a text of `longest` tokens is beyond a sliding window.
+    def read_prompts(self, prompts: Sequence[Prompt], *, longest: int = 0) -> list[Usage]:
+        """Reads prompts once, without their last tokens, for every pass over their completions, and says what each
+        cost; keys and values are kept for as long as its `Prompt` object is in use. Nothing is read where a text of
+        `longest` tokens is beyond a sliding window.
         """
         _, tokens = self.transformer.read_prompts(prompts, [p.ids[:-1] for p in prompts], longest=longest)
-        return [PromptRead(self.usage(prefill=count)) for count in tokens]
+        return [self.usage(prefill=count) for count in tokens]
 
     def prefix(self, prompt: Prompt) -> PrefixCache | None:
         """What is kept of a prompt, if it was read."""
@@ -253,7 +250,7 @@ class LanguageModel:
         """
         prompts = self.read_prompts([r.prompt for r in rollouts], longest=longest(rollouts))
         passes = by_length(self._lengths(rollouts, [0] * len(rollouts)), self._token_log_probs, rollouts)
-        return [(log_probs, usage + p.usage) for (log_probs, usage), p in zip(passes, prompts, strict=True)]
+        return [(log_probs, usage + more) for (log_probs, usage), more in zip(passes, prompts, strict=True)]
 
     def reread(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Completions with log π of all their tokens read in one way: decoded tokens give others in half precision, and

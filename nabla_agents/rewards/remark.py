@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
@@ -12,11 +13,13 @@ _MAX_QUOTE: Final = 80  # characters of one value in it
 
 
 def remark(text: str) -> str:
-    """The text as `Score.feedback`: cut to `MAX_REMARK` characters, without what is no character of a text: control and
-    format characters but for line ends, halves of surrogate pairs.
-    """
-    plain = (c for c in text if c == "\n" or unicodedata.category(c)[0] != "C")
-    return shortened("".join(islice(plain, MAX_REMARK + 1)), MAX_REMARK)
+    """The text as `Score.feedback`: the characters that can be read, cut to `MAX_REMARK`."""
+    return shortened("".join(islice(readable(text), MAX_REMARK + 1)), MAX_REMARK)
+
+
+def readable(text: str) -> Iterator[str]:
+    """The characters that can be read: no controls and formats but line ends and tabs, no halves of surrogate pairs."""
+    return (c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
 
 
 def quoted(value: Any) -> str:

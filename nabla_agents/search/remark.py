@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Final
 
 from nabla_agents.errors import PromptError
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.rewards.remark import readable
 from nabla_agents.types import Message, Prompt
 
-_UNWRITTEN: Final = re.compile(  # controls, directions of writing and half surrogate pairs; not the ends of lines
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
-)
 _HERE: Final = "\x1enabla-agents was here\x1e"  # no text of a conversation
 
 
 def plain(text: str, most: int) -> str:
-    """The text without control characters, and of at most so many characters: its beginning and its end."""
-    text = _UNWRITTEN.sub("", text.replace("\r\n", "\n")).strip()
+    """What can be read of the text, and of that at most so many characters: its beginning and its end."""
+    text = "".join(readable(text)).strip()
     if len(text) <= most:
         return text
     gap = " [...] "[: max(0, most)]

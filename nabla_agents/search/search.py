@@ -336,8 +336,8 @@ class Search:
     async def _read_prompt(self) -> None:
         """Once a request, for all passes over its completions."""
         if not self._prompt_read:
-            [read] = await Operation(self.model.read_prompts, ([self.prompt],), operation.PREFILL)
-            self._usage = self._usage + read.usage
+            [usage] = await Operation(self.model.read_prompts, ([self.prompt],), operation.PREFILL)
+            self._usage = self._usage + usage
             self._prompt_read = True
 
     def _check_cancelled(self) -> None:
