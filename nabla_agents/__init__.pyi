@@ -17,6 +17,7 @@ from .backends.formats import (
 from .backends.formats import (
     ServerFormat as ServerFormat,
 )
+from .backends.llama_cpp import LlamaCppRollouts as LlamaCppRollouts
 from .backends.server import ServerRollouts as ServerRollouts
 from .chat.grammar import Grammar as Grammar
 from .chat.openai import ChatOptions as ChatOptions

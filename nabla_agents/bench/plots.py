@@ -47,7 +47,8 @@ def figures(results: Mapping[str, Any], *, curves: Sequence[str] = ("*",)) -> di
     `accuracy` has every arm with its interval, `cost` the same against rollouts, FLOPs and seconds, `rewards` every
     strategy that had several rewards, one beside the other, `rollouts` the course of some arms (accuracy, reward and
     log-likelihood of what would have been returned after each rollout: where the reward rises and the accuracy falls,
-    the reward is being hacked), `vary-SETTING` what a sweep did.
+    the reward is being hacked), `allowed` their accuracy by what a question may cost in generated tokens and
+    FLOPs, `vary-SETTING` what a sweep did.
     """
     arms: list[_Arm] = [arm for arm in results["arms"] if arm["problems"]]
     pictures: dict[str, Figure] = {}
@@ -57,6 +58,9 @@ def figures(results: Mapping[str, Any], *, curves: Sequence[str] = ("*",)) -> di
     chosen = [a for a in arms if len(a.get("course", ())) > 1 and any(fnmatchcase(a["arm"], glob) for glob in curves)]
     if chosen:
         pictures["rollouts"] = _course(chosen[:_MOST_CURVES])
+    priced = [a for a in arms if "by_cost" in a and any(fnmatchcase(a["arm"], glob) for glob in curves)]
+    if any(len(a.get("course", ())) > 1 for a in priced):
+        pictures["allowed"] = _by_cost(priced[:_MOST_CURVES])
     families = _families([arm for arm in arms if arm.get("reward") and not arm.get("varied")])
     if len(families) > 1:
         pictures["rewards"] = _by_reward(families)
@@ -129,6 +133,28 @@ def _course(arms: Sequence[_Arm]) -> Figure:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_title(label, fontsize=9)
     _keys(panels[-1], [(arm["arm"], _colour(i), "o") for i, arm in enumerate(arms)])
+    figure.tight_layout()
+    return figure
+
+
+def _by_cost(arms: Sequence[_Arm]) -> Figure:
+    """Accuracy against what a question may cost, in generated tokens and in FLOPs, with its interval as a band. Where
+    every search has ended, a dotted line goes on.
+    """
+    figure = Figure(figsize=(11, 4))
+    panels: Sequence[Axes] = list(figure.subplots(1, 2, sharey=True))
+    for panel, field, label in zip(panels, ("generated_tokens", "flops"), ("generated tokens", "FLOPs"), strict=True):
+        longest = max(arm["by_cost"][field][-1][0] for arm in arms)
+        for i, arm in enumerate(arms):
+            allowed, accuracy, low, high = zip(*arm["by_cost"][field], strict=True)
+            shares = [[100 * share for share in line] for line in (accuracy, low, high)]
+            panel.step(allowed, shares[0], where="post", color=_colour(i), linewidth=1.4)
+            panel.fill_between(allowed, shares[1], shares[2], step="post", color=_colour(i), alpha=0.08, linewidth=0)
+            panel.plot([allowed[-1], longest], [shares[0][-1]] * 2, ":", color=_colour(i), linewidth=1.2)
+        panel.set_xlabel(f"{label} allowed per question")
+        panel.set_xlim(left=0)
+    panels[0].set_ylabel(_ACCURACY)
+    _keys(panels[-1], [(arm["arm"], _colour(i), "_") for i, arm in enumerate(arms)])
     figure.tight_layout()
     return figure
 

@@ -34,7 +34,8 @@ class Record:
     `question` is a hash of what was asked: problems of different seeds may be the same question. `pool_correct` says
     whether any completion that the search saw was correct: what a perfect reward could have chosen.
     `proposed` counts refinements, `accepted` those that were kept. `reward` is None where none judged. `curve` has for
-    each rollout what would have been returned after it.
+    each rollout what would have been returned after it, and `costs` the generated tokens and FLOPs up to then; those of
+    a batch are shared out evenly.
     """
 
     arm: str
@@ -52,6 +53,7 @@ class Record:
     question: str = ""
     curve: tuple[Point, ...] = ()
     claimed: bool = False
+    costs: tuple[tuple[float, float], ...] = ()
 
     @property
     def key(self) -> tuple[str, int, int]:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from typing import Annotated, Any
 
 import torch
@@ -204,6 +205,7 @@ def recorded(arm: Arm, seed: int, index: int, question: Question, result: Result
         seed=seed,
         question=_hash(question.text.encode()),
         curve=tuple(course(arm.strategy, tried, list(map(bool, others)), arm.likelihood_weight)),
+        costs=tuple(costs(tried)),
     )
 
 
@@ -222,6 +224,16 @@ def course(strategy: Strategy, tried: Sequence[Step], right: Sequence[bool], lik
         at = i if selected is None else indices[id(selected)]
         points.append((right[at], _value(tried[at].score), _rounded(tried[at].log_likelihood)))
     return points
+
+
+def costs(tried: Sequence[Step]) -> Iterator[tuple[float, float]]:
+    """Generated tokens and FLOPs up to each rollout; those of a batch, whose steps have one usage, are shared out."""
+    before = (0.0, 0.0)
+    for usage, batch in groupby(tried, key=lambda step: step.usage):
+        after, size = (float(usage.generated_tokens), usage.flops), len(list(batch))
+        for j in range(1, size + 1):
+            yield before[0] + (after[0] - before[0]) * j / size, before[1] + (after[1] - before[1]) * j / size
+        before = after
 
 
 def _value(score: Score | None) -> float | None:

@@ -21,6 +21,7 @@ from nabla_agents.types import Usage
 
 BASELINE = "greedy"
 _BEST_OF = re.compile(r"best-of-(\w+)(?::[^/]+)?(?:/(.+))?")
+_COSTS = 40  # at which accuracy is told
 _Z = 1.959963984540054  # of a normal distribution, 95 % two-sided
 Case = tuple[str, int, int]
 
@@ -240,7 +241,11 @@ class Results:
         beside: dict[str, dict[str, Any]] = {}
         for arm in arms:
             records = self.records.get(arm.name, ())
-            measured = {"course": course(records), "outcomes": _outcomes(records)}
+            measured = {
+                "course": course(records),
+                "by_cost": {name: by_cost(records, i) for i, name in enumerate(("generated_tokens", "flops"))},
+                "outcomes": _outcomes(records),
+            }
             beside[arm.name] = {"varied": arm.varied, **arm.settings(), **measured}
         rows = [_rounded(asdict(summary)) | ({} if summary.oracle else beside[summary.arm]) for summary in self.arms]
         comparisons = [_rounded(asdict(c)) for c in self.comparisons]
@@ -264,6 +269,21 @@ def course(records: Sequence[Record]) -> list[Mapping[str, float | None]]:
             }
         )
     return means
+
+
+def by_cost(records: Sequence[Record], which: int) -> list[tuple[float, float, float, float]]:
+    """(allowed, accuracy, its interval) at evenly spaced costs per question, up to the most that any had: what would
+    have been returned for so much, and nothing right before a first answer. `which` is the index in `Record.costs`.
+    """
+    known = [record for record in records if record.costs]
+    most = max((record.costs[-1][which] for record in known), default=0.0)
+    points: list[tuple[float, float, float, float]] = []
+    for allowed in (most * (k + 1) / _COSTS for k in range(_COSTS if known else 0)):
+        done = [sum(cost[which] <= allowed * (1 + 1e-9) for cost in record.costs) for record in known]
+        right = sum(n > 0 and record.curve[n - 1][0] for n, record in zip(done, known, strict=True))
+        low, high = wilson_interval(right, len(known))
+        points.append((float(f"{allowed:.6g}"), round(right / len(known), 5), round(low, 5), round(high, 5)))
+    return points
 
 
 def write(content: Mapping[str, Any], folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.search.search import Search
-from nabla_agents.types import Step
+from nabla_agents.types import FinishReason, Step
 
 
 class Strategy(Protocol):
@@ -45,3 +45,11 @@ def rollout_step(search: Search, entry: Scored, *, accepted: bool) -> Step:
         text=entry.rollout.text,
         usage=search.usage,
     )
+
+
+def vouched(search: Search, best: Scored | None) -> bool:
+    """Whether the search is at its end because a tool vouches for the best completion; then it says so."""
+    if best is None or best.score is None or not best.verified:
+        return False
+    search.ended = (FinishReason.VERIFIED, best.score.explanation)
+    return True

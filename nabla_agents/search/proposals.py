@@ -15,6 +15,7 @@ from nabla_agents.config import Sampling, Settings
 from nabla_agents.functional import HEAD_CHUNK, choose_tokens, kl_divergence
 from nabla_agents.models.gradients import LikelihoodRows
 from nabla_agents.models.language_model import LanguageModel
+from nabla_agents.search.base import vouched
 from nabla_agents.search.direction import Directed, Direction, check_direction, name_of
 from nabla_agents.search.directions import GradientDirection
 from nabla_agents.search.dto import AdamDTO, MirrorDTO
@@ -29,7 +30,7 @@ from nabla_agents.search.positions import (
     plausible,
 )
 from nabla_agents.search.search import Search
-from nabla_agents.types import FinishReason, Prompt, Rollout, Step, Usage
+from nabla_agents.types import Prompt, Rollout, Step, Usage
 
 
 class ProposalSettings(Settings):
@@ -105,10 +106,7 @@ async def reopened(search: Search, settings: ProposalSettings, count: int) -> li
 
 def verified(search: Search, settings: ProposalSettings, incumbent: Scored) -> bool:
     """Whether the search is at its end because a tool vouches for the best completion."""
-    if not (settings.stop_when_verified and incumbent.verified):
-        return False
-    search.ended = (FinishReason.VERIFIED, incumbent.score.explanation if incumbent.score else "")
-    return True
+    return settings.stop_when_verified and vouched(search, incumbent)
 
 
 async def proposals(

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from nabla_agents.config import Count, Settings
 from nabla_agents.errors import PromptError
 from nabla_agents.models.language_model import LanguageModel
-from nabla_agents.search.base import rollout_step
+from nabla_agents.search.base import rollout_step, vouched
 from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.search.search import Search
 from nabla_agents.types import FinishReason, Message, Prompt, Step
@@ -62,8 +62,7 @@ class Refine(Settings):
                 return
             [entry] = rolled
             yield rollout_step(search, entry, accepted=entry is best)
-            if best.verified and best.score is not None:
-                search.ended = (FinishReason.VERIFIED, best.score.explanation)
+            if vouched(search, best):
                 return
             if i + 1 == self.n or entry.score is None or not entry.score.feedback:
                 return

@@ -91,6 +91,7 @@ class GreedyChanges(Body):
 class BestOfNChanges(Body):
     n: Completions = 1
     temperature: Temperature = 0.0
+    width: Completions | None = None
     rule: AcceptanceRule = "reward"
 
 

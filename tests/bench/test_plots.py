@@ -10,9 +10,12 @@ from matplotlib.figure import Figure
 
 from nabla_agents.bench import plots
 
+COSTS = ("generated_tokens", "flops")
+
 
 def arm(name: str, accuracy: float, *, varied: dict[str, Any] | None = None, oracle: bool = False) -> dict[str, Any]:
     course = [{"accuracy": accuracy - 0.1 * k, "reward": None, "log_likelihood": -1.0} for k in (1, 0)]
+    by_cost = {field: [(50.0 * k, accuracy, accuracy - 0.1, accuracy + 0.1) for k in (1, 2)] for field in COSTS}
     return {
         "arm": name,
         "problems": 10,
@@ -20,7 +23,7 @@ def arm(name: str, accuracy: float, *, varied: dict[str, Any] | None = None, ora
         "interval": [accuracy - 0.1, accuracy + 0.1],
         "oracle": oracle,
         "usage": {"rollouts": 2.0, "flops": 1e9, "seconds": 0.1},
-        **({} if oracle else {"reward": "process", "varied": varied or {}, "course": course}),
+        **({} if oracle else {"reward": "process", "varied": varied or {}, "course": course, "by_cost": by_cost}),
     }
 
 
@@ -37,7 +40,13 @@ def test_there_is_a_picture_for_every_view_and_every_sweep_and_the_same_figures_
     tmp_path: Path,
 ) -> None:
     files = plots.draw(RESULTS, tmp_path)
-    assert [f.name for f in files] == ["accuracy.svg", "cost.svg", "rollouts.svg", "vary-dto.kl_budget.svg"]
+    assert [f.name for f in files] == [
+        "accuracy.svg",
+        "cost.svg",
+        "rollouts.svg",
+        "allowed.svg",
+        "vary-dto.kl_budget.svg",
+    ]
     text = files[0].read_text(encoding="utf-8")
     for name in ("best-of-8/process", "pass@8 (oracle)", "kl[dto.kl_budget=0.3]/process"):
         assert name in text

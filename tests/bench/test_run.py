@@ -31,11 +31,11 @@ from nabla_agents import (
 )
 from nabla_agents.bench import Arm, Bench, BenchSettings, Record, Report, plots, run
 from nabla_agents.bench.report import follow
-from nabla_agents.bench.run import course
+from nabla_agents.bench.run import costs, course
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.testing import FixedReward, random_model
 from nabla_agents.tiny import problems
-from nabla_agents.types import Score, Step
+from nabla_agents.types import Score, Step, Usage
 
 ARMS = [
     Arm("greedy", Greedy()),
@@ -247,6 +247,9 @@ def test_records_have_numbers_that_add_up(model: LanguageModel) -> None:
     for record in measured(model, count=2):
         assert record.accepted <= record.proposed <= record.usage.rollouts == len(record.curve)
         assert record.usage.flops > 0
+        assert len(record.costs) == len(record.curve)
+        assert record.costs[-1][0] <= record.usage.generated_tokens
+        assert record.costs[-1][1] <= record.usage.flops
         assert record.log_likelihood is not None
         assert math.isfinite(record.log_likelihood)
         assert (record.reward is None) == (record.arm == "greedy")
@@ -290,6 +293,12 @@ def test_a_walk_is_where_it_stands_and_not_where_it_did_not_go() -> None:
         replace(step("abcd"[i], float(i)), accepted=accepted) for i, accepted in enumerate([True, False, True, False])
     ]
     assert chosen(PowerSampling(), trace, 1.0) == [0, 0, 2, 2]
+
+
+def test_what_a_batch_costs_is_shared_out_over_its_rollouts() -> None:
+    one, two = Usage(generated_tokens=10, flops=1e6), Usage(generated_tokens=30, flops=5e6)
+    tried = [replace(step("a", 1.0), usage=usage) for usage in (one, two, two)]
+    assert list(costs(tried)) == [(10.0, 1e6), (20.0, 3e6), (30.0, 5e6)]
 
 
 def test_what_could_not_be_judged_is_no_number() -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from nabla_agents import ConfigurationError, Usage
 from nabla_agents.bench import Arm, Record, Results, bootstrap_interval, compare, summarise, trust, wilson_interval
 from nabla_agents.bench.report import Report, cells, markdown, table
-from nabla_agents.bench.summary import course
+from nabla_agents.bench.summary import by_cost, course
 from nabla_agents.search import BestOfN, Greedy, Nabla
 
 
@@ -258,6 +258,23 @@ def test_the_course_goes_on_with_what_was_found_where_a_search_has_ended() -> No
     assert first == {"accuracy": 0.5, "reward": 1.0, "log_likelihood": -1.5, "searching": 1.0}
     assert second == {"accuracy": 0.5, "reward": 2.0, "log_likelihood": -2.5, "searching": 0.5}
     assert third == {"accuracy": 1.0, "reward": 1.5, "log_likelihood": -2.0, "searching": 0.5}
+
+
+def test_accuracy_by_cost_counts_what_would_have_been_returned_for_so_much() -> None:
+    early, late = (
+        replace(records("a", [1])[0], problem=i, curve=curve, costs=costs)
+        for i, (curve, costs) in enumerate(
+            [
+                (((True, 1.0, -1.0),), ((10.0, 1e6),)),
+                (((False, 0.0, -1.0), (True, 1.0, -1.0)), ((20.0, 2e6), (40.0, 8e6))),
+            ]
+        )
+    )
+    by_tokens, by_flops = by_cost([early, late], 0), by_cost([early, late], 1)
+    assert [(x, y) for x, y, *_ in by_tokens] == [(k, 0.0 if k < 10 else 0.5 if k < 40 else 1.0) for k in range(1, 41)]
+    assert by_tokens[9][2:] == tuple(round(edge, 5) for edge in wilson_interval(1, 2))
+    assert [y for _, y, *_ in by_flops] == [0.0] * 4 + [0.5] * 35 + [1.0]
+    assert by_cost(records("a", [1]), 0) == []
 
 
 # ── intervals against published values, exact distributions, and the coverage they promise ────────────────────────

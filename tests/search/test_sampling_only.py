@@ -198,6 +198,28 @@ def test_the_elected_rollout_is_the_accepted_one(
 # ── budgets ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("width", [1, 3, 7])
+def test_drawn_a_few_at_a_time_no_more_are_drawn_once_a_tool_vouches(toy: Callable[..., Any], width: int) -> None:
+    made = toy(2)
+    good = lambda r: len(r.text) == 3 and not r.cut  # noqa: E731
+    reward = FixedReward(lambda r: Score(float(good(r)), verified=good(r)))
+    whole, drawn = made.watched(reward, strategy=BestOfN(n=7, temperature=1.0))
+    engine, backend = made.watched(reward, strategy=BestOfN(n=7, temperature=1.0, width=width))
+    stopped = 0
+    for seed in range(12):
+        drawn.rollouts.clear()
+        backend.rollouts.clear()
+        made.solve(whole, sampling=FOUR, seed=seed)
+        result = made.solve(engine, sampling=FOUR, seed=seed)
+        first = next((i for i, r in enumerate(drawn.rollouts) if good(r)), 7)
+        needed = min(7, -(-(first + 1) // width) * width)
+        assert backend.ids == drawn.ids[:needed]
+        ended = FinishReason.VERIFIED if first < 7 > width else result.finish_reason
+        assert (result.usage.rollouts, result.finish_reason) == (needed, ended)
+        stopped += needed < 7
+    assert width == 7 or stopped > 1
+
+
 @pytest.mark.parametrize("kind", [BestOfN, SelfConsistency])
 @pytest.mark.parametrize("allowed", [1, 3, 8, 9, None], ids=str)
 def test_a_budget_below_n_gives_fewer_rollouts_and_says_so(
