@@ -11,13 +11,18 @@ from typing import Any, Final, Protocol
 
 from nabla_agents.request import Request
 from nabla_agents.result import Result
-from nabla_agents.types import Step
+from nabla_agents.types import Doing, Step
 
 LISTEN: Final = 0.2  # seconds; a signal that comes just as a wait begins is heard when that ends
 
 
 class Progress(Protocol):
     """The search behind a run, wherever it runs."""
+
+    @property
+    def doing(self) -> Doing | None:
+        """What it is at; None where it is between two things, or far away."""
+        ...
 
     def result(self, steps: Sequence[Step], *, ended: bool) -> Result:
         """The best so far."""
@@ -128,6 +133,12 @@ class Run(Iterator[Step], AsyncIterator[Step]):
                 self._done_callbacks.append(callback)
                 return
         callback(self)
+
+    @property
+    def doing(self) -> Doing | None:
+        """What the search is at, for who watches; None where that is not known, and once it has ended."""
+        search = self._search
+        return None if search is None else search.doing
 
     @property
     def done(self) -> bool:

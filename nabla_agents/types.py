@@ -323,3 +323,13 @@ class Step(Brief):
 def finite(value: float) -> float | None:
     """The number as JSON has it; None for NaN and infinities."""
     return float(value) if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What a search is at: how many answers at a time, how many tokens of them are written by now, and for how long."""
+
+    what: str
+    answers: int
+    tokens: int
+    seconds: float

@@ -254,7 +254,7 @@ def test_ctrl_c_at_any_moment_of_loading_ends_quietly(delay: float) -> None:
 def test_ctrl_c_within_the_first_answer_shows_it_as_far_as_it_is(rambler: Path) -> None:
     many = ("--strategy", "best-of-n", "--rollouts", "300")  # in one batch: none has ended before all are written
     with Terminal(*SAMPLE, "--model", rambler, "--max-tokens", "4000", "--temperature", "1", *many) as terminal:
-        terminal.wait_for(lambda: "first rollout" in terminal.text)
+        terminal.wait_for(lambda: "writing 300 answers" in terminal.text)
         terminal.ctrl_c()
         assert_interrupted(terminal)
     assert "interrupted, the best so far is shown" in terminal.text

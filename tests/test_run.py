@@ -354,3 +354,18 @@ def test_tokens_of_the_budget_cut_a_completion() -> None:
     cut = engine_of(strategy=Greedy(), reward=None).generate("1\n1", budget=Budget(generated_tokens=2))
     assert cut.token_ids == long.token_ids[:2]
     assert (cut.finish_reason, cut.detail, cut.truncated) == (FinishReason.BUDGET, "generated_tokens 2/2", True)
+
+
+def test_a_run_says_what_it_is_at() -> None:
+    seen: list[tuple[str, int]] = []
+
+    def judge(rollout: Rollout) -> float:
+        now = run.doing
+        assert now is not None
+        seen.append((now.what, now.answers))
+        return 1.0
+
+    run = engine_of(reward=FixedReward(judge), strategy=BestOfN(n=3)).steps("12", sampling=SHORT)
+    run.drain()
+    assert seen == [("judging", 3)] * 3
+    assert run.doing is None

@@ -90,7 +90,7 @@ def solve(
     messages = [na.Message("system", system)] if system is not None else []
     prompt = question if formatted else [*messages, na.Message("user", question)]
     run = engine.steps(prompt, seed=seed, sampling=sampling, formatted=formatted)
-    result = watch(run, _view(question, problem, as_json=as_json))
+    result = watch(run, _view(run, question, problem, as_json=as_json))
     if report is not None:
         _write_report(result, report)
     if result.finish_reason is na.FinishReason.INTERRUPTED:
@@ -110,14 +110,15 @@ def watch(run: na.Run, view: View) -> na.Result:
     return run.result
 
 
-def _view(question: str, problem: tiny.Problem | None, *, as_json: bool) -> View:
+def _view(run: na.Run, question: str, problem: tiny.Problem | None, *, as_json: bool) -> View:
     from nabla_agents.report import JsonView, LiveView, PlainView
 
     console = terminal()
     if as_json:
         return JsonView(question, problem)
-    for_eyes = console.is_terminal and not console.is_dumb_terminal
-    return (LiveView if for_eyes else PlainView)(console, question, problem)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveView(console, question, problem, doing=lambda: run.doing)
+    return PlainView(console, question, problem)
 
 
 def _write_report(result: na.Result, file: Path) -> None:

@@ -53,6 +53,10 @@ class RemoteSearch:
         self._lock = threading.Lock()
         self._run: weakref.ref[Run] | None = None
 
+    @property
+    def doing(self) -> None:
+        """What a server is at is not known."""
+
     def serve(self, run: Run) -> None:
         """The run that wants the steps, from now on."""
         self._run = weakref.ref(run)

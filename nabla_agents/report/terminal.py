@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console, Group, RenderableType
@@ -21,7 +21,7 @@ from nabla_agents.report import words
 from nabla_agents.report.diff import Diff
 from nabla_agents.report.words import printable
 from nabla_agents.tiny import Problem, is_correct
-from nabla_agents.types import FinishReason, Score, Step, Usage
+from nabla_agents.types import Doing, FinishReason, Score, Step, Usage
 
 NO_ANSWER = "(no answer yet)"
 _CONTEXT = 32  # characters shown before a refined token
@@ -66,8 +66,15 @@ class View(Protocol):
 class LiveView:
     """For terminals: what was tried scrolls by, below it stands the text as it is now, its committed part bright."""
 
-    def __init__(self, console: Console, question: str, problem: Problem | None = None) -> None:
-        self._console, self._question, self._problem = console, question, problem
+    def __init__(
+        self,
+        console: Console,
+        question: str,
+        problem: Problem | None = None,
+        *,
+        doing: Callable[[], Doing | None] = lambda: None,
+    ) -> None:
+        self._console, self._question, self._problem, self._doing = console, question, problem, doing
         self._spinner = Spinner("dots", style="cyan")
         self._incumbent, self._committed, self._fresh, self._rollouts = "", "", "", 0
         self._usage = Usage()
@@ -120,9 +127,9 @@ class LiveView:
         room = min(height // 2, height - 4)  # two empty lines, the cost, and the line on which the cursor stands
         first = max(0, min(at - room // 2, len(lines) - room))
         usage = self._usage
-        cost = Text(
-            f" {words.spent(usage)} · {words.computed(usage)}" if usage.rollouts else " first rollout", style="dim"
-        )
+        now = words.doing(self._doing())
+        spent = [f"{words.spent(usage)} · {words.computed(usage)}"] if usage.rollouts else []
+        cost = Text(f" {' · '.join([*filter(None, [now]), *spent]) or 'first rollout'}", style="dim")
         cost.truncate(max(1, width - 2), overflow="ellipsis")
         self._spinner.text = cost
         shown = Padding(Text("\n").join(lines[first : first + room]), (0, 0, 0, _INDENT))

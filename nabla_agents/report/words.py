@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from nabla_agents.types import FinishReason, Score, Step, Usage
+from nabla_agents.types import Doing, FinishReason, Score, Step, Usage
 
 _ENDED = {
     FinishReason.VERIFIED: "verified by a tool",
@@ -49,6 +49,16 @@ def ended(reason: FinishReason, detail: str, *, truncated: bool, searched: bool)
     why = _ENDED.get(reason) or ("nothing promising left to change" if searched else "nothing left to do")
     why += f": {detail}" if reason is FinishReason.BUDGET else ""
     return why + " · cut by the length limit" * truncated
+
+
+def doing(now: Doing | None) -> str:
+    """What a search is at, with its rate where it writes; empty where that is not known."""
+    if now is None:
+        return ""
+    if not now.tokens:
+        return now.what
+    rate = f", {now.tokens / now.seconds:.3g} tokens/s" if now.seconds >= 1 else ""
+    return f"{now.what} {_count(now.answers, 'answer', 'answers')}: {_count(now.tokens, 'token', 'tokens')}{rate}"
 
 
 def spent(usage: Usage) -> str:

@@ -35,6 +35,12 @@ class _Sequence(Generic[OwnerT]):
     row: Row | None = None
     rollout: Rollout | None = None
 
+    @property
+    def written(self) -> int:
+        """Tokens, without those that were given."""
+        ids = self.rollout.completion_ids if self.rollout else self.row.ids if self.row else self.job.prefix_ids
+        return len(ids) - len(self.job.prefix_ids)
+
 
 class ContinuousBatch(Generic[OwnerT]):
     """Jobs of owners on one model, each owner of which gets its rollouts when all of them are there.
@@ -89,7 +95,8 @@ class ContinuousBatch(Generic[OwnerT]):
             if writing.watch is not None and first.row is not None:
                 writing.watch(first.row.ids)
         written: dict[OwnerT, Written | Exception] = {}
-        for owner, (_, sequences) in list(self._owners.items()):
+        for owner, (writing, sequences) in list(self._owners.items()):
+            writing.tokens = sum(s.written for s in sequences)
             ended = [s.rollout for s in sequences if s.rollout is not None]
             if owner in failed or len(ended) == len(sequences):
                 written[owner] = failed.get(owner) or Written(ended, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
@@ -11,10 +12,10 @@ import torch
 from nabla_agents.request import Request
 from nabla_agents.result import Result, Trace
 from nabla_agents.search.base import Strategy
-from nabla_agents.search.operation import Cancelled
+from nabla_agents.search.operation import DOING, ROLLOUTS, Cancelled, Operation, Writing
 from nabla_agents.search.pool import Scored
 from nabla_agents.search.search import STOPPED, Search
-from nabla_agents.types import FinishReason, Step
+from nabla_agents.types import Doing, FinishReason, Step
 
 try:
     import resource
@@ -31,6 +32,23 @@ class SearchProgress:
         self._request, self._strategy = request, strategy
         self._alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
         self._finished: Step | None = None
+        self._awaited: tuple[Operation | Writing, float] | None = None
+
+    @property
+    def doing(self) -> Doing | None:
+        """What it waits for."""
+        awaited = self._awaited
+        if awaited is None:
+            return None
+        operation, since = awaited
+        seconds = time.perf_counter() - since
+        if isinstance(operation, Writing):
+            return Doing(DOING[ROLLOUTS], len(operation.jobs), operation.tokens, seconds)
+        return Doing(DOING[operation.rank], operation.rows, 0, seconds)
+
+    def awaits(self, operation: Operation | Writing | None) -> None:
+        """The scheduler says what it waits for now."""
+        self._awaited = None if operation is None else (operation, time.perf_counter())
 
     async def steps(self) -> AsyncIterator[Step]:
         """The strategy's steps, and one that commits the whole text."""

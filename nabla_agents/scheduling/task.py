@@ -51,6 +51,7 @@ class Task:
     def give(self, outcome: Any) -> None:
         """What it waited for; an exception is raised where it waits."""
         self._outcome, self.waits_for, self.begun, self.ready, self.waited = outcome, None, False, True, 0
+        self.searching.awaits(None)
 
     @property
     def patient(self) -> bool:
@@ -81,6 +82,7 @@ class Task:
             return None
         if isinstance(awaited, Operation | Writing):
             self.waits_for, self.ready = awaited, False
+            self.searching.awaits(awaited)
             return awaited
         if isinstance(awaited, Pause):
             return awaited

@@ -12,6 +12,7 @@ from nabla_agents.types import Rollout
 
 # Cheap operations first, so that those that gain most from a wide batch wait for the others.
 PREFILL, SCORE, SCORE_PREFIXES, STATES, GRADIENT, ROLLOUTS = range(6)
+DOING = ("reading the prompt", "judging", "judging", "reading the answer", "taking a gradient", "writing")
 
 
 class Cancelled(Exception):
@@ -60,12 +61,13 @@ class Written:
 class Writing:
     """Rollouts of a local model, token by token, in one batch with those of other searches; has a `Written`.
 
-    `watch` is told the tokens of the first job after each step.
+    `watch` is told the tokens of the first job after each step; `tokens` of all jobs are written by now.
     """
 
     model: LanguageModel
     jobs: Sequence[RolloutJob]
     watch: Callable[[Sequence[int]], None] | None = None
+    tokens: int = 0
 
     def __await__(self) -> Generator[Writing, Any, Written]:
         return (yield self)

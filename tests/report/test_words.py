@@ -10,8 +10,9 @@ from rich.text import Text
 
 from nabla_agents import FinishReason, Result, Score, Span, Step, Trace, Usage
 from nabla_agents.report.terminal import as_json, changed, described, facts, indented
-from nabla_agents.report.words import computed, draft, human, judged, printable, spent
+from nabla_agents.report.words import computed, doing, draft, human, judged, printable, spent
 from nabla_agents.tiny import Problem
+from nabla_agents.types import Doing
 
 PROBLEM = Problem("How much is 3 * 4?", "3 * 4 = 12\nAnswer: 12", "12")
 
@@ -68,6 +69,19 @@ def test_only_the_end_of_the_changed_line_is_shown() -> None:
     long = "first line\n" + "x" * 100 + "yz"
     line = described(step(committed_text=long, old_token="a", new_token="z"), 1).plain
     assert line.startswith("✓ " + "x" * 31 + "ya → z")
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (None, ""),
+        (Doing("reading the prompt", 1, 0, 9.0), "reading the prompt"),
+        (Doing("writing", 1, 1, 0.5), "writing 1 answer: 1 token"),
+        (Doing("writing", 8, 120, 4.0), "writing 8 answers: 120 tokens, 30 tokens/s"),
+    ],
+)
+def test_what_a_search_is_at(now: Doing | None, said: str) -> None:
+    assert doing(now) == said
 
 
 def test_line_ends_and_tabs_in_tokens_are_visible() -> None:

@@ -75,6 +75,18 @@ def count(batch: ContinuousBatch[int], lengths: dict[int, int]) -> None:
         lengths[owner] = len(rollout.completion_ids)
 
 
+def test_who_watches_sees_how_much_is_written() -> None:
+    batch, own = batch_of(4), writing(job("12", 30), job("3", 30))
+    batch.add("a", own)
+    seen = [0]
+    while batch:
+        ended = batch.advance()
+        seen.append(own.tokens)
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 5
+    assert seen[-1] == sum(map(len, ids(ended["a"].ended)))
+
+
 @pytest.mark.parametrize("max_batch", [1, 2, 5, 99])
 def test_each_owner_gets_its_own_rollouts_in_order(max_batch: int) -> None:
     asked = {q: [job(q, 3 + (5 * i + k) % 11) for k in range(i % 4)] for i, q in enumerate(QUESTIONS)}
