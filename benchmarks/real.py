@@ -12,6 +12,7 @@ hand. Nothing else may run on the machine.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import resource
 import statistics
@@ -54,6 +55,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--skip-searches", action="store_true")
+    parser.add_argument(
+        "--no-repack", action="store_true", help="where llama.cpp's build does not run on the processor"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
@@ -79,7 +83,9 @@ def writing(model: LanguageModel, prompt: Prompt, arguments: argparse.Namespace)
     n, rows = arguments.tokens, list[tuple[str, ...]]()
     ours: dict[str, Any] = {"nabla": model}
     if importlib.util.find_spec("llama_cpp") is not None:
-        ours["nabla, LlamaCppRollouts"] = LlamaCppRollouts(arguments.file, model, threads=arguments.threads)
+        ours["nabla, LlamaCppRollouts"] = LlamaCppRollouts(
+            arguments.file, model, threads=arguments.threads, repack=not arguments.no_repack
+        )
     for count in (1, 8):
         jobs = [RolloutJob(prompt, (), Sampling(temperature=0), n, torch.zeros(n)) for _ in range(count)]
         ways: dict[str, Timed] = {"transformers.generate": lambda count=count: generated(model, prompt, n, count)}
@@ -107,9 +113,11 @@ def generated(model: LanguageModel, prompt: Prompt, tokens: int, count: int) -> 
 
 
 def llama_cpp(arguments: argparse.Namespace, prompt: Prompt) -> Timed:
-    from llama_cpp import Llama  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
-
-    theirs = Llama(str(arguments.file), n_ctx=1024, n_threads=arguments.threads, verbose=False)
+    library: Any = importlib.import_module("llama_cpp")
+    loading = library.llama_model_default_params()
+    loading.use_extra_bufts = not arguments.no_repack
+    library.llama_cpp.llama_model_default_params = lambda: loading
+    theirs = library.Llama(str(arguments.file), n_ctx=1024, n_threads=arguments.threads, verbose=False)
 
     def write() -> None:
         theirs.reset()

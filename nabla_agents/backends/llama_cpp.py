@@ -31,8 +31,8 @@ class LlamaCppRollouts:
     of, in its few bits, several times as fast on a CPU; directions and acceptance are of the unpacked weights.
 
     Every token is chosen as the local model would choose it, by the job's own random numbers, from llama.cpp's logits;
-    so a seed gives the same text alone and in a batch as far as llama.cpp's logits do not depend on the batch. Log π is
-    read by the local model, one forward for each completion. Prompts are read once for as long as they are among the
+    these depend on what else it reads at once (0.005 nats of KL), so a text may depend on what shares its batch. Log π
+    is read by the local model, one forward for each completion. Prompts are read once for as long as they are among the
     newest. Jobs with a grammar run on the local model. The ledger counts as if all had run there.
 
     Args:
@@ -41,6 +41,8 @@ class LlamaCppRollouts:
         rows: completions that are written together.
         context: tokens that all rows and their prompts hold together; 12 kB each for a model of 0.5 B.
         threads: of llama.cpp; by default as many as torch has.
+        repack: llama.cpp lays weights out anew for the processor (AMX among others); False where its build does not run
+            on this one, which ends the process.
 
     Raises:
         ConfigurationError: llama-cpp-python is not installed, or a setting is none.
@@ -56,6 +58,7 @@ class LlamaCppRollouts:
         rows: int = 8,
         context: int = 16_384,
         threads: int | None = None,
+        repack: bool = True,
     ) -> None:
         for name, value in (("rows", rows), ("context", context), ("threads", 1 if threads is None else threads)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -65,7 +68,9 @@ class LlamaCppRollouts:
         self._cpp = cpp = _library()
         if not Path(file).is_file():
             raise ModelLoadError(f"There is no file {str(file)!r}; expected a GGUF file.")
-        self._weights = cpp.llama_model_load_from_file(str(file).encode(), cpp.llama_model_default_params())
+        loading = cpp.llama_model_default_params()
+        loading.use_extra_bufts = repack
+        self._weights = cpp.llama_model_load_from_file(str(file).encode(), loading)
         if not self._weights:
             raise ModelLoadError(f"llama.cpp cannot read {str(file)!r}; expected a GGUF file that it supports.")
         self._check_tokens(str(file))
