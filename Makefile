@@ -22,7 +22,7 @@ demo: $(VENV)/.installed-core ## watch the embedded model's answer being refined
 	@$(BIN)/nabla solve --sample 28
 
 test: $(VENV)/.installed-test ## run the tests (the blocks of README.md among them)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 slow: $(VENV)/.installed-test ## run the tests that take long
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"

@@ -39,6 +39,7 @@ def test_without_a_gpu_the_large_shapes_are_refused_with_advice() -> None:
     assert "--shapes smoke" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_scaling_benchmark_finds_an_exponent() -> None:
     small = ("--lengths", "8,16", "--layers", "1", "--width", "32", "--repeats", "1")
     assert "exponent" in run("scaling.py", *small, "--most", "9").stdout
@@ -102,6 +103,7 @@ def test_texts_are_the_same_alone_compiled_and_in_a_batch() -> None:
     assert [same for _, same in re.findall(r"│ +(\d) +│ (\d) +│", done.stdout)] == ["4"] * 3
 
 
+@pytest.mark.slow
 def test_the_throughput_benchmark_has_every_arm() -> None:
     printed = run("throughput.py", "--questions", "1", "--rounds", "1").stdout
     for arm in ("best-of-8, one rollout at a time", "best-of-8", "nabla, forced", "parallel 7 wide, forced"):
@@ -109,6 +111,7 @@ def test_the_throughput_benchmark_has_every_arm() -> None:
     assert "faster" in printed
 
 
+@pytest.mark.slow
 def test_the_duality_benchmark_computes_what_the_engine_draws(tmp_path: Path) -> None:
     """73 completions: the engine's answers are as near to the exact distribution as exact draws are (about 0.1)."""
     done = run("duality.py", "--pairs", "1", "--length", "2", "--check", "300", "--out", str(tmp_path))
