@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from langchain_core.load.serializable import Serializable
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from langchain_nabla import _strategies
 from langchain_nabla._identity import described, described_engine
 from nabla_agents import EngineSettings, Request, __version__
 
@@ -34,6 +36,11 @@ class NablaSettings(EngineSettings, Serializable):
     """Answers per prompt, each with the whole budget."""
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds that an answer may take; the best found by then is returned."""
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _strategy_is_read(cls, value: Any) -> Any:
+        return _strategies.read(value)
 
     @model_validator(mode="after")
     def _engine_fits(self: SettingsT) -> SettingsT:
@@ -97,8 +104,14 @@ class NablaSettings(EngineSettings, Serializable):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        return {} if self.budget is None else {"budget": asdict(self.budget)}
+        budget = {} if self.budget is None else {"budget": asdict(self.budget)}
+        return budget if self.strategy is None else {**budget, "strategy": _strategies.written(self.strategy)}
 
     def to_json(self) -> Any:
-        """Constructor arguments; none for a given engine, which a reader could only replace by a different one."""
-        return super().to_json() if self.engine is None else self.to_json_not_implemented()
+        """Constructor arguments; none for a given engine or a strategy of your own, which a reader could only replace
+        by a different one.
+        """
+        with contextlib.suppress(TypeError):
+            if self.engine is None:
+                return super().to_json()
+        return self.to_json_not_implemented()

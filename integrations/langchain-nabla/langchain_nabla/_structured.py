@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import json
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.exceptions import OutputParserException
@@ -10,8 +13,10 @@ from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.runnables import Runnable, RunnableGenerator
+from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
 
 from nabla_agents import ConfigurationError
 
@@ -34,7 +39,7 @@ def bound(
     traced = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
     is_pydantic = isinstance(schema, type) and is_basemodel_subclass(schema)
     if method == "function_calling":
-        name = convert_to_openai_tool(schema)["function"]["name"]
+        name = openai_tool(schema)["function"]["name"]
         calling = llm.bind_tools(
             [schema],
             tool_choice=name,
@@ -46,7 +51,7 @@ def bound(
         if is_pydantic:
             return calling, _WHOLE | PydanticToolsParser(tools=[schema], first_tool_only=True)
         return calling, _WHOLE | JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-    as_json = convert_to_json_schema(schema, strict=strict)
+    as_json = convert_to_json_schema(_whole_schema(schema), strict=strict)
     if method == "json_mode":
         response_format: dict[str, Any] = {"type": "json_object", "schema": as_json}
     else:
@@ -56,6 +61,43 @@ def bound(
         }
     answering = llm.bind(response_format=response_format, ls_structured_output_format=traced, **kwargs)
     return answering, _WHOLE | (PydanticOutputParser(pydantic_object=schema) if is_pydantic else JsonOutputParser())
+
+
+def openai_tool(tool: Any, strict: bool | None = None) -> dict[str, Any]:
+    """A tool of any kind in OpenAI's form."""
+    return convert_to_openai_tool(_whole_schema(tool), strict=strict)
+
+
+def _whole_schema(schema: Any) -> Any:
+    """Pydantic's own schema of a class, or tool, with a class that refers to itself; anything else as it is.
+
+    LangChain's converter puts `{}` in the place of the inner reference, and refuses one at the root.
+    """
+    if isinstance(schema, BaseTool):
+        model, names = schema.tool_call_schema, {"title": schema.name, "description": schema.description}
+        own = _whole_schema(model)
+        return schema if own is model else {**own, **names}
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        own = schema.model_json_schema()
+        return {**_rooted(own), "title": schema.__name__} if _recursive(own) else schema
+    return _rooted(schema) if isinstance(schema, Mapping) else schema
+
+
+def _recursive(schema: Mapping[str, Any]) -> bool:
+    parts = schema.get("$defs", {})
+    named = {name: re.findall(r'"#/\$defs/([^"]+)"', json.dumps(part)) for name, part in parts.items()}
+    try:
+        TopologicalSorter(named).prepare()
+    except CycleError:
+        return True
+    return False
+
+
+def _rooted(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema with the definition that its root refers to written out there."""
+    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    part = schema.get("$defs", {}).get(name)
+    return schema if part is None else {**{k: v for k, v in schema.items() if k != "$ref"}, **part}
 
 
 def _whole(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:

@@ -16,7 +16,6 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, model_validator
 
 from langchain_nabla import _structured
@@ -167,7 +166,7 @@ class ChatNabla(NablaSettings, BaseChatModel):
         Raises:
             ConfigurationError: a choice of an unknown tool, or among none.
         """
-        formatted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        formatted = [_structured.openai_tool(tool, strict) for tool in tools]
         ChatOptions.read(tools=formatted, tool_choice=tool_choice)
         given = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
         return self.bind(tools=formatted, **{k: v for k, v in given.items() if v is not None}, **kwargs)
@@ -228,7 +227,7 @@ class ChatNabla(NablaSettings, BaseChatModel):
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Tokens of the rendered conversation, the template's own included; loads the model."""
-        offered = [convert_to_openai_tool(tool) for tool in tools] if tools else None
+        offered = [_structured.openai_tool(tool) for tool in tools] if tools else None
         return len(self.load().prompt(conversation(messages), tools=offered).ids)
 
 

@@ -24,9 +24,10 @@ class NablaState(AgentState[Any]):
 class NablaRefineMiddleware(AgentMiddleware[NablaState, Any, Any]):
     """Lets the agent's model answer, and refines the answer on the engine of `refiner`.
 
-    Turns that call tools, and answers in a response format, are left as they are. So are answers that the engine's
-    reward gives `threshold` or more; with None every answer is refined, and one that a tool verifies costs its check
-    only. What each refinement found and cost is in the state under `nabla`, and in the message's metadata.
+    Turns that call tools, answers in a response format, and answers without text are no drafts: they are left as they
+    are, and add nothing to the state. So are answers left that the engine's reward gives `threshold` or more; with None
+    every answer is refined, and one that a tool verifies costs its check only. What each refinement found and cost is
+    in the state under `nabla`, and in the message's metadata.
 
     The model's own draft carries the tag `nostream`, so that LangGraph's stream mode `messages` shows final text only.
     """

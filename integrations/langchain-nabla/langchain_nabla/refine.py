@@ -77,9 +77,11 @@ def _split(input: Any) -> tuple[list[BaseMessage], str]:
     if isinstance(input, Mapping) and "draft" in input and ("question" in input or "messages" in input):
         question, draft = input.get("question", input.get("messages")), input["draft"]
         draft = draft[-1] if isinstance(draft, list) and draft else draft
+        if not isinstance(draft, str | BaseMessage):
+            raise ConfigurationError(f"NablaRefine got {draft!r} as the draft; {_EXPECTED}")
         messages: list[BaseMessage] = [HumanMessage(question)] if isinstance(question, str) else _messages(question)
-        return messages, text_of(draft) if isinstance(draft, BaseMessage) else str(draft)
-    messages = _messages(input.get("messages") if isinstance(input, Mapping) else input)
+        return messages, draft if isinstance(draft, str) else text_of(draft)
+    messages = _messages(input.get("messages", input) if isinstance(input, Mapping) else input)
     if len(messages) < 2 or not isinstance(messages[-1], AIMessage) or messages[-1].tool_calls:
         raise ConfigurationError(f"NablaRefine got {input!r}; {_EXPECTED}")
     return messages[:-1], text_of(messages[-1])

@@ -216,6 +216,9 @@ def test_a_draft_without_its_question_is_refused(correcting: ChatNabla) -> None:
     for given in (AIMessage(WRONG), WRONG, [AIMessage(WRONG)], {"draft": WRONG}):
         with pytest.raises(ConfigurationError, match=r"refine\.after"):
             refine.invoke(given)
+    for given in ({"question": QUESTION}, {"question": QUESTION, "draft": None}, {"question": QUESTION, "draft": []}):
+        with pytest.raises(ConfigurationError, match="draft"):
+            refine.invoke(given)
     with pytest.raises(ConfigurationError, match="one of the two"):
         NablaRefine(correcting, max_tokens=3)
 
@@ -254,6 +257,14 @@ def test_tool_turns_and_good_answers_are_left_alone(assisting: Engine, scripted:
     assert state["messages"][-1].content == "The tool says: Sunny in San Francisco, CA."
     [spent] = state["nabla"]
     assert spent["usage"]["generated_tokens"] == 0, "the call was not judged, and the answer only judged"
+
+
+def test_an_answer_without_text_is_no_draft(correcting: ChatNabla, scripted: Any) -> None:
+    silent = ChatNabla(engine=scripted(lambda prompt: ""))
+    agent = create_agent(silent, [], middleware=[NablaRefineMiddleware(correcting)])
+    state: Any = agent.invoke({"messages": [HumanMessage(QUESTION)]})
+    assert state["messages"][-1].content == ""
+    assert state["nabla"] == []
 
 
 # ── tracing and imports ───────────────────────────────────────────────────────────────────────────────────────────

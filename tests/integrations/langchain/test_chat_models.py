@@ -53,6 +53,13 @@ class Pet(BaseModel):
     age: int
 
 
+class Tree(BaseModel):
+    """A tree."""
+
+    value: int
+    children: list["Tree"] = []
+
+
 class PetDict(TypedDict):
     """A pet."""
 
@@ -202,6 +209,34 @@ async def test_an_answer_is_an_object_of_the_schema(scripted: Any, method: Any, 
     expected = Pet(name="Mia", age=3) if schema is Pet else {"name": "Mia", "age": 3}
     assert llm.invoke("x") == await llm.ainvoke("x") == expected
     assert list(llm.stream("x"))[-1] == expected
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+@pytest.mark.parametrize("schema", [Tree, Tree.model_json_schema()], ids=["class", "schema"])
+def test_a_class_may_refer_to_itself(scripted: Any, method: Any, schema: Any) -> None:
+    """The script breaks the schema deep within, where only the grammar can hold it back: `leaf` is no tree."""
+    told: list[str] = []
+
+    def script(prompt: str) -> str:
+        told.append(prompt)
+        text = '{"value": 1, "children": [{"value": 2, "children": ["leaf"]}]}'
+        return call("Tree", text) if "# Tools" in prompt else text
+
+    llm = ChatNabla(engine=scripted(script), max_tokens=200).with_structured_output(schema, method=method)
+    [inner] = Tree.model_validate(llm.invoke("x")).children
+    assert inner.value == 2
+    assert method == "json_mode" or '"$ref": "#/$defs/Tree"' in told[0], "the model is told what the parts are"
+
+
+def test_a_tool_takes_a_class_that_refers_to_itself(scripted: Any) -> None:
+    @tool
+    def plant(tree: Tree) -> str:
+        """Plants a tree."""
+        return ""
+
+    llm = ChatNabla(engine=scripted(lambda prompt: call("plant", '{"tree": {"value": 1, "children": [7]}}')))
+    [planted] = llm.bind_tools([plant], tool_choice="plant").invoke("x").tool_calls
+    assert Tree.model_validate(planted["args"]["tree"]).value == 1
 
 
 def test_the_raw_message_comes_along_and_an_error_is_told(scripted: Any) -> None:

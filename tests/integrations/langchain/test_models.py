@@ -17,7 +17,20 @@ from pydantic import ValidationError
 
 import nabla_agents
 from langchain_nabla import ChatNabla, NablaLLM
-from nabla_agents import BestOfN, Budget, Engine, Greedy, ModelLoadError, Sampling
+from nabla_agents import (
+    BestOfN,
+    Budget,
+    Engine,
+    FeedbackDirection,
+    GradientDirection,
+    Greedy,
+    MirrorDTO,
+    ModelLoadError,
+    Nabla,
+    NablaParallel,
+    NoDirection,
+    Sampling,
+)
 from nabla_agents.adapters import shared_engines
 from nabla_agents.testing import FixedReward
 
@@ -335,10 +348,36 @@ def test_copies_and_pickles_share_the_engine(engine: Engine, monkeypatch: pytest
 def test_serialised_it_holds_settings_and_no_engine(engine: Engine, model: Model) -> None:
     llm = model(model="tiny", max_tokens=5, stop=["x"], budget=Budget(rollouts=2))
     assert loads(dumps(llm), allowed_objects=[model], valid_namespaces=["langchain_nabla"]) == llm
+    own = model(strategy=Nabla(direction=GradientDirection() + NoDirection()))
+    assert json.loads(dumps(own))["type"] == "not_implemented", "a sum of directions is none of the parts with a name"
     given = model(engine=engine, max_tokens=5)
     assert len(repr(given)) < 900
     assert "engine" not in given.model_dump()
     assert json.loads(dumps(given))["type"] == "not_implemented", "loading it would give another reward"
+
+
+@pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Greedy(),
+        BestOfN(n=3, temperature=0.5),
+        Nabla.paper(),
+        NablaParallel(dto=MirrorDTO(kl_budget=0.1), direction=FeedbackDirection(beta=2.0)),
+    ],
+    ids=lambda strategy: type(strategy).__name__,
+)
+@both
+def test_serialised_it_keeps_its_strategy(model: Model, strategy: Any) -> None:
+    llm = model(strategy=strategy)
+    assert loads(dumps(llm), allowed_objects=[model], valid_namespaces=["langchain_nabla"]).strategy == strategy
+
+
+@pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
+def test_a_strategy_that_is_read_is_one_of_ours() -> None:
+    text = dumps(ChatNabla(strategy=Greedy())).replace('"Greedy"', '"Engine"')
+    with pytest.raises(ValidationError, match="kind 'Engine'"):
+        loads(text, allowed_objects=[ChatNabla], valid_namespaces=["langchain_nabla"])
 
 
 def test_chat_and_text_models_share_an_engine(engine: Engine, question: str) -> None:
