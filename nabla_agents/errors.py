@@ -53,3 +53,8 @@ class SandboxError(NablaError, RuntimeError):
 
 class RemoteError(NablaError, RuntimeError):
     """A server that cannot be reached, refused the key, failed, or broke off its answer."""
+
+
+def to_install(extra: str) -> str:
+    """The command that brings what an extra has, from an index and from a clone."""
+    return f"pip install 'nabla-agents[{extra}]', or in a clone: pip install '.[{extra}]'"

@@ -1,26 +1,61 @@
-"""The site: the tutorial's blocks run, every public name has its place in the reference, and no page is forgotten."""
+"""The pages: their examples print what stands below them, and their links lead somewhere."""
 
+import asyncio
 import re
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.pages import ROOT, run_page
+
 DOCS = ROOT / "docs"
 
 
+PAGES = [
+    "README.md",
+    "docs/tutorial.md",
+    "docs/langchain.md",
+    "docs/llamaindex.md",
+    "integrations/langchain-nabla/README.md",
+    "integrations/llama-index-llms-nabla/README.md",
+]
+
+
+@pytest.fixture
+def _loop() -> Iterator[None]:
+    """An event loop for LlamaIndex, which would make one and leave it open."""
+    made = asyncio.new_event_loop()
+    asyncio.set_event_loop(made)
+    yield
+    asyncio.set_event_loop(None)
+    made.close()
+
+
 @pytest.mark.timeout(300)
-def test_the_tutorials_blocks_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    page = DOCS / "tutorial.md"
-    text = page.read_text()
-    namespace: dict[str, Any] = {"__name__": "page"}
-    for block in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        source = "\n" * text[: block.start(1)].count("\n") + block[1]
-        exec(compile(source, str(page), "exec"), namespace)
-    shown = capsys.readouterr().out
-    assert "Answer: 80" in shown
-    assert "verified True 5 equations right" in shown
+@pytest.mark.usefixtures("_loop")
+@pytest.mark.filterwarnings("ignore:The function `loads` is in beta", "ignore::DeprecationWarning:llama_index")
+@pytest.mark.parametrize("page", PAGES)
+def test_a_pages_examples_print_what_it_shows(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_page(ROOT / page, capsys)
+
+
+@pytest.mark.parametrize(
+    ("shown", "problem"),
+    [
+        ("```python\nprint(1)\n```\nso:\n```text\n1\n```\n", ""),
+        ("```python\nprint(1)\n```\n```text\n2\n```\n", "line 4"),
+        ("```python\nprint(1)\n```\n", "does not show"),
+        ("```python\nx = 1\n```\n```text\n1\n```\n", "line 4"),
+    ],
+)
+def test_a_page_that_shows_something_else_is_refused(
+    shown: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "page.md").write_text(shown)
+    with pytest.raises(AssertionError, match=problem) if problem else nullcontext():
+        run_page(tmp_path / "page.md", capsys)
 
 
 def test_every_link_to_a_page_of_the_repository_leads_somewhere() -> None:

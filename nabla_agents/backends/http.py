@@ -13,15 +13,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from nabla_agents.errors import ConfigurationError, NablaError, PromptError
+from nabla_agents.errors import ConfigurationError, NablaError, PromptError, to_install
 from nabla_agents.json_text import read_json
 
 try:
     import httpx
 except ImportError as e:
-    raise ConfigurationError(
-        f"A server is asked with {e.name}, which is not installed: pip install 'nabla-agents[remote]'."
-    ) from e
+    raise ConfigurationError(f"A server is asked with {e.name}, which is not installed: {to_install('remote')}.") from e
 
 from nabla_agents.backends.body import BodyError, Lines, beginning, whole
 from nabla_agents.backends.deadline import limit, until

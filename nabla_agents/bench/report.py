@@ -20,6 +20,7 @@ from nabla_agents.bench.arms import Arm
 from nabla_agents.bench.records import Record
 from nabla_agents.bench.run import Bench
 from nabla_agents.bench.summary import ArmSummary, Comparison, Results, points, summarise, trust, write
+from nabla_agents.errors import to_install
 
 _DETAILS = ("pool", "generated", "passes")
 _COSTS = ("n", "forward", "backward", "s")
@@ -76,7 +77,7 @@ class Report:
     @property
     def hint(self) -> str:
         """What is missing for the pictures; empty if nothing is."""
-        return "" if find_spec("matplotlib") else "For pictures: pip install 'nabla-agents[plots]'"
+        return "" if find_spec("matplotlib") else f"For pictures: {to_install('plots')}"
 
 
 # ── as it is measured ─────────────────────────────────────────────────────────────────────────────────────────────

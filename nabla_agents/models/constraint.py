@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.chat.grammar import Grammar
-from nabla_agents.errors import ConfigurationError, GrammarError
+from nabla_agents.errors import ConfigurationError, GrammarError, to_install
 from nabla_agents.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _ll_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_ids: Sequence[int])
         from llguidance.hf import from_tokenizer
     except ImportError as e:
         raise ConfigurationError(
-            'A grammar needs llguidance, which is not installed: pip install "nabla-agents[grammar]".'
+            f"A grammar needs llguidance, which is not installed: {to_install('grammar')}."
         ) from e
     if not eos_ids:
         raise ConfigurationError(f"{tokenizer.name} has no end-of-sequence token, with which a grammar could end.")

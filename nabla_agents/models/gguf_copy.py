@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from nabla_agents.errors import ModelLoadError
+from nabla_agents.errors import ModelLoadError, to_install
 from nabla_agents.models.gguf_header import GgufHeader
 from nabla_agents.models.gguf_unpacking import refuse_unknown, unpack
 from nabla_agents.user_cache import cache_folder
@@ -167,5 +167,5 @@ def _require_packages() -> None:
     if missing:
         raise ModelLoadError(
             f"A GGUF file is read with {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
-            "installed: pip install 'nabla-agents[gguf]'."
+            f"installed: {to_install('gguf')}."
         )

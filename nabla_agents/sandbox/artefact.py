@@ -14,7 +14,7 @@ import platform
 import sys
 from pathlib import Path
 
-from nabla_agents.errors import SandboxError
+from nabla_agents.errors import SandboxError, to_install
 from nabla_agents.user_cache import cache_folder
 
 GUEST = Path(__file__).with_name("guest")
@@ -35,7 +35,7 @@ def path() -> Path:
         try:
             key.update(importlib.metadata.version(name).encode())
         except importlib.metadata.PackageNotFoundError as e:
-            raise SandboxError(f"{name} is not installed: pip install 'nabla-agents[sandbox]'.") from e
+            raise SandboxError(f"{name} is not installed: {to_install('sandbox')}.") from e
     for distribution in PACKAGES.values():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             key.update(f"{distribution} {importlib.metadata.version(distribution)}".encode())

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from nabla_agents.errors import SandboxError
+from nabla_agents.errors import SandboxError, to_install
 from nabla_agents.sandbox import artefact
 from nabla_agents.sandbox.execution import Status
 from nabla_agents.sandbox.executor import Capabilities
@@ -103,7 +103,7 @@ def _start(component: Path) -> tuple[subprocess.Popen[bytes], int | None]:
     """The worker and, on Linux, the end of a pipe that keeps it alive: a computing worker sees no end of file."""
     runtime = importlib.util.find_spec("wasmtime")
     if runtime is None or runtime.origin is None:
-        raise SandboxError("wasmtime is not installed: pip install 'nabla-agents[sandbox]'.")
+        raise SandboxError(f"wasmtime is not installed: {to_install('sandbox')}.")
     theirs, ours = os.pipe() if sys.platform.startswith("linux") else (None, None)
     lifeline = [] if theirs is None else [theirs]
     paths = [str(Path(__file__).parent), str(Path(runtime.origin).parent.parent)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from nabla_agents.adapters.shared_engines import loaded
 from nabla_agents.engine import Engine
-from nabla_agents.errors import ConfigurationError, NablaError
+from nabla_agents.errors import ConfigurationError, NablaError, to_install
 
 EngineMaker = Callable[[], Engine]
 
@@ -58,7 +58,5 @@ def needs_ray() -> Any:
     try:
         import ray
     except ImportError as e:
-        raise ConfigurationError(
-            f'A cluster needs {e.name}, which is not installed: pip install "nabla-agents[ray]".'
-        ) from e
+        raise ConfigurationError(f"A cluster needs {e.name}, which is not installed: {to_install('ray')}.") from e
     return ray

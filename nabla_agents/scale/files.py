@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, cast
 
-from nabla_agents.errors import ConfigurationError, NablaError
+from nabla_agents.errors import ConfigurationError, NablaError, to_install
 from nabla_agents.json_text import MOST_DEPTH, too_deep
 
 Row = dict[str, Any]
@@ -169,7 +169,5 @@ def _arrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as e:
-        raise ConfigurationError(
-            f'Parquet needs {e.name}, which is not installed: pip install "nabla-agents[ray]".'
-        ) from e
+        raise ConfigurationError(f"Parquet needs {e.name}, which is not installed: {to_install('ray')}.") from e
     return pyarrow, pyarrow.parquet

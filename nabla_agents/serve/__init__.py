@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nabla_agents.errors import ConfigurationError
+from nabla_agents.errors import ConfigurationError, to_install
 
 if TYPE_CHECKING:
     from nabla_agents.serve.app import create_app
@@ -27,9 +27,7 @@ def __getattr__(name: str) -> Any:
         for package in ("fastapi", "prometheus_client", "uvicorn"):
             importlib.import_module(package)
     except ImportError as e:
-        raise ConfigurationError(
-            f"Serving needs {e.name}, which is not installed: pip install 'nabla-agents[serve]'."
-        ) from e
+        raise ConfigurationError(f"Serving needs {e.name}, which is not installed: {to_install('serve')}.") from e
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'keys')}"), name)
     globals()[name] = value
     return value

@@ -76,5 +76,5 @@ def test_arguments_that_cannot_work_are_refused(arguments: dict[str, str], said:
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(ConfigurationError, match=r'pip install "nabla-agents\[ray\]"'):
+    with pytest.raises(ConfigurationError, match=r"pip install 'nabla-agents\[ray\]'"):
         application(unmade)

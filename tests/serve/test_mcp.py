@@ -370,5 +370,5 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "mcp", None)
     for name in [n for n in sys.modules if n.startswith("nabla_agents.serve.mcp")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ConfigurationError, match=r'pip install "nabla-agents\[mcp\]"'):
+    with pytest.raises(ConfigurationError, match=r"pip install 'nabla-agents\[mcp\]'"):
         importlib.import_module("nabla_agents.serve.mcp")

@@ -6,7 +6,7 @@ from langchain_nabla.chat_models import ChatNabla
 from langchain_nabla.llms import NablaLLM
 from langchain_nabla.refine import NablaRefine
 from langchain_nabla.tools import NablaSolve
-from nabla_agents import __version__
+from nabla_agents import ConfigurationError, __version__
 
 if TYPE_CHECKING:
     from langchain_nabla.middleware import NablaRefineMiddleware
@@ -17,6 +17,11 @@ __all__ = ["ChatNabla", "NablaLLM", "NablaRefine", "NablaRefineMiddleware", "Nab
 def __getattr__(name: str) -> Any:
     if name != "NablaRefineMiddleware":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from langchain_nabla.middleware import NablaRefineMiddleware  # needs langchain, not langchain-core alone
-
+    try:
+        from langchain_nabla.middleware import NablaRefineMiddleware  # needs langchain, not langchain-core alone
+    except ModuleNotFoundError as e:
+        raise ConfigurationError(
+            f"NablaRefineMiddleware needs {e.name}, which is not installed: pip install 'nabla-agents[langchain]', or in "
+            "a clone: pip install . './integrations/langchain-nabla[agents]'."
+        ) from e
     return NablaRefineMiddleware

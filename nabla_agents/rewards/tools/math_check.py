@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nabla_agents.errors import ProgramError, SandboxError
+from nabla_agents.errors import ProgramError, SandboxError, to_install
 from nabla_agents.rewards.tools import executors
 from nabla_agents.sandbox import Executor, Limits, Program, Status
 
@@ -70,7 +70,7 @@ def same_by_math_verify(gold: str, answer: str, executor: Executor | None = None
     try:
         sandbox = executors.math_checker() if executor is None else executor
         if "math_verify" not in sandbox.capabilities.modules:
-            return None, "symbolic answers need math-verify: pip install 'nabla-agents[math]'"
+            return None, f"symbolic answers need math-verify: {to_install('math')}"
         done = sandbox.run(Program(_CHECKER, entry="check", calls=[[gold, answer]]), LIMITS)
     except (SandboxError, ProgramError) as e:
         return None, str(e)

@@ -19,6 +19,7 @@ from langgraph.types import Command, interrupt
 from langsmith import Client
 from pydantic import BaseModel
 
+import langchain_nabla
 from langchain_nabla import ChatNabla, NablaLLM, NablaRefine, NablaSolve
 from langchain_nabla.middleware import NablaRefineMiddleware
 from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Nabla, Rollout, Score
@@ -295,3 +296,10 @@ def test_importing_and_constructing_need_neither_torch_nor_langchain() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_what_needs_langchain_itself_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "langchain_nabla.middleware")
+    monkeypatch.setitem(sys.modules, "langchain.agents.middleware", None)
+    with pytest.raises(ConfigurationError, match=r"nabla-agents\[langchain\]'.*in a clone.*langchain-nabla\[agents\]'"):
+        getattr(langchain_nabla, "NablaRefineMiddleware")  # noqa: B009
