@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow real attack cookbook docs lint format types floors check bench study tiny api clean
+.PHONY: help demo test slow real hour attack cookbook docs lint format types floors check bench study tiny api clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -29,6 +29,9 @@ slow: $(VENV)/.installed-test ## run the tests that take long
 
 real: $(VENV)/.installed-test ## run the tests on real models, GGUF files in ~/.cache/nabla-models or NABLA_MODELS (hours)
 	@$(BIN)/python -m pytest -q -m real -rs
+
+hour: $(VENV)/.installed-test ## walk through a stranger's first hour: command, agents, server, reward and comparison of one's own
+	@PYTHON=$(CURDIR)/$(BIN)/python tests/first_hour.sh
 
 attack: $(VENV)/.installed-test ## try on a server what one client can do to others (minutes)
 	@$(BIN)/python benchmarks/attack.py

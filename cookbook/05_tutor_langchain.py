@@ -19,7 +19,7 @@ from langchain_core.messages import ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_nabla import ChatNabla, NablaSolve
-from nabla_agents import ArithmeticSteps, Budget, Engine, ImplicitReward
+from nabla_agents import ArithmeticSteps, Budget, Engine, Greedy, ImplicitReward
 from nabla_agents.testing import scripted_model
 
 TASK = "You are a math tutor. Solve the student's problem with the tool. Then give one hint at a time, no results."
@@ -50,7 +50,7 @@ def tutor(prompt: str) -> str:
 
 
 engine = Engine.tiny(reward=ImplicitReward.from_pretrained("tiny") + ArithmeticSteps(), budget=Budget(rollouts=8))
-planner = ChatNabla(engine=Engine(model=scripted_model(tutor), budget=Budget(rollouts=1)))
+planner = ChatNabla(engine=Engine(model=scripted_model(tutor), strategy=Greedy()))
 agent = create_agent(planner, [NablaSolve(engine=engine)], system_prompt=TASK, checkpointer=InMemorySaver())
 thread = {"configurable": {"thread_id": "lesson-1"}}
 

@@ -15,8 +15,8 @@ _difference = runpy.run_path(str(ROOT / "cookbook" / "__main__.py"))["difference
 def run_page(page: Path, capsys: pytest.CaptureFixture[str], *, port: int = 8000) -> dict[str, Any]:
     """What the page's names mean at its end.
 
-    A `text` block is what the Python blocks before it print, `...` in it any text; what prints has one. `port` takes the
-    place of 8000.
+    A `text` block is what the Python blocks before it print, `...` in it any text; what prints has one. `port` takes
+    the place of 8000.
 
     Raises:
         AssertionError: a block prints something else; or what its page does not show.

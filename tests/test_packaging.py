@@ -1,5 +1,6 @@
 """What is shipped, and that README, Makefile, CI and pre-commit name the same commands."""
 
+import ast
 import os
 import re
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
+from collections.abc import Iterable
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +74,41 @@ def test_the_three_distributions_are_of_one_version_and_depend_on_it() -> None:
     for name, adapter in zip(ADAPTERS, adapters, strict=True):
         assert (adapter["name"], adapter["version"]) == (name, core["version"])
         assert f"nabla-agents[grammar]=={core['version']}" in adapter["dependencies"]
-        assert [f"{name}=={core['version']}"] in core["optional-dependencies"].values()
+        extras = [re.sub(r"\[\w+\]", "", each) for [each, *_] in core["optional-dependencies"].values()]
+        assert f"{name}=={core['version']}" in extras
         assert (ROOT / "integrations" / name / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+def named(requirements: Iterable[str]) -> set[str]:
+    """The distributions of requirements, those of extras left out."""
+    return {re.match(r"[\w.-]+", each)[0] for each in requirements if "extra ==" not in each}  # type: ignore[index]
+
+
+def test_what_a_recipe_imports_comes_with_the_extra_all() -> None:
+    core, *adapters = map(project, FOLDERS)
+    extras = core["optional-dependencies"]
+    [chosen] = [re.findall(r"[\w-]+", each.partition("[")[2]) for each in extras["all"]]
+    new = named(
+        [
+            *core["dependencies"],
+            *(each for extra in chosen for each in extras[extra]),
+            *(each for adapter in adapters for each in adapter["dependencies"]),
+            *adapters[0]["optional-dependencies"]["agents"],
+        ]
+    )
+    brought = set[str]()
+    assert any("[agents]" in each for each in extras["langchain"])
+    while new := new - brought:
+        brought |= new
+        new = named(each for one in new for found in distributions(name=one) for each in found.requires or ())
+    ours = {"nabla_agents": ["nabla-agents"], "langchain_nabla": ["langchain-nabla"]}
+    owners = {**packages_distributions(), **ours}
+    for recipe in (ROOT / "cookbook").glob("[0-9]*.py"):
+        for node in ast.walk(ast.parse(recipe.read_text())):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            modules += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for module in {each.partition(".")[0] for each in modules} - sys.stdlib_module_names:
+                assert {*owners[module]} & brought, f"{recipe.name} imports {module}"
 
 
 def test_the_wheel_holds_every_embedded_weight(wheel: Path) -> None:
@@ -145,11 +181,11 @@ def test_every_direct_dependency_has_a_constraint() -> None:
         *core["dependencies"],
         *extras,
         *(requirement for each in adapters for requirement in each["dependencies"]),
+        *adapters[0]["optional-dependencies"]["agents"],
     ]
     ours = {"nabla-agents", *ADAPTERS}
-    named = {re.match(r"[\w-]+", requirement)[0] for requirement in listed} - ours  # type: ignore[index]
     pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    assert named <= pinned
+    assert named(listed) - ours <= pinned
 
 
 def test_the_map_is_short_and_shows_every_module() -> None:

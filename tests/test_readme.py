@@ -1,4 +1,4 @@
-"""The README's `nabla` commands run, in a process each, and its files are understood; `test_docs.py` runs its Python."""
+"""The README's `nabla` commands run, in a process each, and its files are read; `test_docs.py` runs its Python."""
 
 import re
 import shlex

@@ -69,7 +69,7 @@ def solve(
     if formatted and system is not None:
         raise ConfigurationError("--formatted takes the question verbatim: write the system prompt into it.")
     if not question.strip():
-        raise ConfigurationError("The question is empty; expected some text, for example: nabla solve 'What is 3 * 4?'")
+        raise ConfigurationError("The question is empty; expected some text: nabla solve 'Tom has 12 apples. ...'")
     if report is not None and (report.is_dir() or not os.access(report.parent, os.W_OK)):
         raise ConfigurationError(f"--report {report} cannot be written; expected a file in a folder that can be.")
     make_strategy = known(STRATEGIES, strategy, "strategy")

@@ -150,9 +150,7 @@ def _ll_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_ids: Sequence[int])
     try:
         from llguidance.hf import from_tokenizer
     except ImportError as e:
-        raise ConfigurationError(
-            f"A grammar needs llguidance, which is not installed: {to_install('grammar')}."
-        ) from e
+        raise ConfigurationError(f"A grammar needs llguidance, which is not installed: {to_install('grammar')}.") from e
     if not eos_ids:
         raise ConfigurationError(f"{tokenizer.name} has no end-of-sequence token, with which a grammar could end.")
     try:

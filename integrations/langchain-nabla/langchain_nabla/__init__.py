@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
         from langchain_nabla.middleware import NablaRefineMiddleware  # needs langchain, not langchain-core alone
     except ModuleNotFoundError as e:
         raise ConfigurationError(
-            f"NablaRefineMiddleware needs {e.name}, which is not installed: pip install 'nabla-agents[langchain]', or in "
-            "a clone: pip install . './integrations/langchain-nabla[agents]'."
+            f"NablaRefineMiddleware needs {e.name}, which is not installed: pip install 'nabla-agents[langchain]', or "
+            "in a clone: pip install . './integrations/langchain-nabla[agents]'."
         ) from e
     return NablaRefineMiddleware
