@@ -51,7 +51,7 @@ def bound(
         if is_pydantic:
             return calling, _WHOLE | PydanticToolsParser(tools=[schema], first_tool_only=True)
         return calling, _WHOLE | JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-    as_json = convert_to_json_schema(_whole_schema(schema), strict=strict)
+    as_json = convert_to_json_schema(_unabridged(schema), strict=strict)
     if method == "json_mode":
         response_format: dict[str, Any] = {"type": "json_object", "schema": as_json}
     else:
@@ -65,17 +65,17 @@ def bound(
 
 def openai_tool(tool: Any, strict: bool | None = None) -> dict[str, Any]:
     """A tool of any kind in OpenAI's form."""
-    return convert_to_openai_tool(_whole_schema(tool), strict=strict)
+    return convert_to_openai_tool(_unabridged(tool), strict=strict)
 
 
-def _whole_schema(schema: Any) -> Any:
+def _unabridged(schema: Any) -> Any:
     """Pydantic's own schema of a class, or tool, with a class that refers to itself; anything else as it is.
 
     LangChain's converter puts `{}` in the place of the inner reference, and refuses one at the root.
     """
     if isinstance(schema, BaseTool):
         model, names = schema.tool_call_schema, {"title": schema.name, "description": schema.description}
-        own = _whole_schema(model)
+        own = _unabridged(model)
         return schema if own is model else {**own, **names}
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         own = schema.model_json_schema()
