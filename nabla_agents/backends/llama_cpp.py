@@ -15,7 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.backends.local import Ending, ending, log_probs
-from nabla_agents.errors import ConfigurationError, ModelLoadError, RolloutError, VocabularyMismatchError
+from nabla_agents.errors import (
+    ConfigurationError,
+    ModelLoadError,
+    RolloutError,
+    VocabularyMismatchError,
+    to_install,
+)
 from nabla_agents.functional import choose_tokens
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.rows import RolloutJob, Row
@@ -220,7 +226,7 @@ def _library() -> Any:
         library: Any = importlib.import_module("llama_cpp")
     except ImportError as e:
         raise ConfigurationError(
-            "LlamaCppRollouts needs llama-cpp-python: pip install 'nabla-agents[llama-cpp]' (it is built, minutes)."
+            f"LlamaCppRollouts needs llama-cpp-python, which is built in minutes: {to_install('llama-cpp')}."
         ) from e
     library.llama_backend_init()
     library.llama_log_set(_say_nothing(library), None)
