@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
@@ -45,29 +45,46 @@ def beginning(response: httpx.Response) -> str:
     return body[:_MOST_OF_REFUSAL].decode(errors="replace")
 
 
-class Lines:
-    """The lines of an answer that has begun, as they come; read by one thread, and shut by any.
+class Incoming:
+    """An answer that has begun, read as it comes, by one thread at a time.
 
     Args:
-        moment: after which none comes any more.
+        moment: after which nothing comes any more.
+        stop: nor once this is set.
+
+    What reads it raises `BodyError` where the body is compressed, or what is kept of it at a time is more than
+    `MOST_BYTES`; `httpx.HTTPError` where it broke off, or came too slowly.
     """
 
-    def __init__(self, response: httpx.Response, moment: float) -> None:
-        self._response, self._moment = response, moment
+    def __init__(self, response: httpx.Response, moment: float, stop: threading.Event | None = None) -> None:
+        self._response, self._moment, self._stop = response, moment, stop
 
-    def __iter__(self) -> Iterator[bytes]:
-        """Each whole line, without its end; one that was begun and not ended is left out.
+    @property
+    def status(self) -> int:
+        return self._response.status_code
 
-        Raises:
-            BodyError: a line has more than `MOST_BYTES`, or the body is compressed.
-            httpx.HTTPError: it broke off, or came too slowly.
-        """
-        chunks, line = _chunks(self._response), bytearray()
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return self._response.headers.raw
+
+    @property
+    def content_type(self) -> str:
+        return self._response.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body in the pieces that it comes in."""
+        chunks = _chunks(self._response)
         while True:
-            with deadline.until(self._moment):
+            with deadline.until(self._moment, self._stop):
                 chunk = next(chunks, None)
             if chunk is None:
                 return
+            yield chunk
+
+    def lines(self) -> Iterator[bytes]:
+        """Each whole line, without its end; one that was begun and not ended is left out."""
+        line = bytearray()
+        for chunk in self.chunks():
             first, *others = chunk.split(b"\n")
             line += first
             for other in others:
@@ -76,19 +93,9 @@ class Lines:
             if len(line) > MOST_BYTES:
                 raise BodyError(f"a line of more than {MOST_BYTES >> 20} MiB")
 
-    @property
-    def content_type(self) -> str:
-        return self._response.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-    def shut(self) -> None:
-        """Ends the connection at once: the server hears it, and a thread that waits for a line wakes."""
-        if self._response.is_closed:
-            return
-        stream = self._response.extensions.get("network_stream")
-        connection = None if stream is None else stream.get_extra_info("socket")
-        if connection is not None:
-            with suppress(OSError):  # gone already
-                connection.shutdown(socket.SHUT_RDWR)
+    def whole(self) -> bytes:
+        with deadline.until(self._moment, self._stop):
+            return whole(self._response)
 
     def close(self) -> None:
         self._response.close()

@@ -1,12 +1,15 @@
-"""Deadline: a moment after which nothing more is read from a server, however slowly or endlessly it sends."""
+"""Deadline: a moment after which nothing more is read from a server, however slowly or endlessly it sends; and Stop,
+by which another thread ends it before.
+"""
 
 from __future__ import annotations
 
 import math
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import httpcore
@@ -17,17 +20,49 @@ _PIECE: Final = 1 << 14  # bytes of a request that are written at a time
 _thread = threading.local()
 
 
-@contextmanager
-def until(moment: float) -> Iterator[None]:
-    """Within, this thread's reads and writes of a limited client end at the moment (`time.monotonic`), or before, by
-    the timeout of httpx. A deadline around it stays.
+class Stop(threading.Event):
+    """Once it is set, by any thread, what is read or written within `until(moment, stop)` fails at once, and the server
+    hears it: the connection is shut. To connect takes its time all the same.
     """
-    before = _of_thread()
-    _thread.moment = min(before, moment)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._used: httpcore.NetworkStream | None = None
+
+    def set(self) -> None:
+        super().set()
+        with self._lock:
+            connection = None if self._used is None else self._used.get_extra_info("socket")
+            if connection is not None:
+                with suppress(OSError):  # gone already
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def using(self, stream: httpcore.NetworkStream) -> Iterator[None]:
+        """Within, the stream is what `set` shuts; after, another request may have it."""
+        with self._lock:
+            if self.is_set():
+                raise httpcore.ReadError("stopped")
+            self._used = stream
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._used = None
+
+
+@contextmanager
+def until(moment: float, stop: threading.Event | None = None) -> Iterator[None]:
+    """Within, this thread's reads and writes of a limited client end at the moment (`time.monotonic`), or before, by
+    the timeout of httpx, or where a `Stop` is set. A deadline around it stays.
+    """
+    before, stop_before = _of_thread(), getattr(_thread, "stop", None)
+    _thread.moment, _thread.stop = min(before, moment), stop or stop_before
     try:
         yield
     finally:
-        _thread.moment = before
+        _thread.moment, _thread.stop = before, stop_before
 
 
 def limit(client: httpx.Client) -> None:
@@ -50,6 +85,16 @@ def check() -> None:
 
 def _of_thread() -> float:
     return getattr(_thread, "moment", math.inf)
+
+
+@contextmanager
+def _stoppable(stream: httpcore.NetworkStream) -> Iterator[None]:
+    stop = getattr(_thread, "stop", None)
+    if not isinstance(stop, Stop):
+        yield
+        return
+    with stop.using(stream):
+        yield
 
 
 def _left(timeout: float | None, error: type[Exception]) -> float | None:
@@ -90,11 +135,13 @@ class _Stream(httpcore.NetworkStream):
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        with _stoppable(self._inner):
+            return self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for at in range(0, len(buffer), _PIECE):
-            self._inner.write(buffer[at : at + _PIECE], _left(timeout, httpcore.WriteTimeout))
+            with _stoppable(self._inner):
+                self._inner.write(buffer[at : at + _PIECE], _left(timeout, httpcore.WriteTimeout))
 
     def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> _Stream:
         left = _left(timeout, httpcore.ConnectTimeout)

@@ -8,9 +8,10 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, TypeVar
 
 from nabla_agents.errors import ConfigurationError, NablaError, PromptError, to_install
@@ -21,7 +22,7 @@ try:
 except ImportError as e:
     raise ConfigurationError(f"A server is asked with {e.name}, which is not installed: {to_install('remote')}.") from e
 
-from nabla_agents.backends.body import BodyError, Lines, beginning, whole
+from nabla_agents.backends.body import BodyError, Incoming, beginning, whole
 from nabla_agents.backends.deadline import limit, until
 
 ResultT = TypeVar("ResultT")
@@ -93,7 +94,9 @@ class HttpClient:
         self._headers = {"Accept-Encoding": "identity"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._client = client or httpx.Client(timeout=httpx.Timeout(timeout, connect=10.0), transport=transport)
+        none = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+        seconds = httpx.Timeout(timeout, connect=10.0)
+        self._client = client or httpx.Client(timeout=seconds, transport=transport, cookies=none)
         limit(self._client)
 
     def close(self) -> None:
@@ -113,10 +116,33 @@ class HttpClient:
         content = _written(body)
         return self._tried(lambda moment: self._json("POST", path, content, moment), stopped)
 
-    def stream(self, path: str, body: Mapping[str, Any], *, stopped: threading.Event | None = None) -> Lines:
-        """As `post`, but the lines of an answer that has begun and is still to be read; whoever has it closes it."""
+    def stream(self, path: str, body: Mapping[str, Any], *, stopped: threading.Event | None = None) -> Incoming:
+        """As `post`, but an answer that has begun and is still to be read; whoever has it closes it. A `Stop` ends it
+        at any time.
+        """
         content = _written(body)
-        return self._tried(lambda moment: Lines(self._send("POST", path, content, moment), moment), stopped)
+
+        def begin(moment: float) -> Incoming:
+            return Incoming(self._send("POST", path, content, moment, stopped), moment, stopped)
+
+        return self._tried(begin, stopped)
+
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        stop: threading.Event | None = None,
+    ) -> Incoming:
+        """What the server answers to these very bytes, whatever its status, begun and still to be read; asked once.
+
+        Raises:
+            httpx.HTTPError, httpx.InvalidURL: it does not answer.
+        """
+        moment = time.monotonic() + self._deadline
+        return Incoming(self._begin(method, path, content, headers, moment, stop), moment, stop)
 
     def _tried(self, attempt: Callable[[float], ResultT], stopped: threading.Event | None = None) -> ResultT:
         """What an attempt gives that is told the moment by which all has to end."""
@@ -147,15 +173,31 @@ class HttpClient:
             raise Failure(self.url, path, f"an answer that is no JSON object: {shown}", 200)
         return answer
 
-    def _send(self, method: str, path: str, content: bytes | None, moment: float) -> httpx.Response:
+    def _begin(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        headers: Sequence[tuple[bytes, bytes]],
+        moment: float,
+        stop: threading.Event | None,
+    ) -> httpx.Response:
+        every = [*headers, *((name.encode(), value.encode()) for name, value in self._headers.items())]
+        request = self._client.build_request(method, self.url + path, content=content, headers=every)
+        with until(min(moment, time.monotonic() + self._timeout), stop):
+            return self._client.send(request, stream=True)
+
+    def _send(
+        self, method: str, path: str, content: bytes | None, moment: float, stop: threading.Event | None = None
+    ) -> httpx.Response:
         """A response of status 200 that has begun."""
-        headers = self._headers if content is None else {**self._headers, "Content-Type": "application/json"}
-        request = self._client.build_request(method, self.url + path, content=content, headers=headers)
-        with self._failing(path), until(min(moment, time.monotonic() + self._timeout)):
-            response = self._client.send(request, stream=True)
+        headers = [] if content is None else [(b"Content-Type", b"application/json")]
+        moment = min(moment, time.monotonic() + self._timeout)
+        with self._failing(path):
+            response = self._begin(method, path, content, headers, moment, stop)
             if response.status_code == 200:
                 return response
-            with closing(response):
+            with until(moment, stop), closing(response):
                 text = beginning(response)
         status, (message, code) = response.status_code, _refusal(text or response.reason_phrase)
         wait = _seconds(response.headers.get("retry-after"))

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import httpx
 
-from nabla_agents.backends.body import BodyError, Lines
+from nabla_agents.backends.body import BodyError, Incoming
+from nabla_agents.backends.deadline import Stop
 from nabla_agents.backends.http import HttpClient
 from nabla_agents.errors import NablaError, RemoteError
 from nabla_agents.json_text import read_json
@@ -48,8 +49,7 @@ class RemoteSearch:
         self._best: Step | None = None  # the last one accepted
         self._ended: tuple[FinishReason, str] | None = None
         self._sent: SentResult | None = None
-        self._cancelled, self._began = threading.Event(), False
-        self._lines: Lines | None = None
+        self._cancelled, self._began = Stop(), False
         self._lock = threading.Lock()
         self._run: weakref.ref[Run] | None = None
 
@@ -71,11 +71,7 @@ class RemoteSearch:
 
     def cancel(self) -> None:
         """Ends the search: the server hears it at once, since the connection is shut."""
-        self._cancelled.set()
-        with self._lock:
-            lines = self._lines
-        if lines is not None:
-            lines.shut()  # wakes the thread that waits for the next step
+        self._cancelled.set()  # wakes the thread that waits for the next step
         self.wake()
 
     def result(self, steps: Sequence[Step], *, ended: bool) -> Result:
@@ -142,15 +138,13 @@ class RemoteSearch:
         if self._cancelled.is_set():
             return None
         try:
-            lines = self._http.stream(STEPS, self._body, stopped=self._cancelled)
+            incoming = self._http.stream(STEPS, self._body, stopped=self._cancelled)
         except NablaError:
             if self._cancelled.is_set():
                 return None
             raise
-        with closing(lines):
-            with self._lock:
-                self._lines = lines
-            last = self._heed(self._items(lines))
+        with closing(incoming):
+            last = self._heed(self._items(incoming))
         if self._sent is None and self._ended is None and not self._cancelled.is_set():
             raise self._broken("it ended before its result")
         return last
@@ -190,17 +184,17 @@ class RemoteSearch:
         if run is not None:
             run.put(step)
 
-    def _items(self, lines: Lines) -> Iterator[dict[str, Any]]:
+    def _items(self, incoming: Incoming) -> Iterator[dict[str, Any]]:
         """The data of the events, up to the mark of their end; ends where the search was cancelled.
 
         Raises:
             RemoteError: it broke off before, or is no stream of events.
         """
-        if lines.content_type != "text/event-stream":
+        if incoming.content_type != "text/event-stream":
             raise RemoteError(f"{self._http.url} gave no stream of events; is it a server of `nabla serve`?")
         kept = 0
         try:
-            for line in lines:
+            for line in incoming.lines():
                 if self._cancelled.is_set() or line == b"data: [DONE]":
                     return
                 if not line.startswith(b"data: "):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,10 @@ import httpx
 import pytest
 
 from nabla_agents import ConfigurationError, PromptError, RemoteError
+from nabla_agents.backends.deadline import Stop
 from nabla_agents.backends.http import Failure, HttpClient, pause
+
+from .hostile import CHUNKED, HostileServer, silence
 
 BODY = {"n": 1}
 Answer = httpx.Response | Exception
@@ -113,10 +117,10 @@ def test_a_stream_is_tried_again_until_it_begins_and_never_after(pauses: list[fl
             raise httpx.ReadError("reset")
 
     http, there = client(refusal(503), httpx.Response(200, stream=Breaking()))
-    lines = http.stream("/x", BODY)
+    incoming = http.stream("/x", BODY)
     with pytest.raises(httpx.ReadError):
-        list(lines)
-    lines.close()
+        list(incoming.lines())
+    incoming.close()
     assert (len(there.requests), len(pauses)) == (2, 1)
 
 
@@ -187,3 +191,32 @@ def test_without_the_extra_the_error_names_it(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("ConfigurationError A server is asked with httpx, which is not installed")
     assert "pip install 'nabla-agents[remote]'" in done.stdout
+
+
+def test_cookies_are_not_kept() -> None:
+    http, there = client(
+        httpx.Response(200, json={}, headers={"Set-Cookie": "a=b; Path=/"}), httpx.Response(200, json={})
+    )
+    http.get("/x")
+    http.get("/x")
+    assert "cookie" not in there.requests[1].headers
+
+
+@pytest.mark.enable_socket
+def test_a_stop_ends_at_once_what_is_waited_for() -> None:
+    server, stop = HostileServer(), Stop()
+    server.replies = {"/headers": silence, "/body": lambda c: (c.sendall(CHUNKED), silence(c))[0]}
+    with server.running():
+        http = HttpClient(server.url, error=wrong, api_key=None, attempts=1, timeout=60.0)
+        begun = http.exchange("GET", "/body", stop=stop)
+        waits = [begun.whole, lambda: http.exchange("GET", "/headers", stop=stop)]
+        for wait in waits[::-1]:
+            timer, began = threading.Timer(0.1, stop.set), time.monotonic()
+            timer.start()
+            with pytest.raises(httpx.TransportError):
+                wait()
+            assert time.monotonic() - began < 10
+            timer.join()
+            stop.clear()
+        begun.close()
+        http.close()
