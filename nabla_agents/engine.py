@@ -171,7 +171,7 @@ class Engine(BaseEngine):
             budget=self.budget if request.budget is None else request.budget,
             rule=strategy.rule,
             final=not getattr(strategy, "revises", True),
-            draft=self._draft(request),
+            draft=self.draft_ids(request),
         )
         searching = SearchProgress(own, search, strategy, wake=self._scheduler.wake)
         run = Run(request, searching, on_demand=on_demand)
@@ -198,9 +198,11 @@ class Engine(BaseEngine):
             )
         return prompt
 
-    def _draft(self, request: Request) -> tuple[int, ...] | None:
-        """Token ids of an answer from elsewhere, up to where it ends by the model's end tokens or the request's stop
-        strings; read whole, so it must fit into the context and the grammar.
+    def draft_ids(self, request: Request) -> tuple[int, ...] | None:
+        """Token ids of a request's draft, up to where it ends by the model's end tokens or the request's stop strings.
+
+        Raises:
+            ContextOverflowError, ConfigurationError: it does not fit into the context, or the grammar.
         """
         if request.draft is None:
             return None

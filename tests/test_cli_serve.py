@@ -35,6 +35,8 @@ def _unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--reward", "nobody"], "Unknown reward 'nobody'"),
         (["--offer", "nobody"], "Unknown reward 'nobody'"),
         (["--config", "missing.toml"], "'missing.toml' cannot be read"),
+        (["--upstream", "127.0.0.1:8080"], "upstream = '127.0.0.1:8080'"),
+        (["--upstream", "http://h/v1", "--upstream-key", "NO_SUCH"], "'NO_SUCH' is no environment variable"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_one_line(arguments: list[str], words: str) -> None:

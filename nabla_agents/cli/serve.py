@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from nabla_agents.cli.options import (
     offered_reward,
     terms_for,
 )
+from nabla_agents.errors import ConfigurationError
 from nabla_agents.registry import STRATEGIES, known, terms_of
 
 
@@ -40,6 +42,16 @@ def serve(
     offer: Offer = None,
     strategy: Annotated[str, typer.Option(help=f"Unless a request names another: {', '.join(STRATEGIES)}.")] = "nabla",
     rollouts: Annotated[int, typer.Option(help="Completions per answer, unless a request says otherwise.")] = 8,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            help="Another server, as http://127.0.0.1:8080/v1: it answers, and what asks for it is refined here.",
+            show_default=False,
+        ),
+    ] = None,
+    upstream_key: Annotated[
+        str | None, typer.Option(help="The environment variable with its API key.", show_default=False)
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file of server settings: keys, limits, caps.", show_default=False)
     ] = None,
@@ -56,7 +68,13 @@ def serve(
     """
     from nabla_agents import serve as serving
 
-    given: dict[str, Any] = {name: v for name, v in (("host", host), ("port", port)) if v is not None}
+    if upstream_key is not None and not os.environ.get(upstream_key):
+        raise ConfigurationError(
+            f"--upstream-key {upstream_key!r} is no environment variable with a key: export one, and give its name."
+        )
+    key = None if upstream_key is None else os.environ[upstream_key]
+    options = {"host": host, "port": port, "upstream": upstream, "upstream_key": key}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     settings = serving.ServeSettings.read(config, **given)
     models = model or ["tiny"]
     make_strategy = known(STRATEGIES, strategy, "strategy")

@@ -18,6 +18,7 @@ from nabla_agents.result import Result
 from nabla_agents.serialization import SentResult, SentStep
 from nabla_agents.serve.protocol import ChatRequest, CompletionRequest
 from nabla_agents.serve.service import Served
+from nabla_agents.serve.telemetry import became
 from nabla_agents.types import Step, Usage
 
 Json = dict[str, Any]
@@ -32,6 +33,7 @@ class ChatChoice:
         self, body: ChatRequest, served: Served, request: Request, tools: Sequence[Mapping[str, Any]] | None
     ) -> None:
         self.prompt, self._tokenizer = request.prompt, served.engine.model.tokenizer
+        self._draft = request.draft
         self._logprobs = bool(body.logprobs)
         self._replies = StreamedReply(request.prompt, request.seed, tools=tools, dialect=self._tokenizer.dialect)
 
@@ -72,7 +74,7 @@ class ChatChoice:
             logprobs = {"content": entries, "refusal": None}
         called = any(call.error is None for call in reply.tool_calls)
         reason = "length" if result.truncated else "tool_calls" if called else "stop"
-        return {"logprobs": logprobs, "finish_reason": reason, "nabla": summary(result)}
+        return {"logprobs": logprobs, "finish_reason": reason, "nabla": summary(result, self._draft)}
 
     def _delta(self, read: Callable[[str], Reply], text: str) -> Json:
         """What the text adds to the reply so far; may be empty."""
@@ -102,6 +104,7 @@ class TextChoice:
 
     def __init__(self, body: CompletionRequest, served: Served, request: Request) -> None:
         self.prompt, self._tokenizer = request.prompt, served.engine.model.tokenizer
+        self._draft = request.draft
         self._logprobs, self._token_ids = body.logprobs is not None, bool(body.return_token_ids)
 
     def grown(self, text: str, added: str) -> Json | None:
@@ -119,7 +122,7 @@ class TextChoice:
             }
         ids = {"token_ids": list(result.token_ids), "prompt_token_ids": list(self.prompt.ids)}
         reason = "length" if result.truncated else "stop"
-        ending = {"logprobs": logprobs, "finish_reason": reason, "nabla": summary(result)}
+        ending = {"logprobs": logprobs, "finish_reason": reason, "nabla": summary(result, self._draft)}
         return [{"text": result.text[len(told) :], **ending, **(ids if self._token_ids else {})}]
 
     def whole(self, result: Result) -> Json:
@@ -130,9 +133,17 @@ class TextChoice:
 
 
 class Answer:
-    """The answer to a request of OpenAI's: an envelope around its choices, whole or in pieces."""
+    """The answer to a request of OpenAI's: an envelope around its choices, whole or in pieces. `beside` goes into the
+    field `nabla` of the whole.
+    """
 
-    def __init__(self, body: ChatRequest | CompletionRequest, choices: Sequence[ChatChoice | TextChoice]) -> None:
+    def __init__(
+        self,
+        body: ChatRequest | CompletionRequest,
+        choices: Sequence[ChatChoice | TextChoice],
+        beside: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._beside = beside or {}
         self._choices, self._texts = choices, [StreamedText() for _ in choices]
         self._with_usage = body.with_usage
         self._head: Json = {
@@ -177,7 +188,10 @@ class Answer:
         if thoughts:
             usage["completion_tokens_details"] = {"reasoning_tokens": sum(thoughts)}
         spent = sum((result.usage for result in results), Usage())
-        return {"usage": usage, "nabla": {"usage": spent.as_dict(), "queued_seconds": round(queued_seconds, 6)}}
+        return {
+            "usage": usage,
+            "nabla": {"usage": spent.as_dict(), "queued_seconds": round(queued_seconds, 6), **self._beside},
+        }
 
 
 class StepsAnswer:
@@ -200,11 +214,12 @@ class StepsAnswer:
         return []
 
 
-def summary(result: Result) -> Json:
-    """The verdict, the trace in a few numbers and the ledger of one choice."""
+def summary(result: Result, draft: str | None = None) -> Json:
+    """The verdict, the trace in a few numbers and the ledger of one choice; what became of its draft, if it had one."""
     score = result.score
     verdict = None if score is None or score.verdict is None or not math.isfinite(score.verdict) else score.verdict
-    return {**result.summary(), "verdict": verdict}
+    told = {} if draft is None else {"draft": became(draft, result)}
+    return {**result.summary(), "verdict": verdict, **told}
 
 
 def token_log_probs(

@@ -76,6 +76,8 @@ def create_app(
         yield
         await service.drain(settings.shutdown_seconds)
         service.close()
+        if settings.upstream is not None:
+            app.state.upstream.close()
 
     app = FastAPI(
         title="nabla-agents",
@@ -85,6 +87,11 @@ def create_app(
         dependencies=[Depends(_KEY)],
     )
     app.state.service = service
+    if settings.upstream is not None:
+        from nabla_agents.serve import proxy, upstream  # needs httpx
+
+        app.state.upstream = upstream.Upstream(settings)
+        app.include_router(proxy.router)  # goes before the routes of the same paths
     app.include_router(router)
     tracing = Tracing(settings.tracing, tracer_provider)
     app.add_middleware(Middleware, settings=settings, metrics=metrics, tracing=tracing)

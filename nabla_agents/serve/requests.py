@@ -41,7 +41,7 @@ async def chat_requests(
     messages = [_message(turn, f"messages[{i}]") for i, turn in enumerate(body.messages)]
     chat = await _read_chat_options(service, served, body, caller)
     prompt = await read_prompt(service, served, caller, chat.with_schema(messages), tools=chat.tools)
-    await _check_draft(service, served, body.own.draft, caller)
+    await check_draft(service, served, body.own.draft, caller)
     await _check_grammar(service, served, body, chat.grammar, caller)
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     sampling = _sampling(body, grammar=chat.grammar, max_tokens=service.max_tokens(name, getattr(body, name)))
@@ -68,7 +68,7 @@ async def completion_requests(
         refusal = refusal_of(e)
         refusal.param = "prompt"
         raise refusal from e
-    await _check_draft(service, served, body.own.draft, caller)
+    await check_draft(service, served, body.own.draft, caller)
     sampling = _sampling(body, grammar=None, max_tokens=service.max_tokens("max_tokens", body.max_tokens))
     return served, _requests(service, served, body, prompts, sampling, body.logprobs, caller)
 
@@ -104,7 +104,7 @@ def _requests(
     return [Request(prompt=prompt, seed=seed + i, **common) for prompt in prompts for i in range(n)]
 
 
-async def _check_draft(service: Service, served: Served, draft: str | None, caller: Caller) -> None:
+async def check_draft(service: Service, served: Served, draft: str | None, caller: Caller) -> None:
     """A draft is read whole, several times; it may be as long as an answer."""
     if draft is None:
         return
@@ -139,7 +139,7 @@ async def steps_request(service: Service, body: StepsRequest, caller: Caller) ->
         return served.engine.prompt(Prompt(messages, text, tuple(encoded(served, text))))
 
     prompt = await service.readers.read(caller.id, rendered)
-    await _check_draft(service, served, body.nabla.draft, caller)
+    await check_draft(service, served, body.nabla.draft, caller)
     if sampling.grammar is not None:
         try:
             await service.readers.read(caller.id, partial(served.engine.model.constraint, sampling.grammar))

@@ -1,4 +1,4 @@
-"""Responses: an answer is searched as long as its client is there, and told whole or as server-sent events."""
+"""Responses: an answer is worked at as long as its client is there, and told whole or as server-sent events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nabla_agents.result import Result
 from nabla_agents.serve.answers import Answer, StepsAnswer
 from nabla_agents.serve.errors import ClientGone, refusal_of
 from nabla_agents.serve.middleware import Caller
-from nabla_agents.serve.service import QueuedRun, Served, Service
+from nabla_agents.serve.service import Pending, QueuedRun, Served, Service
 from nabla_agents.serve.telemetry import cost
 from nabla_agents.types import Step
 
@@ -41,58 +41,66 @@ async def respond(
         facts["prompts"] = [request.prompt.text for request in requests]
     runs = service.submit(served, requests, caller.id, caller.key)
     if stream or isinstance(answer, StepsAnswer):
-        return _Stream(http, runs, answer)
-    async with _connected(http, runs):
+        return Stream(http, runs, _events(http, runs, answer), media_type="text/event-stream", headers=HEADERS)
+    async with connected(http, runs):
         results = await asyncio.gather(*(run.result() for run in runs))
     return JSONResponse(answer.whole(results, _ended(http, runs, results)))
 
 
-class _Stream(StreamingResponse):
-    """A response of events. An error is an event too, and then there is no other end."""
+class Stream(StreamingResponse):
+    """A response of what comes of these runs. An error is an event too, and then there is no other end."""
 
-    def __init__(self, http: HttpRequest, runs: Sequence[QueuedRun], answer: Answer | StepsAnswer) -> None:
-        self._http, self._runs, self._answer = http, runs, answer
-        super().__init__(self._events(), media_type="text/event-stream", headers=HEADERS)
+    def __init__(
+        self, http: HttpRequest, runs: Sequence[Pending], pieces: AsyncIterator[str | bytes], **options: Any
+    ) -> None:
+        self._http, self._runs, self._pieces = http, runs, pieces
+        super().__init__(self._told(), **options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._http.state.facts["gone"] = True  # unless the end is reached
         try:
             await super().__call__(scope, receive, send)
         finally:
-            _cancel(self._runs)  # also where the client left before the first event
+            _cancel(self._runs)  # also where the client left before the first piece
 
-    async def _events(self) -> AsyncIterator[str]:
-        facts, answer = self._http.state.facts, self._answer
-        heartbeat = Service.of(self._http).settings.heartbeat_seconds
+    async def _told(self) -> AsyncIterator[str | bytes]:
+        facts = self._http.state.facts
         try:
-            async with _connected(self._http, self._runs):
-                for piece in answer.first():
-                    yield _event(piece)
-                results: dict[int, Result] = {}
-                async for arrived in _merged(self._runs, heartbeat):
-                    if arrived is None:
-                        yield ALIVE
-                        continue
-                    index, item = arrived
-                    if isinstance(item, Result):
-                        results[index] = item
-                    for piece in answer.end(index, item) if isinstance(item, Result) else answer.step(index, item):
-                        yield _event(piece)
-                in_order = [results[i] for i in range(len(self._runs))]
-                for piece in answer.last(in_order, _ended(self._http, self._runs, in_order)):
-                    yield _event(piece)
-                yield DONE
+            async with connected(self._http, self._runs):
+                async for piece in self._pieces:
+                    yield piece
         except ClientGone:
             return
         except Exception as e:
             facts["error"] = e
-            yield _event(refusal_of(e).body)
+            yield f"\n\n{event(refusal_of(e).body)}"  # also where another event was begun
         facts["gone"] = False
 
 
+async def _events(
+    http: HttpRequest, runs: Sequence[QueuedRun], answer: Answer | StepsAnswer
+) -> AsyncIterator[str | bytes]:
+    for piece in answer.first():
+        yield event(piece)
+    results: dict[int, Result] = {}
+    async for arrived in _merged(runs, Service.of(http).settings.heartbeat_seconds):
+        if arrived is None:
+            yield ALIVE
+            continue
+        index, item = arrived
+        if isinstance(item, Result):
+            results[index] = item
+        for piece in answer.end(index, item) if isinstance(item, Result) else answer.step(index, item):
+            yield event(piece)
+    in_order = [results[i] for i in range(len(runs))]
+    for piece in answer.last(in_order, _ended(http, runs, in_order)):
+        yield event(piece)
+    yield DONE
+
+
 @asynccontextmanager
-async def _connected(http: HttpRequest, runs: Sequence[QueuedRun]) -> AsyncIterator[None]:
-    """Within, the runs go on as long as the client is there; after, none of them does.
+async def connected(http: HttpRequest, runs: Sequence[Pending]) -> AsyncIterator[None]:
+    """Within, the runs go on as long as the client is there; they end where it leaves, or what is within fails.
 
     Raises:
         ClientGone: it left.
@@ -109,13 +117,13 @@ async def _connected(http: HttpRequest, runs: Sequence[QueuedRun]) -> AsyncItera
     watching = asyncio.create_task(watch())
     try:
         yield
-    except Exception as e:
-        if gone:
+    except BaseException as e:
+        _cancel(runs)
+        if gone and isinstance(e, Exception):
             raise ClientGone from e
         raise
     finally:
         watching.cancel()
-        _cancel(runs)
 
 
 async def _merged(runs: Sequence[QueuedRun], heartbeat: float) -> AsyncIterator[tuple[int, Step | Result] | None]:
@@ -147,7 +155,7 @@ async def _merged(runs: Sequence[QueuedRun], heartbeat: float) -> AsyncIterator[
             task.cancel()
 
 
-def _cancel(runs: Sequence[QueuedRun]) -> None:
+def _cancel(runs: Sequence[Pending]) -> None:
     for run in runs:
         run.cancel()
 
@@ -160,5 +168,5 @@ def _ended(http: HttpRequest, runs: Sequence[QueuedRun], results: Sequence[Resul
     return min(run.queued_seconds for run in runs)
 
 
-def _event(piece: Mapping[str, Any]) -> str:
+def event(piece: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(piece, ensure_ascii=False)}\n\n"

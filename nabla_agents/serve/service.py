@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from starlette.requests import Request as HttpRequest
 
@@ -48,6 +48,14 @@ class Served:
     engine: Engine
 
 
+class Pending(Protocol):
+    """What is under way for a client: it can be ended, and tells that it has."""
+
+    left: asyncio.Future[None]
+
+    def cancel(self) -> None: ...
+
+
 class Service:
     """Engines by model and reward, and what runs on them."""
 
@@ -61,9 +69,7 @@ class Service:
         metrics: Metrics,
     ) -> None:
         self.settings, self.strategies, self.metrics = settings, strategies, metrics
-        places = settings.max_concurrent
-        share = math.ceil(_SHARE * places) if len(settings.keys) > 1 else places
-        self.admission = Admission(concurrent=places, queued=settings.max_queued, share=share)
+        self.admission = admission_of(settings, settings.max_concurrent)
         self.readers = Readers(seconds=settings.read_seconds)
         self.draining = False
         self.created = int(time.time())
@@ -74,7 +80,7 @@ class Service:
             for name in (None, *rewards)
         }
         self.models, self.rewards = list(engines), list(rewards)
-        self._runs: set[QueuedRun] = set()
+        self.runs: set[Pending] = set()
 
     @staticmethod
     def of(request: HttpRequest) -> Service:
@@ -148,7 +154,7 @@ class Service:
     @property
     def idle(self) -> bool:
         """Whether no thread is at work for a request."""
-        return not (self.load or self.readers.busy)
+        return not (self.runs or self.readers.busy)
 
     @property
     def ready(self) -> bool:
@@ -170,13 +176,13 @@ class Service:
             raise shutting_down()
         tickets = self.admission.enter(caller, len(requests), key)
         runs = [QueuedRun(self, served, request, ticket) for request, ticket in zip(requests, tickets, strict=True)]
-        self._runs.update(runs)
+        self.runs.update(runs)
         return runs
 
     def leave(self, run: QueuedRun) -> None:
         """The run makes room for another; may be said more than once."""
         self.admission.leave(run.ticket)
-        self._runs.discard(run)
+        self.runs.discard(run)
         if not run.left.done():
             run.left.set_result(None)
 
@@ -188,12 +194,12 @@ class Service:
         now = time.monotonic()
         self._drained_by = min(now + seconds, self._drained_by)
         for end in (self._drained_by, self._drained_by + CANCEL_SECONDS):
-            if self._runs:
-                await asyncio.wait([run.left for run in self._runs], timeout=max(0.0, end - time.monotonic()))
+            if self.runs:
+                await asyncio.wait([run.left for run in self.runs], timeout=max(0.0, end - time.monotonic()))
             self._cancel()
 
     def _cancel(self) -> None:
-        for run in list(self._runs):
+        for run in list(self.runs):
             run.cancel()
 
     def close(self) -> None:
@@ -258,8 +264,14 @@ class QueuedRun:
         result = await run
         if result.finish_reason is FinishReason.INTERRUPTED:
             raise shutting_down()
-        self._service.metrics.answered(self._served.model, result)
+        self._service.metrics.answered(self._served.model, result, draft=self._request.draft)
         return result
+
+
+def admission_of(settings: ServeSettings, places: int) -> Admission:
+    """To so many places at a time, of which one key has its share."""
+    share = math.ceil(_SHARE * places) if len(settings.keys) > 1 else places
+    return Admission(concurrent=places, queued=settings.max_queued, share=share)
 
 
 def _not_offered(kind: str, name: str, offered: Sequence[str] | Mapping[str, Any], *, code: str) -> Refusal:

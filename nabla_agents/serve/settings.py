@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from nabla_agents.config import Count, Settings
 from nabla_agents.errors import ConfigurationError
@@ -61,6 +61,14 @@ class ServeSettings(Settings):
     """Of all schemas of a request together, those of its tools included; so are `max_schema_nodes`, their values."""
     max_schema_nodes: Count = 10_000
     max_schema_depth: Count = 64
+
+    upstream: Annotated[str, Field(pattern="^https?://")] | None = None
+    """The base URL of another server, such as http://127.0.0.1:8080/v1, that answers OpenAI's routes; the answers of
+    those who ask for it are refined here.
+    """
+    upstream_key: SecretStr | None = None
+    upstream_seconds: Seconds = 600.0
+    """Time that it has for an answer, from the first byte sent to the last received."""
 
     max_n: Count = 16
     max_tokens: Count = 4096

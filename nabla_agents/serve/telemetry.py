@@ -96,6 +96,11 @@ def cost(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
+def became(draft: str, result: Result) -> str:
+    """What became of the draft of an answer."""
+    return "kept" if result.text.strip() == draft.strip() else "revised"
+
+
 # ── metrics ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -116,6 +121,9 @@ class Metrics:
             "nabla_queue_seconds", "Seconds that an answer waited for its turn.", buckets=_SECONDS, registry=registry
         )
         self._disconnects = Counter("nabla_disconnects", "Clients that left before their answer.", registry=registry)
+        self._drafts = Counter(
+            "nabla_drafts", "Drafts by what became of them: revised, kept, passed.", ("became",), registry=registry
+        )
         self._answers = Counter("nabla_answers", "Answers by finish reason.", ("model", "finish"), registry=registry)
         self._spent = {
             name: Counter(f"nabla_{name}", f"{text} of all answers.", ("model",), registry=registry)
@@ -133,7 +141,12 @@ class Metrics:
     def queued(self, seconds: float) -> None:
         self._queued.observe(seconds)
 
-    def answered(self, model: str, result: Result) -> None:
+    def drafted(self, became: str) -> None:
+        self._drafts.labels(became).inc()
+
+    def answered(self, model: str, result: Result, *, draft: str | None = None) -> None:
+        if draft is not None:
+            self.drafted(became(draft, result))
         self._answers.labels(model, str(result.finish_reason)).inc()
         tokens = {"prompt_tokens": result.prompt_tokens, "completion_tokens": len(result.token_ids)}
         spent = {**result.usage.as_dict(), **tokens}
