@@ -49,7 +49,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links that are right in the repository become those of the site."""
-    return markdown.replace("](../benchmarks/results/README.md)", "](study.md)").replace(
+    return markdown.replace("](../benchmarks/results/README.md", "](study.md").replace(
         "](../benchmarks/results/", "](study/"
     )
 

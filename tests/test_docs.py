@@ -15,6 +15,7 @@ DOCS = ROOT / "docs"
 
 PAGES = [
     "README.md",
+    "docs/parts.md",
     "docs/tutorial.md",
     "docs/langchain.md",
     "docs/llamaindex.md",
