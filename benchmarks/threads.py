@@ -27,7 +27,7 @@ from rich.table import Table
 from nabla_agents.models.threads import SPINS
 
 WAYS: dict[str, dict[str, str]] = {
-    "as torch waits": {},
+    "as torch waits": {"GOMP_SPINCOUNT": "300000"},
     "as `nabla` waits": {"GOMP_SPINCOUNT": str(SPINS)},
     "sleeps at once": {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
@@ -58,9 +58,10 @@ def main() -> None:
 def together(mode: str, count: int, way: dict[str, str], seconds: float) -> float:
     """Seconds per question, of the median process."""
     threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     command = [sys.executable, __file__, "--answer", mode, "--seconds", str(seconds)]
     started: list[Any] = [
-        subprocess.Popen(command, env={**os.environ, **threads, **way}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        subprocess.Popen(command, env={**clean, **threads, **way}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(count)
     ]
     with contextlib.ExitStack() as running:

@@ -20,7 +20,6 @@ import typer
 
 import nabla_agents as na
 from nabla_agents.errors import NablaError
-from nabla_agents.models.threads import share_cores
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +43,6 @@ def main() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # a terminal that lacks a character shows `?` instead of ending the run
             reconfigure(errors="replace")
-    share_cores()
     app()
 
 

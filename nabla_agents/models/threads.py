@@ -25,8 +25,8 @@ def release_threads() -> None:
 def share_cores() -> None:
     """Has OpenMP's threads, which are not there yet, sleep after `SPINS`. What the environment says goes first.
 
-    For a process that is all ours, before torch is loaded. By torch's default two processes on the same cores keep each
-    other from getting on, some 40 times as slow as one; with this it is 7 times, and one that is alone loses 8 %
+    It has an effect before torch is loaded. By torch's default two processes on the same cores keep each other from
+    getting on, some 40 times as slow as one; with this it is 7 times, and one that is alone loses 8 %
     (`benchmarks/threads.py`).
     """
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from nabla_agents.errors import ModelLoadError
 from nabla_agents.models.checkpointing import is_checkpointed
+from nabla_agents.models.cores import keep_to_quota
 from nabla_agents.models.grouping import by_length
 from nabla_agents.models.kv_cache import GrowingLayer, cache_argument, growing_cache
 from nabla_agents.models.prefix_cache import PrefixCache, PrefixCaches
@@ -61,6 +62,7 @@ class Transformer:
     """
 
     def __init__(self, module: PreTrainedModel) -> None:
+        keep_to_quota()
         self.module = module.eval().requires_grad_(False)
         self.body: Any = module.base_model
         self.embedding: Any = module.get_input_embeddings()
