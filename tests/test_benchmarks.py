@@ -97,6 +97,21 @@ def test_the_benchmark_of_threads_has_every_way_to_wait() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads resident memory in /proc")
+def test_memory_is_computed_as_it_is_measured() -> None:
+    printed = run("memory.py", "tiny", "--passes", "decode,gradient", "--rows", "32", "--tokens", "128").stdout
+    ratios = [float(row.split(" | ")[4]) for row in printed.splitlines()[2:]]
+    assert len(ratios) == 2
+    assert all(0.8 < ratio < 1.25 for ratio in ratios)  # libraries take a few MB more or less
+
+
+@pytest.mark.slow
+def test_the_pairs_that_fit_are_those_of_the_page() -> None:
+    page = (FOLDER.parent / "docs/models.md").read_text(encoding="utf-8")
+    assert run("fits.py").stdout.strip() in page
+
+
+@pytest.mark.slow
 def test_texts_are_the_same_alone_compiled_and_in_a_batch() -> None:
     done = run("same_texts.py", "--questions", "4", "--batch", "3")
     assert done.returncode == 0, done.stderr

@@ -59,10 +59,10 @@ def gguf_copy(file: Path, dtype: torch.dtype | None) -> tuple[Path, torch.dtype]
         ModelLoadError: packages are missing, the file is no whole GGUF file, transformers cannot read its architecture,
             or there is no room for the copy. All this before anything is unpacked.
     """
-    _require_packages()
+    require_packages()
     header = GgufHeader.read(file)
     refuse_unknown(file, header)
-    dtype = _own(header) if dtype is None else dtype
+    dtype = own_dtype(header) if dtype is None else dtype
     kept = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
     with file.open("rb") as opened:
         home = cache_folder("gguf") / hashlib.file_digest(opened, "sha256").hexdigest()
@@ -152,12 +152,12 @@ def _note(folder: Path) -> dict[str, Any]:
     return note if isinstance(note, dict) else {}
 
 
-def _own(header: GgufHeader) -> torch.dtype:
+def own_dtype(header: GgufHeader) -> torch.dtype:
     """The type in which a file's weights are kept, bfloat16 for quantised ones, as llama.cpp's `general.file_type`."""
     return {0: torch.float32, 1: torch.float16}.get(int(header.fields.get("general.file_type", -1)), torch.bfloat16)
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
     missing = []
     for name in _PACKAGES:
         try:

@@ -86,12 +86,26 @@ class GrowingLayer(DynamicLayer):
         store, before = self._in_use, self.get_seq_length()
         after = before + tokens
         if store is None or store[0].shape[2] <= after:  # never quite full, which would be another program
-            room = after + max(_ROOM, after // 4)
-            keys, values = (like.new_empty(*like.shape[:2], room, like.shape[3]) for like in (like_keys, like_values))
+            keys, values = (
+                like.new_empty(*like.shape[:2], _room(after), like.shape[3]) for like in (like_keys, like_values)
+            )
             if before and self.keys is not None and self.values is not None:
                 keys[:, :, :before], values[:, :, :before] = self.keys, self.values
             store = self._store = (keys, values)
         return store
+
+
+def places(first: int, further: int = 0, *, step: int = 1) -> int:
+    """The places that a `GrowingLayer` has once it was given so many tokens at first, and then `step` at a time."""
+    held, room = first, _room(first)
+    for _ in range(0, further, step):
+        held += step
+        room = room if held < room else _room(held)
+    return room
+
+
+def _room(held: int) -> int:
+    return held + max(_ROOM, held // 4)
 
 
 def cache_argument(body: Any) -> str:

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from nabla_agents.config import Settings
-from nabla_agents.errors import ModelLoadError
+from nabla_agents.errors import ModelLoadError, NablaError
 from nabla_agents.models.checkpointing import checkpoint_layers
 from nabla_agents.models.compiled import compile_passes
 from nabla_agents.models.gguf_copy import gguf_copy
@@ -85,18 +85,13 @@ def load(
         ModelLoadError: nothing loadable under that name, remote code without consent, wrong architecture, or a
             checkpoint without some of the weights (transformers would make them up at random).
     """
-    path = str(tiny_path) if str(name) == TINY else str(name)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = loading.dtype or ("auto" if device == "cuda" else torch.float32)
-    common: dict[str, Any] = {"revision": loading.revision} if loading.revision else {}
-    common["trust_remote_code"] = loading.trust_remote_code
-    if (file := _gguf_file(path, loading)) is not None:
-        folder, dtype = gguf_copy(file, _precision(dtype))
+    device, dtype = _device(), loading.dtype or default_dtype()
+    path, file, common = located(name, loading, tiny_path=tiny_path)
+    if file is not None:
+        folder, dtype = gguf_copy(file, precision(dtype))
         path, common = str(folder), {}
-    else:
-        _refuse_missing(path, local=isinstance(name, Path))
-    config = _attempt(name, "config", lambda: AutoConfig.from_pretrained(path, **common))
-    tokenizer = _attempt(name, "tokenizer", lambda: _tokenizer(path, common))
+    config = attempt(name, "config", lambda: AutoConfig.from_pretrained(path, **common))
+    tokenizer = attempt(name, "tokenizer", lambda: _tokenizer(path, common))
     if check is not None:
         check(config, tokenizer)
     options: dict[str, Any] = {**common, "dtype": dtype}
@@ -114,9 +109,32 @@ def load(
     return model, tokenizer
 
 
+def default_dtype() -> str | torch.dtype:
+    """The type of weights where none is asked for."""
+    return "auto" if _device() == "cuda" else torch.float32
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def located(name: str | Path, loading: Loading, *, tiny_path: Path) -> tuple[str, Path | None, dict[str, Any]]:
+    """Where a model is: its folder or hub id, its GGUF file if it is one, and how transformers is told to read it.
+
+    Raises:
+        ModelLoadError: there is no such folder or file.
+    """
+    path = str(tiny_path) if str(name) == TINY else str(name)
+    common: dict[str, Any] = {"revision": loading.revision} if loading.revision else {}
+    common["trust_remote_code"] = loading.trust_remote_code
+    if (file := _gguf_file(path, loading)) is None:
+        _refuse_missing(path, local=isinstance(name, Path))
+    return path, file, common
+
+
 def _weights(name: str | Path, path: str, auto_class: Any, options: Mapping[str, Any]) -> PreTrainedModel:
     with _without_bars():
-        model, info = _attempt(
+        model, info = attempt(
             name, "weights", lambda: auto_class.from_pretrained(path, output_loading_info=True, **options)
         )
     if missing := sorted(info["missing_keys"]):
@@ -157,7 +175,7 @@ def _gguf_file(path: str, loading: Loading) -> Path | None:
     elif local.is_dir():
         return local / name
     fetch: Any = partial(cached_file, path, name, revision=loading.revision)
-    return Path(_attempt(f"{path}/{name}", "GGUF file", fetch))
+    return Path(attempt(f"{path}/{name}", "GGUF file", fetch))
 
 
 def _refuse_missing(path: str, *, local: bool) -> None:
@@ -171,8 +189,8 @@ def _refuse_missing(path: str, *, local: bool) -> None:
         )
 
 
-def _precision(dtype: str | torch.dtype) -> torch.dtype | None:
-    """None for `auto`."""
+def precision(dtype: str | torch.dtype) -> torch.dtype | None:
+    """The torch dtype of that name; None for `auto`."""
     named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     return named if isinstance(named, torch.dtype) else None
 
@@ -186,9 +204,12 @@ def _tokenizer(path: str, common: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _attempt(name: str | Path, what: str, load_it: Any) -> Any:
+def attempt(name: str | Path, what: str, load_it: Any) -> Any:
+    """What a step of loading gives, or a ModelLoadError that names the model and says what to do."""
     try:
         return load_it()
+    except NablaError:
+        raise
     except Exception as e:  # a broken checkpoint or a missing device or package raises anything
         if "trust_remote_code" in str(e):
             advice = "It ships its own code: read that code, then consent with trust_remote_code=True."
