@@ -99,10 +99,9 @@ def test_the_benchmark_of_threads_has_every_way_to_wait() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads resident memory in /proc")
 def test_memory_is_computed_as_it_is_measured() -> None:
-    printed = run("memory.py", "tiny", "--passes", "decode,gradient", "--rows", "32", "--tokens", "128").stdout
-    ratios = [float(row.split(" | ")[4]) for row in printed.splitlines()[2:]]
-    assert len(ratios) == 2
-    assert all(0.8 < ratio < 1.25 for ratio in ratios)  # libraries take a few MB more or less
+    printed = run("memory.py", "tiny", "--passes", "gradient", "--rows", "32", "--tokens", "128").stdout
+    [ratio] = [float(row.split(" | ")[4]) for row in printed.splitlines()[2:]]
+    assert 0.8 < ratio < 1.25  # libraries take a few MB more or less
 
 
 @pytest.mark.slow
