@@ -38,16 +38,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", default="1,2", help="a comma list")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--spins", default="", help="further numbers of GOMP_SPINCOUNT, a comma list")
     parser.add_argument("--answer", choices=("main", "released", "kept"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.answer:
         return answer(arguments.answer, arguments.seconds)
     counts = [int(count) for count in arguments.processes.split(",")]
-    runs = [("main", n, way) for way in WAYS.values() for n in counts] + [("released", 1, {}), ("kept", 1, {})]
+    ways = {**WAYS, **{f"after {spins}": {"GOMP_SPINCOUNT": spins} for spins in arguments.spins.split(",") if spins}}
+    runs = [("main", n, way) for way in ways.values() for n in counts] + [("released", 1, {}), ("kept", 1, {})]
     bar = track(runs, "measuring", console=Console(stderr=True))
     found = iter([f"{together(mode, n, way, arguments.seconds):.3f}" for mode, n, way in bar])
     processes = Table("threads of a process", *(f"s / question, {n} at once" for n in counts))
-    for way in WAYS:
+    for way in ways:
         processes.add_row(way, *(next(found) for _ in counts))
     threads = Table("asked by a second thread, while the main thread", "s / question")
     for main_thread in ("has let go of its own", "keeps its own"):
