@@ -1,6 +1,7 @@
 """Programs and limits are checked at the door, before anything is started."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_code_that_is_no_text_is_refused(code: Any) -> None:
         {"inputs": [1]},
         {"stdin": b"1"},
     ],
-    ids=str,
+    ids=lambda wrong: re.sub(r" at 0x\w+", "", str(wrong)),
 )
 def test_data_that_is_no_json_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ProgramError):
