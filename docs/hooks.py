@@ -36,7 +36,7 @@ def on_files(files: Files, config: Any) -> Files:
     made["cookbook/index.md"] = re.sub(r"\((\d\d_\w+)\.py\)", r"(\1.md)", readme)
     for name in ("textbook.md", "08_chat_ui.html"):
         made[f"cookbook/{name}"] = (COOKBOOK / name).read_text(encoding="utf-8")
-    for file in (file for ending in ("md", "svg", "toml") for file in sorted(STUDY.glob(f"*/*.{ending}"))):
+    for file in (file for ending in ("md", "svg", "toml") for file in sorted(STUDY.glob(f"*/**/*.{ending}"))):
         made[f"study/{file.relative_to(STUDY).as_posix()}"] = file.read_text(encoding="utf-8")
     study = (STUDY / "README.md").read_text(encoding="utf-8")
     made["study.md"] = re.sub(r"\]\((\w+/)", r"](study/\1", study)
