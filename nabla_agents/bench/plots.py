@@ -58,7 +58,7 @@ def figures(results: Mapping[str, Any], *, curves: Sequence[str] = ("*",)) -> di
     chosen = [a for a in arms if len(a.get("course", ())) > 1 and any(fnmatchcase(a["arm"], glob) for glob in curves)]
     if chosen:
         pictures["rollouts"] = _course(chosen[:_MOST_CURVES])
-    priced = [a for a in arms if "by_cost" in a and any(fnmatchcase(a["arm"], glob) for glob in curves)]
+    priced = [a for a in arms if any(a.get("by_cost", {}).values()) and any(fnmatchcase(a["arm"], g) for g in curves)]
     if any(len(a.get("course", ())) > 1 for a in priced):
         pictures["allowed"] = _by_cost(priced[:_MOST_CURVES])
     families = _families([arm for arm in arms if arm.get("reward") and not arm.get("varied")])

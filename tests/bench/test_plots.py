@@ -15,7 +15,10 @@ COSTS = ("generated_tokens", "flops")
 
 def arm(name: str, accuracy: float, *, varied: dict[str, Any] | None = None, oracle: bool = False) -> dict[str, Any]:
     course = [{"accuracy": accuracy - 0.1 * k, "reward": None, "log_likelihood": -1.0} for k in (1, 0)]
-    by_cost = {field: [(50.0 * k, accuracy, accuracy - 0.1, accuracy + 0.1) for k in (1, 2)] for field in COSTS}
+    by_cost = {
+        field: [] if name.startswith("best") else [(50.0 * k, accuracy, accuracy - 0.1, accuracy + 0.1) for k in (1, 2)]
+        for field in COSTS
+    }
     return {
         "arm": name,
         "problems": 10,
