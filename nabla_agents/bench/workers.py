@@ -19,6 +19,7 @@ import torch
 from nabla_agents.bench.records import Record, Store
 from nabla_agents.bench.run import Bench, Job, Measured
 from nabla_agents.errors import ConfigurationError
+from nabla_agents.models.cores import Cores
 
 Recipe = Callable[[], Bench]
 
@@ -58,7 +59,7 @@ def run(bench: Bench, out: Path | None = None, *, recipe: Recipe | None = None) 
 def _in_processes(recipe: Recipe, jobs: Sequence[Job], workers: int) -> Iterator[Measured]:
     """As `map(bench.measure, jobs)`, in the order of the jobs. An interrupt ends what runs; what is finished comes."""
     context = _context()
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, Cores.of_process().usable // workers)
     pool = ProcessPoolExecutor(workers, context, _prepare, (recipe, threads))
     waiting: deque[Future[Measured]] = deque(pool.submit(_measure, job) for job in jobs)
     try:
