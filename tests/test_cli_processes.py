@@ -239,6 +239,26 @@ def test_a_reader_that_has_seen_enough_ends_it_without_a_word(tmp_path: Path) ->
 # ── slow ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+SWALLOWED = """
+import os, signal, time, weakref
+from nabla_agents.cli.app import _lasting_interrupt
+
+class Gone: pass
+
+with _lasting_interrupt():
+    held = Gone()
+    watched = weakref.ref(held, lambda _: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.01)))
+    del held  # whose callback lets no error out
+    time.sleep(20)
+"""
+
+
+def test_ctrl_c_within_a_callback_of_the_interpreter_is_not_lost() -> None:
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, timeout=PATIENCE, text=True)
+    assert done.returncode == -signal.SIGINT
+    assert "ignored" not in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.2, 0.7, 1.5, 3.0])
 def test_ctrl_c_at_any_moment_of_loading_ends_quietly(delay: float) -> None:

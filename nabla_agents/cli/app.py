@@ -135,18 +135,27 @@ def _stages(waiting: _Waiting, console: Console | None) -> Iterator[None]:
 
 @contextmanager
 def _lasting_interrupt() -> Iterator[None]:
-    """Ctrl-C stays an interrupt where a library, half imported by then, makes some other error of it."""
-    pressed = False
+    """Ctrl-C stays an interrupt where a library, half imported by then, makes some other error of it; and it comes once
+    more where it came within a callback of the interpreter's, which lets no error out.
+    """
+    pressed, unraisable = False, sys.unraisablehook
 
     def note(signum: int, frame: FrameType | None) -> None:
         nonlocal pressed
         pressed = True
         signal.default_int_handler(signum, frame)
 
+    def passed(what: sys.UnraisableHookArgs) -> None:
+        if isinstance(what.exc_value, KeyboardInterrupt):
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            unraisable(what)
+
     ours = threading.current_thread() is threading.main_thread()
     ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # nobody else has set one
     if ours:
         signal.signal(signal.SIGINT, note)
+        sys.unraisablehook = passed
     try:
         yield
     except Exception as e:
@@ -156,6 +165,7 @@ def _lasting_interrupt() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.unraisablehook = unraisable
 
 
 @contextmanager
