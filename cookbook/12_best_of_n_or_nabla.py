@@ -59,4 +59,4 @@ print(*sorted(Path(file).name for file in written))
 # nabla/calculator is more often right than nabla-none/calculator:
 #     +12.5 points [...], rollouts -0.2
 #
-# accuracy.svg cost.svg results.json rollouts.svg table.md
+# accuracy.svg allowed.svg cost.svg results.json rollouts.svg table.md
