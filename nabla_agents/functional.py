@@ -91,6 +91,17 @@ def choose_tokens(
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
+def choose_each(
+    logits: Float[Tensor, "batch vocab"], samplings: Sequence[Sampling], uniforms: Float[Tensor, "batch"]
+) -> Int[Tensor, "batch"]:
+    """As `choose_tokens`, each row by its own sampling; equal ones together."""
+    tokens = torch.empty(len(samplings), dtype=torch.long, device=logits.device)
+    for sampling in dict.fromkeys(samplings):
+        mine = [i for i, other in enumerate(samplings) if other == sampling]
+        tokens[mine] = choose_tokens(logits[mine], sampling, uniforms[mine])
+    return tokens
+
+
 def likeliest(logits: Float[Tensor, "n vocab"], top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
     """For each row its `top` likeliest tokens with log π in nats, the likeliest first."""
     rows = wide(logits).log_softmax(-1)

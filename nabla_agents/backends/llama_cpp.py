@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nabla_agents.backends.local import Ending, ending, log_probs
 from nabla_agents.errors import (
     ConfigurationError,
     ModelLoadError,
@@ -22,10 +21,10 @@ from nabla_agents.errors import (
     VocabularyMismatchError,
     to_install,
 )
-from nabla_agents.functional import choose_tokens
+from nabla_agents.functional import choose_each, token_log_probs
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.models.rows import RolloutJob, Row
-from nabla_agents.types import FinishReason, Rollout, Usage
+from nabla_agents.types import Rollout
 
 _BATCH: Final = 512  # tokens of one call
 _PROBE: Final = "def f(x):\n    return [x ** 2, 'ä', \"→\"]  # 12.5 %"
@@ -37,8 +36,8 @@ class LlamaCppRollouts:
     of, in its few bits, several times as fast on a CPU; directions and acceptance are of the unpacked weights.
 
     Every token is chosen as the local model would choose it, by the job's own random numbers, from llama.cpp's logits;
-    these depend on what else it reads at once (0.005 nats of KL), so a text may depend on what shares its batch. Log π
-    is read by the local model, one forward for each completion. Prompts are read once for as long as they are among the
+    these depend on what else it reads at once, so a text may depend on what shares its batch. Log π is read by the
+    local model, one forward for each completion. Prompts are read once for as long as they are among the
     newest. Jobs with a grammar run on the local model. The ledger counts as if all had run there.
 
     Args:
@@ -111,73 +110,70 @@ class LlamaCppRollouts:
         """One rollout per job, in the order of the jobs."""
         with_grammar = [i for i, job in enumerate(jobs) if job.sampling.grammar is not None]
         rollouts = dict(zip(with_grammar, self._model.rollout([jobs[i] for i in with_grammar]), strict=True))
-        mine = [i for i in range(len(jobs)) if i not in rollouts]
-        ends = {i: ending(self._model, jobs[i]) for i in mine}
-        spent = {i: Usage(rollouts=1) for i in mine}
-        judged: dict[int, list[float]] = {}
+        rows = {i: Row(job, list(job.prefix_ids)) for i, job in enumerate(jobs) if i not in rollouts}
+        for row in rows.values():
+            if row.ids:  # the end of the prefix may be one already
+                row.close_if_finished(self._model)
+        unwritten = [row for row in rows.values() if row.finish is None]
         with self._lock:
-            unwritten = [i for i in mine if ends[i].reason is None]
+            if not self._state:
+                raise RolloutError("These LlamaCppRollouts are closed; make others.")
             for first in range(0, len(unwritten), self._rows):
-                some = unwritten[first : first + self._rows]
-                for i, (row, usage, likelihoods) in zip(some, self._written([jobs[i] for i in some]), strict=True):
-                    visible = row.ids[:-1] if row.ids[-1] in self._model.eos_ids else row.ids
-                    text = self._model.tokenizer.decode(visible) if row.text is None else row.text
-                    ends[i] = Ending(tuple(row.ids), text, row.finish)
-                    spent[i], judged[i] = usage, likelihoods
-        read_here = log_probs(self._model, [(jobs[i], ends[i], None) for i in mine])
-        for i, (row_log_probs, usage) in zip(mine, read_here, strict=True):
-            self._compare(judged.get(i, []), row_log_probs)
-            finish = ends[i].reason or FinishReason.STOP
-            rollouts[i] = Rollout(jobs[i].prompt, ends[i].ids, ends[i].text, row_log_probs, finish, usage + spent[i])
+                self._write(unwritten[first : first + self._rows])
+        read = self._model.reread([row.rollout(self._model) for row in rows.values()])
+        for (i, row), rollout in zip(rows.items(), read, strict=True):
+            self._compare(row.log_probs, rollout.log_probs)
+            rollouts[i] = rollout
         return [rollouts[i] for i in range(len(jobs))]
 
-    def _written(self, jobs: Sequence[RolloutJob]) -> list[tuple[Row, Usage, list[float]]]:
-        """Each completion, its cost, and log q of its new tokens."""
-        read = self._read_prompts(jobs)
-        rows = [Row(job, list(job.prefix_ids)) for job in jobs]
-        likelihoods: list[list[float]] = [[] for _ in rows]
+    def _write(self, rows: Sequence[Row]) -> None:
+        """Completes each, with log q of its new tokens."""
+        self._read_prompts(rows)
         fed: list[Fed] = []
-        for seq, job in enumerate(jobs):
-            first = len(job.prompt.ids) - 1
-            tokens = (job.prompt.ids[-1], *job.prefix_ids)
+        for seq, row in enumerate(rows):
+            first, tokens = len(row.job.prompt.ids) - 1, (row.job.prompt.ids[-1], *row.ids)
             fed += [(seq, first + k, token, k + 1 == len(tokens)) for k, token in enumerate(tokens)]
-        while fed:
-            open_rows = [seq for seq, *_, wanted in fed if wanted]
-            for seq, logits in zip(open_rows, self._decoded(fed), strict=True):
-                row = rows[seq]
-                token = int(choose_tokens(logits[None], jobs[seq].sampling, jobs[seq].uniforms[len(row.ids)][None]))
-                likelihoods[seq].append(float(logits.log_softmax(-1)[token]))
+            row.prefilled_tokens += len(tokens)
+            row.computed_tokens += len(tokens) - 1
+        writing = list(range(len(rows)))
+        while writing:
+            logits, own = torch.stack(self._decoded(fed)), [rows[seq] for seq in writing]
+            uniforms = torch.tensor([row.uniforms[len(row.ids)] for row in own], dtype=torch.float64)
+            tokens = choose_each(logits, [row.job.sampling for row in own], uniforms)
+            for row, token, log_q in zip(own, tokens.tolist(), token_log_probs(logits, tokens).tolist(), strict=True):
                 row.ids.append(token)
+                row.log_probs.append(log_q)
+                row.computed_tokens += 1
+                row.computed_rows += 1
                 row.close_if_finished(self._model)
-            going = [seq for seq in open_rows if rows[seq].finish is None]
-            fed = [(s, len(jobs[s].prompt.ids) + len(rows[s].ids) - 1, rows[s].ids[-1], True) for s in going]
-        return [(row, self._usage(row, n), likely) for row, n, likely in zip(rows, read, likelihoods, strict=True)]
+            writing = [seq for seq in writing if rows[seq].finish is None]
+            fed = [(s, len(rows[s].job.prompt.ids) + len(rows[s].ids) - 1, rows[s].ids[-1], True) for s in writing]
 
-    def _read_prompts(self, jobs: Sequence[RolloutJob]) -> list[int]:
-        """Has each row's sequence hold its prompt but the last token; the tokens that had to be read for it."""
+    def _read_prompts(self, rows: Sequence[Row]) -> None:
+        """Has each row's sequence hold its prompt but the last token."""
+        jobs, cpp, memory = [row.job for row in rows], self._cpp, self._memory
         needed = sum(job.max_tokens for job in jobs) + sum(map(len, {job.prompt.ids for job in jobs}))
         if needed > self._context:
             raise RolloutError(
                 f"{len(jobs)} rows may come to {needed} tokens with their prompts, but llama.cpp's context has "
                 f"{self._context}. Lower max_tokens or rows, or give a larger context."
             )
-        wanted, cpp, memory, read = {job.prompt.ids[:-1] for job in jobs}, self._cpp, self._memory, list[int]()
-        held = sum(map(len, self._prompts))
+        wanted, held = {job.prompt.ids[:-1] for job in jobs}, sum(map(len, self._prompts))
         for ids in [ids for ids in self._prompts if ids not in wanted]:  # the oldest first
             if held + needed <= self._context and len(self._prompts) + len(wanted) <= self._rows:
                 break
             cpp.llama_memory_seq_rm(memory, self._prompts.pop(ids), -1, -1)
             held -= len(ids)
-        for seq, job in enumerate(jobs):
-            ids, new = job.prompt.ids[:-1], 0
+        for seq, row in enumerate(rows):
+            ids = row.job.prompt.ids[:-1]
             if ids not in self._prompts:
                 home = next(h for h in range(self._rows, 2 * self._rows) if h not in self._prompts.values())
+                cpp.llama_memory_seq_rm(memory, home, -1, -1)  # of a reading that failed
                 self._decoded([(home, position, token, False) for position, token in enumerate(ids)])
-                self._prompts[ids], new = home, len(ids)
+                self._prompts[ids] = home
+                row.prefilled_tokens = row.computed_tokens = len(ids)
             cpp.llama_memory_seq_rm(memory, seq, -1, -1)
             cpp.llama_memory_seq_cp(memory, self._prompts[ids], seq, -1, -1)
-            read.append(new)
-        return read
 
     def _decoded(self, fed: Sequence[Fed]) -> list[Float[Tensor, "vocab"]]:
         """The logits that are wanted, in order."""
@@ -195,13 +191,8 @@ class LlamaCppRollouts:
                 logits.append(torch.from_numpy(np.ctypeslib.as_array(row, (self._model.vocab_size,)).copy()))
         return logits
 
-    def _usage(self, row: Row, read: int) -> Usage:
-        new, prefix = len(row.ids) - len(row.job.prefix_ids), len(row.job.prefix_ids)
-        ran = self._model.usage(prefill=read + 1 + prefix, forward=new - 1, rows=new)
-        return ran + Usage(rollouts=1, generated_tokens=new)
-
-    def _compare(self, sampled: Sequence[float], log_probs: Tensor) -> None:
-        if sampled:
+    def _compare(self, sampled: Sequence[float], log_probs: Tensor | None) -> None:
+        if sampled and log_probs is not None:
             own = log_probs[-len(sampled) :].tolist()
             self._apart += sum(abs(a - b) for a, b in zip(sampled, own, strict=True))
             self._compared += len(sampled)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nabla_agents.errors import GrammarError, RolloutError
-from nabla_agents.functional import HEAD_CHUNK, choose_tokens, token_log_probs
+from nabla_agents.functional import HEAD_CHUNK, choose_each, token_log_probs
 from nabla_agents.models.causal_model import CausalModel
 from nabla_agents.models.constraint import Constraint, Mask, masked
 from nabla_agents.models.rows import MOST_MISSES, RolloutJob, Row
@@ -215,11 +215,7 @@ def _chosen(
         drawn = [rows[i].uniforms[len(rows[i].ids) + j] for i, j in chunk]
         uniforms = torch.tensor(drawn, dtype=torch.float64, device=logits.device)
         choosable = masked(logits, [masks.get(place) for place in chunk])
-        tokens = torch.empty(len(chunk), dtype=torch.long, device=logits.device)
-        samplings = [rows[i].job.sampling for i, _ in chunk]
-        for sampling in dict.fromkeys(samplings):
-            mine = [k for k, other in enumerate(samplings) if other == sampling]
-            tokens[mine] = choose_tokens(choosable[mine], sampling, uniforms[mine])
+        tokens = choose_each(choosable, [rows[i].job.sampling for i, _ in chunk], uniforms)
         pairs.append(torch.stack([tokens.double(), token_log_probs(logits, tokens).double()], dim=1))
     # The only wait for the device in a step, whatever the batch; ids are whole numbers far below 2^53.
     return [(int(token), log_prob) for token, log_prob in torch.cat(pairs).tolist()]

@@ -69,7 +69,9 @@ class ContinuousBatch(Generic[OwnerT]):
         return any(self._decodings)
 
     def add(self, owner: OwnerT, writing: Writing) -> None:
-        self._owners[owner] = writing, [_Sequence(owner, job) for job in writing.jobs]
+        sequences = [_Sequence(owner, job) for job in writing.jobs]
+        writing.tokens = lambda: sum(s.written for s in sequences)
+        self._owners[owner] = writing, sequences
 
     def usage(self, owner: OwnerT) -> Usage:
         """What an owner's rollouts have cost so far."""
@@ -95,8 +97,7 @@ class ContinuousBatch(Generic[OwnerT]):
             if writing.watch is not None and first.row is not None:
                 writing.watch(first.row.ids)
         written: dict[OwnerT, Written | Exception] = {}
-        for owner, (writing, sequences) in list(self._owners.items()):
-            writing.tokens = sum(s.written for s in sequences)
+        for owner, (_, sequences) in list(self._owners.items()):
             ended = [s.rollout for s in sequences if s.rollout is not None]
             if owner in failed or len(ended) == len(sequences):
                 written[owner] = failed.get(owner) or Written(ended, [])

@@ -43,7 +43,7 @@ class SearchProgress:
         operation, since = awaited
         seconds = time.perf_counter() - since
         if isinstance(operation, Writing):
-            return Doing(DOING[ROLLOUTS], len(operation.jobs), operation.tokens, seconds)
+            return Doing(DOING[ROLLOUTS], len(operation.jobs), operation.tokens(), seconds)
         return Doing(DOING[operation.rank], operation.rows, 0, seconds)
 
     def awaits(self, operation: Operation | Writing | None) -> None:

@@ -61,13 +61,13 @@ class Written:
 class Writing:
     """Rollouts of a local model, token by token, in one batch with those of other searches; has a `Written`.
 
-    `watch` is told the tokens of the first job after each step; `tokens` of all jobs are written by now.
+    `watch` is told the tokens of the first job after each step; `tokens()` of all jobs are written by now.
     """
 
     model: LanguageModel
     jobs: Sequence[RolloutJob]
     watch: Callable[[Sequence[int]], None] | None = None
-    tokens: int = 0
+    tokens: Callable[[], int] = lambda: 0
 
     def __await__(self) -> Generator[Writing, Any, Written]:
         return (yield self)

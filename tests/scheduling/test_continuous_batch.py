@@ -81,7 +81,7 @@ def test_who_watches_sees_how_much_is_written() -> None:
     seen = [0]
     while batch:
         ended = batch.advance()
-        seen.append(own.tokens)
+        seen.append(own.tokens())
     assert seen == sorted(seen)
     assert len(set(seen)) > 5
     assert seen[-1] == sum(map(len, ids(ended["a"].ended)))
