@@ -95,8 +95,8 @@ def _served(http: HttpClient, named: str | None) -> Served:
         raise ConfigurationError(f"{http.url} has no model {named!r}; it has {', '.join(names)}.")
     name = names[0] if named is None else named
     longest = next((m.get("max_model_len") for m in listed if m["id"] == name), None)
-    said = isinstance(longest, int) and not isinstance(longest, bool) and 0 < longest < 1 << 31
-    return Served(name, longest if said else None)
+    stated = isinstance(longest, int) and not isinstance(longest, bool) and 0 < longest < 1 << 31
+    return Served(name, longest if stated else None)
 
 
 def _check_vocabulary(model: LanguageModel, choice: Choice, job: RolloutJob, url: str) -> None:

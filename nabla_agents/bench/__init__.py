@@ -2,7 +2,7 @@
 
 from nabla_agents.bench.arms import Arm, choose
 from nabla_agents.bench.config import BenchConfig, StrategyChoice
-from nabla_agents.bench.controls import ControlledReward, Flipped, Shuffled, Unlocated, blur
+from nabla_agents.bench.controls import ControlledReward, Flipped, OthersRemarks, Shuffled, Unlocated, blur
 from nabla_agents.bench.records import Record, Store
 from nabla_agents.bench.report import Report
 from nabla_agents.bench.run import Bench, BenchSettings, Job, Measured
@@ -34,6 +34,7 @@ __all__ = [
     "Flipped",
     "Job",
     "Measured",
+    "OthersRemarks",
     "Question",
     "Record",
     "Report",

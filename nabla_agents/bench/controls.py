@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -95,6 +95,37 @@ class Shuffled(Worse):
         first = int(_uniform("donor", rollout) * len(self._donors))
         others = (*self._donors[first:], *self._donors[:first])
         return next(donor for donor in others if donor.prompt.question != rollout.prompt.question)
+
+
+class OthersRemarks(Worse):
+    """Another reward, whose remarks (`feedback`) are those that it made on answers to other questions.
+
+    donors: answers of the language model; those that the reward has no remark on tell nothing, and one of the others
+        stands for a completion as in `Shuffled`. Value, verdict and places stay, so all that is gone is what a model
+        is told of this answer.
+    """
+
+    def __init__(self, inner: Reward, donors: Sequence[Rollout]) -> None:
+        super().__init__(inner)
+        scores = judged(inner, donors)
+        self._remarks = [(d.prompt.question, s.feedback) for d, s in zip(donors, scores, strict=True) if s.feedback]
+        if len({question for question, _ in self._remarks}) < 2:
+            raise ConfigurationError(
+                f"{inner.name} has remarks on fewer than two questions; there are none to shuffle."
+            )
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name} with others' remarks"
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        scores = zip(judged(self.inner, rollouts), rollouts, strict=True)
+        return [replace(s, feedback=self._other(r)) if s.feedback else s for s, r in scores]
+
+    def _other(self, rollout: Rollout) -> str:
+        first = int(_uniform("remark", rollout) * len(self._remarks))
+        others = (*self._remarks[first:], *self._remarks[:first])
+        return next(remark for question, remark in others if question != rollout.prompt.question)
 
 
 class Flipped(Worse):
@@ -204,7 +235,8 @@ class ControlledReward(Settings):
     """A reward made worse on purpose; `of` is an expression.
 
     flip: the share of verdicts that are turned round (`Flipped`), drawn by `seed`.
-    shuffle: it says what it said of answers to other questions (`Shuffled`).
+    shuffle: it says what it said of answers to other questions (`Shuffled`); `"remarks"` is that for what a model is
+        told alone (`OthersRemarks`).
     blur: Gaussian noise on the weights of a learned reward, in standard deviations of each tensor, drawn by `seed`: a
         reward that is wrong, and always in the same way, which a search can exploit.
     places: false takes the places from a tool's verdicts (`Unlocated`).
@@ -212,7 +244,7 @@ class ControlledReward(Settings):
 
     of: str
     flip: Annotated[float, Field(ge=0, le=1)] = 0.0
-    shuffle: bool = False
+    shuffle: bool | Literal["remarks"] = False
     blur: Annotated[float, Field(ge=0)] = 0.0
     places: bool = True
     seed: int = 0
@@ -267,6 +299,8 @@ def _controlled(reward: Reward, choice: ControlledReward, donors: Callable[[], S
         reward = Unlocated(reward)
     if choice.flip:
         reward = Flipped(reward, choice.flip, seed=choice.seed)
+    if choice.shuffle == "remarks":
+        return OthersRemarks(reward, donors())
     return Shuffled(reward, donors()) if choice.shuffle else reward
 
 

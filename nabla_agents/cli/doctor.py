@@ -72,12 +72,13 @@ def _show_threads() -> None:
     from nabla_agents.models.cores import Cores, keep_to_quota
 
     keep_to_quota()
-    cores, said = Cores.of_process(), os.environ.get
+    cores, variable = Cores.of_process(), os.environ.get
     quota = "no cgroup has a quota" if cores.quota is None else f"a cgroup's quota pays for {cores.quota:g}"
-    told = f"OMP_NUM_THREADS is {said('OMP_NUM_THREADS')}" if said("OMP_NUM_THREADS") else "OMP_NUM_THREADS is not set"
-    print(f"threads {torch.get_num_threads()}: {told}, the affinity has {cores.affinity} cores, {quota}")
-    waits = f"OMP_WAIT_POLICY={said('OMP_WAIT_POLICY')}"
-    waits = waits if said("OMP_WAIT_POLICY") else f"they sleep after {said('GOMP_SPINCOUNT')} looks"
+    threads = variable("OMP_NUM_THREADS")
+    chosen = f"OMP_NUM_THREADS is {threads}" if threads else "OMP_NUM_THREADS is not set"
+    print(f"threads {torch.get_num_threads()}: {chosen}, the affinity has {cores.affinity} cores, {quota}")
+    waits = f"OMP_WAIT_POLICY={variable('OMP_WAIT_POLICY')}"
+    waits = waits if variable("OMP_WAIT_POLICY") else f"they sleep after {variable('GOMP_SPINCOUNT')} looks"
     print(f"{'':8}waiting for each other: {waits} (GOMP_SPINCOUNT); give processes that share cores one thread each")
 
 

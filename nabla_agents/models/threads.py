@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 
-SPINS = 20_000  # how often a thread asks for the others before it sleeps; OpenMP's default is 300,000
+SPINS = 1_000  # how often a thread asks for the others before it sleeps; OpenMP's default is 300,000
 
 _SOFT = 1  # omp_pause_soft: settings stay
 
@@ -25,9 +25,8 @@ def release_threads() -> None:
 def share_cores() -> None:
     """Has OpenMP's threads, which are not there yet, sleep after `SPINS`. What the environment says goes first.
 
-    It has an effect before torch is loaded. By torch's default two processes on the same cores keep each other from
-    getting on, some 40 times as slow as one; with this it is 7 times, and one that is alone loses 8 %
-    (`benchmarks/threads.py`).
+    It has an effect before torch is loaded. By torch's default two processes on the same two cores take 12 times as
+    long as with one thread each; with this 1.2 times, and one that is alone loses 7 % (`benchmarks/threads.py`).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))

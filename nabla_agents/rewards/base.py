@@ -279,8 +279,8 @@ def judged(reward: Reward, rollouts: Sequence[Rollout]) -> list[Score]:
         return [Score.not_judged(explanation, Usage(reward_calls=1))] * len(rollouts)
     _check_scores(reward, scores, len(rollouts))
     counted = [s if s.usage.reward_calls else replace(s, usage=s.usage + Usage(reward_calls=1)) for s in scores]
-    told = [replace(s, feedback=remark(s.feedback)) if s.feedback else s for s in counted]
-    return [_finite(reward, s) for s in told]
+    readable_scores = [replace(s, feedback=remark(s.feedback)) if s.feedback else s for s in counted]
+    return [_finite(reward, s) for s in readable_scores]
 
 
 def _finite(reward: Reward, score: Score) -> Score:

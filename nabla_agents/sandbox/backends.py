@@ -83,7 +83,7 @@ def diagnosis() -> list[Diagnosis]:
 
 
 def _why(backend: str, error: SandboxError) -> str:
-    return (building.state().said if backend == "wasm" else "") or str(error)
+    return (building.state().message if backend == "wasm" else "") or str(error)
 
 
 def _notes(backend: str) -> tuple[str, ...]:

@@ -37,12 +37,12 @@ _begun: list[subprocess.Popen[bytes]] = []  # by this process; kept, since they 
 
 @dataclass(frozen=True)
 class State:
-    """What keeps the artefact from being used, and what to do; `said` is empty where nothing does.
+    """What keeps the artefact from being used, and what to do; `message` is empty where nothing does.
 
     `missing`: a build could begin, and none of this version has failed before.
     """
 
-    said: str = ""
+    message: str = ""
     missing: bool = False
 
 
@@ -119,12 +119,12 @@ def _build(lock: IO[str], progress: Callable[[str], None]) -> Path:
     for left in _cache().glob("build-*"):  # by a build that was killed
         shutil.rmtree(left, ignore_errors=True)
 
-    def step(said: str) -> None:
+    def step(message: str) -> None:
         lock.seek(0)
         lock.truncate()
-        lock.write(said)
+        lock.write(message)
         lock.flush()
-        progress(said)
+        progress(message)
 
     try:
         with tempfile.TemporaryDirectory(prefix="build-", dir=_cache()) as scratch:
@@ -134,10 +134,10 @@ def _build(lock: IO[str], progress: Callable[[str], None]) -> Path:
             _run([sys.executable, "-c", COMPILE, "app.wasm", "compiled"], scratch)
             return artefact.keep(Path(scratch) / "compiled")
     except (SandboxError, OSError) as e:
-        said = str(e) if isinstance(e, SandboxError) else f"The WebAssembly interpreter could not be built: {e}"
+        message = str(e) if isinstance(e, SandboxError) else f"The WebAssembly interpreter could not be built: {e}"
         with contextlib.suppress(OSError):
-            failed.write_text(said)
-        raise SandboxError(said) from e
+            failed.write_text(message)
+        raise SandboxError(message) from e
 
 
 def _componentize(scratch: Path) -> None:

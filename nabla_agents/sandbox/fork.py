@@ -91,10 +91,12 @@ class ForkWorker(GuestProcess):
             raise SandboxError("The sandbox's interpreter was ended while it started.") from e
         if not message:
             raise SandboxError(f"The sandbox's interpreter ended at its start, with exit code {self._process.wait()}.")
-        told = json.loads(message)
-        if "failed" in told:
-            raise SandboxError(f"The sandbox could not be closed on this machine:\n{told['failed']}")
-        return Capabilities("fork", told["python_version"], frozenset(told["modules"]), tuple(told["layers"]))
+        greeting = json.loads(message)
+        if "failed" in greeting:
+            raise SandboxError(f"The sandbox could not be closed on this machine:\n{greeting['failed']}")
+        return Capabilities(
+            "fork", greeting["python_version"], frozenset(greeting["modules"]), tuple(greeting["layers"])
+        )
 
     def _send(self, header: bytes, request: bytes, output: Capture, report: Capture) -> None:
         try:

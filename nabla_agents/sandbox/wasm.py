@@ -76,24 +76,28 @@ class WasmWorker(GuestProcess):
 
     def _introduction(self) -> Capabilities:
         try:
-            told = self._replies.get(timeout=START_SECONDS)
+            greeting = self._replies.get(timeout=START_SECONDS)
         except queue.Empty:
-            told = None
-        if not told:
+            greeting = None
+        if not greeting:
             raise SandboxError("The WebAssembly worker does not start here; remove its artefact and build it again.")
         return Capabilities(
-            "wasm", told["python_version"], frozenset(told["modules"]), tuple(told["layers"]), deterministic=True
+            "wasm",
+            greeting["python_version"],
+            frozenset(greeting["modules"]),
+            tuple(greeting["layers"]),
+            deterministic=True,
         )
 
     def _send(self, request: bytes, limits: Limits) -> None:
         room = LONGEST_ESCAPE * (limits.output_bytes + limits.value_bytes + REPORT_BYTES)
-        asked = {
+        job = {
             "request": request.decode("ascii"),
             "fuel": limits.fuel,
             "memory_bytes": limits.memory_bytes,
             "reply_characters": min(room, LARGEST_REPLY_BYTES // LONGEST_ESCAPE - REPORT_BYTES),
         }
-        text = json.dumps(asked).encode("ascii")
+        text = json.dumps(job).encode("ascii")
         assert self._process.stdin is not None
         self._process.stdin.write(struct.pack("=I", len(text)) + text)
         self._process.stdin.flush()

@@ -14,7 +14,7 @@ from nabla_agents.search.proposals import ProposalSettings, opened, proposals, r
 from nabla_agents.search.search import Search
 from nabla_agents.types import Step
 
-Rank = Literal["promise", "ranking_score", "loss"]
+Rank = Literal["promise", "ranking_score", "loss", "random"]
 
 
 class NablaParallel(ProposalSettings):
@@ -25,7 +25,8 @@ class NablaParallel(ProposalSettings):
 
     alternatives: tokens that are proposed at each place.
     rank: which changes are tried first: those of most `promise` or `ranking_score`, or those at the places where the
-        direction takes most from the written token (`loss`: what TTEL does with a contrast, arXiv 2607.21453).
+        direction takes most from the written token (`loss`: what TTEL does with a contrast, arXiv 2607.21453). The
+        control is `random`.
     """
 
     width: Annotated[int, Field(ge=1)] = 4
@@ -65,7 +66,11 @@ class NablaParallel(ProposalSettings):
         """The changes not tried yet, most promising first, `width` at a time."""
         ids = incumbent.rollout.completion_ids
         changes = [p async for p in proposals(search, self, incumbent, 0, alternatives=self.alternatives)]
-        ranked = sorted(changes, key=lambda p: getattr(p, self.rank), reverse=True)
+        if self.rank == "random":
+            order = search.uniforms(len(changes)).argsort().tolist()
+            ranked = [changes[i] for i in order]
+        else:
+            ranked = sorted(changes, key=lambda p: getattr(p, self.rank), reverse=True)
         fresh = [p for p in ranked if p.prefix(ids) not in tried]
         for first in range(0, len(fresh), self.width):
             batch = fresh[first : first + self.width]

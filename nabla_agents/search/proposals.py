@@ -47,7 +47,8 @@ class ProposalSettings(Settings):
     outcome_weight: nats in the gradient for each unit of advantage of a token by the tools' verdicts on the rollouts
         that went through it (`outcome_credit`). Learned scores have no part in it.
     openings: completions drawn before the first refinement, those after the first at `opening_temperature`; the best
-        one is refined, and where several begin alike, the tools' verdicts on them say how to go on.
+        one is refined, and where several begin alike, the tools' verdicts on them say how to go on. Where a tool
+        vouches for the first, no others are drawn.
     confirm: nats by which a changed prefix (y_<t, new) must have a better objective than the written one before a
         rollout is paid for it; the reward scores all of them in one batch. A prefix that it cannot judge is confirmed.
         None asks no such question.
@@ -88,9 +89,9 @@ class ProposalSettings(Settings):
 
 
 async def opened(search: Search, settings: ProposalSettings) -> list[Scored]:
-    """The first completions, the one at `temperature` first; none where the budget allows none."""
+    """The first completions, one at `temperature` first, which may be all; none where the budget allows none."""
     entries = await search.roll([()], temperature=settings.temperature)
-    if entries and settings.openings > 1:
+    if entries and settings.openings > 1 and not verified(search, settings, entries[0]):
         entries += await search.roll([()] * (settings.openings - 1), temperature=settings.opening_temperature)
     return entries
 

@@ -81,10 +81,10 @@ def next_turn(model: LanguageModel, prompt: Prompt, answer: str, turn: str) -> P
     template has no such turns, or the context no room.
     """
     try:
-        asked = model.prompt(prompt.messages).text
-        told = model.prompt([*prompt.messages, Message("assistant", answer), Message("user", turn)])
-        if asked != prompt.text and told.text.startswith(asked):  # it has tools, too, which only its text knows
-            return model.prompt(prompt.text + told.text[len(asked) :], formatted=True)
+        first = model.prompt(prompt.messages).text
+        longer = model.prompt([*prompt.messages, Message("assistant", answer), Message("user", turn)])
+        if first != prompt.text and longer.text.startswith(first):  # it has tools, too, which only its text knows
+            return model.prompt(prompt.text + longer.text[len(first) :], formatted=True)
     except PromptError:
         return None
-    return told
+    return longer

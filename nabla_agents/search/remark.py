@@ -38,8 +38,8 @@ def with_remark(model: LanguageModel, prompt: Prompt, remark: str) -> Prompt | N
         after = model.rendered(messages, None).rpartition(_HERE)[2]
         if not prompt.text.endswith(after):
             return None
-        [told] = model.tokenizer.delimiters.messages([Message("user", remark)])
-        text = prompt.text[: len(prompt.text) - len(after)] + told.content + after
+        [message] = model.tokenizer.delimiters.messages([Message("user", remark)])
+        text = prompt.text[: len(prompt.text) - len(after)] + message.content + after
         ids = tuple(model.tokenizer.encode(text))
     except PromptError:
         return None

@@ -91,8 +91,8 @@ async def _refined(http: HttpRequest, path: str, body: Json) -> Response:
     if wanted is not None and own.draft is not None:
         read, served, request, choice = wanted
         return await respond(http, served, [request], Answer(read, [choice(request)]), stream=bool(read.stream))
-    asked = {name: value for name, value in body.items() if name not in ("nabla", "stream", "stream_options")}
-    response = await passed(http, path, json.dumps(asked, ensure_ascii=False).encode(), whole=True)
+    chat = {name: value for name, value in body.items() if name not in ("nabla", "stream", "stream_options")}
+    response = await passed(http, path, json.dumps(chat, ensure_ascii=False).encode(), whole=True)
     if response.status_code != 200:
         return response
     reply = _reply(await service.readers.read(Caller.of(http).id, partial(_json, bytes(response.body))))

@@ -54,7 +54,7 @@ class Stream(StreamingResponse):
         self, http: HttpRequest, runs: Sequence[Pending], pieces: AsyncIterator[str | bytes], **options: Any
     ) -> None:
         self._http, self._runs, self._pieces = http, runs, pieces
-        super().__init__(self._told(), **options)
+        super().__init__(self._lines(), **options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._http.state.facts["gone"] = True  # unless the end is reached
@@ -63,7 +63,7 @@ class Stream(StreamingResponse):
         finally:
             _cancel(self._runs)  # also where the client left before the first piece
 
-    async def _told(self) -> AsyncIterator[str | bytes]:
+    async def _lines(self) -> AsyncIterator[str | bytes]:
         facts = self._http.state.facts
         try:
             async with connected(self._http, self._runs):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
 from nabla_agents import ArithmeticSteps, ConfigurationError, ImplicitReward, Rollout, Score
-from nabla_agents.bench import Flipped, Shuffled, Unlocated, blur
+from nabla_agents.bench import Flipped, OthersRemarks, Shuffled, Unlocated, blur
 from nabla_agents.config import GREEDY
 from nabla_agents.models.decoding import RolloutJob
 from nabla_agents.models.language_model import LanguageModel
@@ -95,6 +96,22 @@ def test_a_shuffled_learned_reward_steers_by_the_donors_gradient() -> None:
     positions = list(range(len(rollouts[0].completion_ids)))
     rows = expected.gradient.rows([p % length for p in positions])
     assert torch.equal(got.gradient.rows(positions), rows)
+
+
+def test_remarks_of_others_leave_the_verdict_and_say_nothing_of_the_answer() -> None:
+    donors = [answer("p", WRONG), answer("q", "1 + 1 = 3\nAnswer: 3"), answer("r", RIGHT), answer("s", RIGHT)]
+    reward = OthersRemarks(ArithmeticSteps(), donors)
+    own = {d.prompt.question: ArithmeticSteps().judge(d.text).feedback for d in donors}
+    for question, others in {"p": {own["q"]}, "q": {own["p"]}, "s": {own["p"], own["q"]}}.items():
+        rollouts = [answer(question, f"{WRONG}{' ' * i}") for i in range(40)]
+        scores = reward.score(rollouts)
+        plain = ArithmeticSteps().score(rollouts)
+        assert [replace(s, feedback="") for s in scores] == [replace(s, feedback="") for s in plain]
+        assert {s.feedback for s in scores} == others
+    [right] = reward.score([answer("p", RIGHT)])
+    assert (right.verified, right.feedback) == (True, "")
+    with pytest.raises(ConfigurationError, match="remarks on fewer than two"):
+        OthersRemarks(ArithmeticSteps(), [donors[0], donors[2]])
 
 
 def test_without_places_a_verdict_says_only_whether() -> None:

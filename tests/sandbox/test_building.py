@@ -87,7 +87,7 @@ def test_the_first_use_builds_in_the_background_and_says_so(tools: Tools) -> Non
     assert building.state().missing
     tools.held.touch()
     building.begin()
-    assert eventually(lambda: "being built, about a minute: 1/2 freezing" in building.state().said)
+    assert eventually(lambda: "being built, about a minute: 1/2 freezing" in building.state().message)
     building.begin()
     assert len(building._begun) == 1
     tools.held.unlink()
@@ -102,8 +102,8 @@ def test_the_first_use_builds_in_the_background_and_says_so(tools: Tools) -> Non
 def test_a_build_that_failed_is_told_and_not_begun_again(tools: Tools) -> None:
     tools.broken.touch()
     building.begin()
-    assert eventually(lambda: "broken tool" in building.state().said)
-    assert "`nabla doctor --build` tries again" in building.state().said
+    assert eventually(lambda: "broken tool" in building.state().message)
+    assert "`nabla doctor --build` tries again" in building.state().message
     building.begin()
     assert len(building._begun) == 1
     with pytest.raises(SandboxError, match="broken tool"):
@@ -120,7 +120,7 @@ def test_nothing_is_built_where_that_is_forbidden(tools: Tools, monkeypatch: pyt
     monkeypatch.setenv(building.SETTING, "0")
     building.begin()
     assert building._begun == []
-    assert "NABLA_SANDBOX_BUILD=0" in building.state().said
+    assert "NABLA_SANDBOX_BUILD=0" in building.state().message
 
 
 def test_nothing_is_built_without_the_tools(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_nothing_is_built_without_the_tools(tools: Tools, monkeypatch: pytest.Mo
     monkeypatch.setattr(importlib.metadata, "version", missing)
     building.begin()
     assert building._begun == []
-    assert "pip install 'nabla-agents[sandbox]'" in building.state().said
+    assert "pip install 'nabla-agents[sandbox]'" in building.state().message
 
 
 def test_a_folder_that_cannot_be_made_is_told(tools: Tools, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_made_is_told(tools: Tools, monkeypatch: pytest.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     building.begin()
     assert building._begun == []
-    assert "has no place" in building.state().said
+    assert "has no place" in building.state().message
     with pytest.raises(SandboxError, match="has no place"):
         building.build()
 
@@ -149,7 +149,7 @@ def test_one_process_builds_at_a_time(tools: Tools) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("2/2 compiling")
         lock.flush()
-        assert "being built, about a minute: 2/2 compiling" in building.state().said
+        assert "being built, about a minute: 2/2 compiling" in building.state().message
         building.begin()
         assert building._begun == []
         with building._locked(wait=False) as mine:

@@ -50,7 +50,7 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.Mo
 def test_an_artefact_that_is_not_built_is_not_built_in_passing(cache: Path) -> None:
     with pytest.raises(SandboxError, match="not built yet"):
         artefact.find()
-    assert "nabla doctor --build" in building.state().said
+    assert "nabla doctor --build" in building.state().message
 
 
 def test_an_artefact_that_was_changed_is_not_loaded(cache: Path) -> None:

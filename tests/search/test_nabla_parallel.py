@@ -146,6 +146,19 @@ def test_a_branch_set_is_one_batch_of_places_and_tokens(
     assert backend.prefixes[1 : 1 + len(best)] == [prefix for _, prefix in best]
 
 
+def test_random_places_are_those_of_the_direction_in_any_order(toy: Callable[..., Any], linear: Any) -> None:
+    made = toy(4)
+    orders = set[tuple[Any, ...]]()
+    for seed in range(48):
+        options = {"width": 9, "rank": "random", "min_promise": -50.0, "plausibility_floor": None}
+        engine, backend = made.watched(linear(TABLES[4]), strategy=NablaParallel(**options), embedding_terms=False)
+        made.solve(engine, sampling=FOUR, budget=Budget(rollouts=1 + len(made.greedy())), seed=seed)
+        orders.add(tuple(backend.prefixes[1:]))
+    [changes] = {frozenset(order) for order in orders}
+    assert len(changes) == 3
+    assert len(orders) == 6  # every order of the three
+
+
 def test_nothing_is_committed_before_the_end(toy: Callable[..., Any], linear: Any) -> None:
     """A later batch may change any token."""
     made = toy(1)

@@ -82,10 +82,10 @@ class ArithmeticSteps(TextReward):
             spans=tuple(self._span(e) for e in found),
             explanation="; ".join(messages) or f"{len(found)} equations right",
             usage=called,
-            feedback=remark(self._told(wrong) if wrong else ". ".join(messages)),
+            feedback=remark(self._feedback(wrong) if wrong else ". ".join(messages)),
         )
 
-    def _told(self, wrong: Sequence[Equation]) -> str:
+    def _feedback(self, wrong: Sequence[Equation]) -> str:
         """The equations that are wrong, and, unless that is not to be said, what is right."""
         if self.suggest:
             return f"Wrong: {'; '.join(map(_objection, wrong))}."

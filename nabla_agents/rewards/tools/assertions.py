@@ -80,11 +80,11 @@ def _check(statement: ast.stmt, before: str, names: _Names) -> Check:
 def _compared(test: ast.expr, whole: Check, names: _Names) -> Check | None:
     """The check of one value that the program's interpreter sends: against a constant, or whether it is true."""
     refuted = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
-    asked = test.operand if isinstance(test, ast.UnaryOp) and refuted else test
-    if names.asks_program(asked):
+    claim = test.operand if isinstance(test, ast.UnaryOp) and refuted else test
+    if names.asks_program(claim):
         holds = operator.not_ if refuted else operator.truth
         symbol = "false" if refuted else "true"
-        return Check(whole.before, whole.statement, ast.unparse(asked), symbol, _TRUTH, lambda value, _: holds(value))
+        return Check(whole.before, whole.statement, ast.unparse(claim), symbol, _TRUTH, lambda value, _: holds(value))
     if not isinstance(test, ast.Compare) or len(test.ops) != 1:
         return None
     left, right, kind = test.left, test.comparators[0], type(test.ops[0])

@@ -86,9 +86,9 @@ class FunctionReward(Reward):
             return self._not_asked(len(rollouts))
         calls = [partial(self._ask, rollout) for rollout in rollouts]
         room = min(_MOST_LEFT_BEHIND - len(self._left_behind), max(2, self.workers))
-        asked = side_by_side(calls, seconds=self.timeout_seconds, workers=self.workers, hanging=room)
-        self._left_behind += [call for call in asked if call.running]
-        return [self._score(call) for call in asked] + self._not_asked(len(calls) - len(asked))
+        outcomes = side_by_side(calls, seconds=self.timeout_seconds, workers=self.workers, hanging=room)
+        self._left_behind += [call for call in outcomes if call.running]
+        return [self._score(call) for call in outcomes] + self._not_asked(len(calls) - len(outcomes))
 
     def _not_asked(self, count: int) -> list[Score]:
         busy = f"{self.name} is not asked: {len(self._left_behind)} calls still hang"
@@ -111,7 +111,7 @@ class FunctionReward(Reward):
         except KeyboardInterrupt:
             raise
         except BaseException as e:  # a tool that leaves by SystemExit, or is cancelled, must not end the process either
-            return Score.not_judged(f"{self.name} raised {type(e).__name__}: {_said(e)}", called)
+            return Score.not_judged(f"{self.name} raised {type(e).__name__}: {_message(e)}", called)
         if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], str):
             score = self._judged(answer[0], called)
             return replace(score, feedback=remark(answer[1])) if score.judged else score
@@ -125,8 +125,8 @@ class FunctionReward(Reward):
             return Score.not_judged(f"{self.name} returned {answer}", called)
         if isinstance(answer, bool | np.bool_):
             value = float(answer)
-            said = f"{self.name} says {'yes' if answer else 'no'}"
-            return Score(value, verdict=value, verified=bool(answer), explanation=said, usage=called)
+            explanation = f"{self.name} says {'yes' if answer else 'no'}"
+            return Score(value, verdict=value, verified=bool(answer), explanation=explanation, usage=called)
         if isinstance(answer, Real):
             with contextlib.suppress(OverflowError):  # a whole number beyond the range of floats
                 return Score(float(answer), usage=called)
@@ -149,7 +149,7 @@ def reward(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     return partial(FunctionReward, **options)
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:

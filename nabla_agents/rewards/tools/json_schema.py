@@ -76,8 +76,8 @@ class JsonSchema(TextReward):
         except _NotJson as e:
             at = offset + e.position
             where = quoted(text[at : at + 40]) if text[at:].strip() else "its end"
-            told = f"The answer is no JSON: {e}, at {where}."
-            return self._wrong(0.0, f"no JSON: {e} at character {at}", told, (at, at + 1), text)
+            feedback = f"The answer is no JSON: {e}, at {where}."
+            return self._wrong(0.0, f"no JSON: {e} at character {at}", feedback, (at, at + 1), text)
         try:
             # A thread of its own: its whole stack is free, and what takes too long is left behind.
             check = partial(_first_error, self._validator, value, self.timeout_seconds)
@@ -88,16 +88,16 @@ class JsonSchema(TextReward):
             return Score.not_judged(f"the schema cannot be applied: {type(e).__name__}: {e}", called)
         if error is not None:
             start, end = located(body, error.absolute_path)
-            said = f"{error.json_path}: {error.message[:200]}"
-            told = f"The JSON does not fit the schema at {said}."
-            return self._wrong(0.5, said, told, (offset + start, offset + end), text)
+            explanation = f"{error.json_path}: {error.message[:200]}"
+            feedback = f"The JSON does not fit the schema at {explanation}."
+            return self._wrong(0.5, explanation, feedback, (offset + start, offset + end), text)
         return Score(1.0, 1.0, True if self.vouches else None, explanation="JSON that fits the schema", usage=called)
 
-    def _wrong(self, value: float, explanation: str, told: str, place: tuple[int, int], text: str) -> Score:
+    def _wrong(self, value: float, explanation: str, feedback: str, place: tuple[int, int], text: str) -> Score:
         end = min(place[1], len(text))
         start = max(0, min(place[0], end - 1))  # JSON that ends too early is wrong at its last character
         spans = (Span(start, end, -1.0, explanation=explanation, credit=self.credit),) if start < end else ()
-        return Score(value, value, False, spans, explanation, Usage(reward_calls=1), feedback=remark(told))
+        return Score(value, value, False, spans, explanation, Usage(reward_calls=1), feedback=remark(feedback))
 
 
 class _NotJson(Exception):

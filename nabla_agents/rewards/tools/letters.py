@@ -25,15 +25,15 @@ def sums_of_letters(text: str) -> dict[int, tuple[int, str, str]]:
 
     Only letters count that the text has set before, and never to another number.
     """
-    found: dict[int, tuple[int, str, str]] = {}
+    sums: dict[int, tuple[int, str, str]] = {}
     values = _numbers(text) if "=" in text else {}
     for match in _SUM.finditer(text) if len(values) > 1 else ():
         known = [values.get(name) for name in re.findall("[A-Z]", match[1])]
         if all(value is not None and value[0] < match.start() for value in known):
             numbers = iter(f"({value[1]})" for value in known if value is not None)
             sum_ = match[1].strip()
-            found[match.end()] = (match.start(), sum_, re.sub("[A-Z]", lambda _, of=numbers: next(of), sum_))
-    return found
+            sums[match.end()] = (match.start(), sum_, re.sub("[A-Z]", lambda _, of=numbers: next(of), sum_))
+    return sums
 
 
 def _numbers(text: str) -> dict[str, tuple[int, str]]:

@@ -76,8 +76,8 @@ class MathAnswer(Reward):
         why = "compared as text and number" + ("; in other words, in other units, or rounded" if equal is None else "")
         if equal is None and self._symbolic and not numbers(gold, answer):
             equal, why = same_by_math_verify(normal(gold), normal(answer), self._executor)
-        told = f"The final answer {quoted(answer)} is wrong."
-        return verdict(equal, f"answer {answer[:80]!r}", why, told)
+        feedback = f"The final answer {quoted(answer)} is wrong."
+        return verdict(equal, f"answer {answer[:80]!r}", why, feedback)
 
 
 def golds(
@@ -94,11 +94,11 @@ def golds(
     if callable(answer):
         ask = answer
 
-        def asked(rollout: Rollout) -> str | None:
+        def judged_answer(rollout: Rollout) -> str | None:
             gold = ask(rollout)
             return None if gold is None else _text(name, gold)
 
-        return asked
+        return judged_answer
     fixed = _text(name, answer)
     return lambda rollout: fixed
 
@@ -108,9 +108,9 @@ def verdict(equal: bool | None, what: str, why: str, objection: str) -> Score:
     called = Usage(reward_calls=1)
     if equal is None:
         return Score.not_judged(f"{what} is not judged: {why}", called)
-    said = f"{what} is {'right' if equal else 'wrong'}, {why}"
-    told = "" if equal else remark(objection)
-    return Score(float(equal), float(equal), equal, explanation=said, usage=called, feedback=told)
+    explanation = f"{what} is {'right' if equal else 'wrong'}, {why}"
+    feedback = "" if equal else remark(objection)
+    return Score(float(equal), float(equal), equal, explanation=explanation, usage=called, feedback=feedback)
 
 
 def _text(name: str, gold: object) -> str:

@@ -79,10 +79,10 @@ class Pattern(TextReward):
             spans=() if found is None or found[0] == found[1] else (self._span(*found),),
             explanation=f"{self.name} {what}",
             usage=called,
-            feedback="" if passed else remark(self._told(text, found)),
+            feedback="" if passed else remark(self._feedback(text, found)),
         )
 
-    def _told(self, text: str, found: tuple[int, int] | None) -> str:
+    def _feedback(self, text: str, found: tuple[int, int] | None) -> str:
         """What is there and must not be, or what is missing; of a whole text, what stands behind all that matches."""
         wanted = f"the regular expression {shortened(self.pattern, 200)}"
         if found is not None:

@@ -63,18 +63,18 @@ class PydanticClass(Reward):
 
     def _refused(self, error: ValidationError, body: str, offset: int) -> Score:
         errors: Sequence[Mapping[str, Any]] = error.errors(include_url=False, include_input=False)
-        said = "; ".join(f"{'.'.join(map(str, e['loc'])) or self.name}: {e['msg']}" for e in errors)
-        told, called = remark(f"The answer is refused: {said}."), Usage(reward_calls=1)
+        explanation = "; ".join(f"{'.'.join(map(str, e['loc'])) or self.name}: {e['msg']}" for e in errors)
+        feedback, called = remark(f"The answer is refused: {explanation}."), Usage(reward_calls=1)
         try:
             read = json.loads(body)
         except ValueError:
-            return Score(0.0, 0.0, False, explanation=said, usage=called, feedback=told)
+            return Score(0.0, 0.0, False, explanation=explanation, usage=called, feedback=feedback)
         places = {located(body, path): e["msg"] for e in errors if (path := _path(read, e["loc"]))}
         spans = (
             Span(offset + start, offset + end, -1.0, explanation=why, credit=self.credit)
             for (start, end), why in places.items()
         )
-        return Score(0.5, 0.5, False, tuple(spans), said, called, feedback=told)
+        return Score(0.5, 0.5, False, tuple(spans), explanation, called, feedback=feedback)
 
 
 def _path(value: Any, loc: Sequence[str | int]) -> list[str | int]:

@@ -82,8 +82,8 @@ class PythonAnswer(Reward):
             error = f"{execution.status} {execution.error_type} {execution.error_message[:200]}".strip()
             place = line_span(code, execution.line)
             spans = () if place is None else (Span(*place, -1.0, None, error, self.credit),)
-            told = f"The program {failure(execution)}{at_line(code, execution.line)}."
-            return _failed(error, told, spans, None if lacks_standard_module(execution) else False)
+            feedback = f"The program {failure(execution)}{at_line(code, execution.line)}."
+            return _failed(error, feedback, spans, None if lacks_standard_module(execution) else False)
         lines = execution.stdout.strip().splitlines()
         if not lines:
             return _failed("the program printed nothing", "The program prints nothing.")
@@ -91,12 +91,12 @@ class PythonAnswer(Reward):
         equal = same(gold, printed)
         if equal is None and (stated := stated_answer(printed)) is not None and not hedge(gold, stated):
             equal = same(gold, stated)
-        told = f"The program prints {quoted(printed)}, which is wrong."
-        return verdict(equal, f"printed {printed[:80]!r}", "compared as text and number", told)
+        feedback = f"The program prints {quoted(printed)}, which is wrong."
+        return verdict(equal, f"printed {printed[:80]!r}", "compared as text and number", feedback)
 
 
-def _failed(explanation: str, told: str, spans: tuple[Span, ...] = (), verified: bool | None = False) -> Score:
-    return Score(0.0, 0.0, verified, spans, explanation, Usage(reward_calls=1), feedback=remark(told))
+def _failed(explanation: str, feedback: str, spans: tuple[Span, ...] = (), verified: bool | None = False) -> Score:
+    return Score(0.0, 0.0, verified, spans, explanation, Usage(reward_calls=1), feedback=remark(feedback))
 
 
 _NO_PROGRAM = _failed("no Python in the completion", "There is no Python program in the answer.")

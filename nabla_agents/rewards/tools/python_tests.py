@@ -105,8 +105,8 @@ class PythonTests(Reward):
             return not_text(rollout.text)
         code = python_code(rollout.text, tests.entry if isinstance(tests, Calls) else tests.function)
         if code is None:
-            said, told = "no Python in the completion", "There is no Python code in the answer."
-            return Score(0.0, 0.0, False, explanation=said, usage=Usage(reward_calls=1), feedback=told)
+            explanation, feedback = "no Python in the completion", "There is no Python code in the answer."
+            return Score(0.0, 0.0, False, explanation=explanation, usage=Usage(reward_calls=1), feedback=feedback)
         return Trial(code, tests)
 
     def _verdict(self, trial: Trial) -> Score:
@@ -116,27 +116,27 @@ class PythonTests(Reward):
         passed = sum(t.passed for t in trial.results)
         failed = next((t for t in trial.results if not t.passed), None)
         outside = all(t.outside for t in trial.results) and (isinstance(trial.tests, Calls) or trial.tests.outside)
-        said = [f"{passed} of {trial.count} tests passed", failed.said if failed else "", trial.untried]
+        explanation = [f"{passed} of {trial.count} tests passed", failed.explanation if failed else "", trial.untried]
         if failed is None and trial.untried:
-            return _not_judged("; ".join(filter(None, said)))
+            return _not_judged("; ".join(filter(None, explanation)))
         if failed is None and not outside:
-            said.append("assertions ran beside the program, which could have cheated them: not verified")
+            explanation.append("assertions ran beside the program, which could have cheated them: not verified")
         value = passed / trial.count
         return Score(
             value=value,
             verdict=value,
             verified=_refuted(failed) if failed else True if outside else None,
             spans=self._spans(trial, failed),
-            explanation="; ".join(filter(None, said)),
+            explanation="; ".join(filter(None, explanation)),
             usage=Usage(reward_calls=1),
-            feedback="" if failed is None else _told(trial, passed, failed),
+            feedback="" if failed is None else _feedback(trial, passed, failed),
         )
 
     def _spans(self, trial: Trial, failed: Tried | None) -> tuple[Span, ...]:
         place = None if failed is None else line_span(trial.code, failed.line)
         if place is None or failed is None:
             return ()
-        return (Span(*place, -1.0, explanation=failed.said, credit=self.credit),)
+        return (Span(*place, -1.0, explanation=failed.explanation, credit=self.credit),)
 
 
 def _refuted(failed: Tried) -> bool | None:
@@ -144,9 +144,9 @@ def _refuted(failed: Tried) -> bool | None:
     return None if lacks_standard_module(failed.execution) else False
 
 
-def _told(trial: Trial, passed: int, failed: Tried) -> str:
+def _feedback(trial: Trial, passed: int, failed: Tried) -> str:
     """The first test that failed: what was called, what came of it, what was expected."""
-    what = f"{failed.told or failed.said}{at_line(trial.code, failed.line)}"
+    what = f"{failed.feedback or failed.explanation}{at_line(trial.code, failed.line)}"
     return remark(f"{passed} of {trial.count} tests passed. {what}.")
 
 

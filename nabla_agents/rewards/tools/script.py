@@ -122,56 +122,60 @@ class Script:
 
 
 @dataclass(frozen=True)
-class Said:
+class CheckResult:
     """What came of one test. `outside`: it was compared here. `again`: its value is an object, of which only its own
-    interpreter can tell whether it is true. `told`: why not, in words for a model.
+    interpreter can tell whether it is true. `feedback`: why not, in words for a model.
     """
 
     passed: bool
     outside: bool = False
-    why: str = ""
+    explanation: str = ""
     line: int | None = None
     again: bool = False
-    told: str = ""
+    feedback: str = ""
 
 
-def judged_check(check: Check, claim: Any, *, beside: bool) -> Said:
+def judged_check(check: Check, claim: Any, *, beside: bool) -> CheckResult:
     """The verdict on what the program's interpreter sent for a test."""
     match claim:
         case ["raised", str(kind), str(message), None | int() as line]:
             what = check.expression or check.statement
-            told = f"{shortened(what)} {raises(kind, message)}"
-            return Said(False, why=f"{what[:80]}: error {kind} {message}".strip(), line=line, told=told)
+            feedback = f"{shortened(what)} {raises(kind, message)}"
+            return CheckResult(
+                False, explanation=f"{what[:80]}: error {kind} {message}".strip(), line=line, feedback=feedback
+            )
         case ["held"] if beside or not check.expression:
-            return Said(True)
+            return CheckResult(True)
         case ["opaque", str(kind)] if not beside and check.expression:
             return _of_an_object(check, kind)
         case _ if beside or not check.expression:
-            return Said(False, why=f"{check.statement[:80]}: no valid report")
+            return CheckResult(False, explanation=f"{check.statement[:80]}: no valid report")
     try:
         value = read(claim)
     except Unreadable:
-        return Said(False, why=f"{check.expression[:80]}: no valid report")
+        return CheckResult(False, explanation=f"{check.expression[:80]}: no valid report")
     try:
         passed = bool(check.holds(value, check.expected))
     except Exception:  # of another kind than what it is compared with, or too large
         passed = False
     if passed:
-        return Said(True, True)
+        return CheckResult(True, True)
     expected = f"{check.symbol} {check.expected!r}".strip()
-    told = f"{shortened(check.expression)} returned {quoted(value)}, expected {shortened(expected)}"
-    return Said(False, True, f"{check.expression[:80]} gave {value!r:.80}, expected {expected[:80]}", told=told)
+    feedback = f"{shortened(check.expression)} returned {quoted(value)}, expected {shortened(expected)}"
+    return CheckResult(
+        False, True, f"{check.expression[:80]} gave {value!r:.80}, expected {expected[:80]}", feedback=feedback
+    )
 
 
-def _of_an_object(check: Check, kind: str) -> Said:
+def _of_an_object(check: Check, kind: str) -> CheckResult:
     """The verdict on an object that is no data: it is no literal, and nothing but its own methods could say that it is
     equal to one, or less.
     """
-    why = f"{check.expression[:80]} gave an object of type {kind}"
+    explanation = f"{check.expression[:80]} gave an object of type {kind}"
     if check.symbol in ("true", "false", CONDITION):
-        return Said(False, again=True, why=why)
+        return CheckResult(False, again=True, explanation=explanation)
     if check.symbol in ("!=", "is not", "not in"):
-        return Said(True, outside=check.symbol == "is not")
-    return Said(
-        False, True, f"{why}, expected {check.symbol} {check.expected!r:.80}".replace("expected  ", "expected ")
+        return CheckResult(True, outside=check.symbol == "is not")
+    return CheckResult(
+        False, True, f"{explanation}, expected {check.symbol} {check.expected!r:.80}".replace("expected  ", "expected ")
     )

@@ -23,15 +23,15 @@ ALL_RUNS = 4  # times the wall clock of one run, for all runs of one program
 class Tried:
     """One test: whether it passed, the run it was part of, what went wrong, and in which line of the code.
 
-    `outside`: its result was compared in the host. `told`: what went wrong, in words for a model.
+    `outside`: its result was compared in the host. `feedback`: what went wrong, in words for a model.
     """
 
     passed: bool
     execution: Execution
-    said: str
+    explanation: str
     line: int | None = None
     outside: bool = True
-    told: str = ""
+    feedback: str = ""
 
 
 class Trial:
@@ -130,15 +130,19 @@ class Trial:
             return
         check = self.tests.checks[index]
         if not execution.ok or execution.detail == "exit" or not values:
-            said = f"{check.statement[:80]}: {_ended(execution)}"
-            told = f"{shortened(check.statement)} {failure(execution)}"
-            self._results[index] = Tried(False, execution, said, execution.line, outside=False, told=told)
+            explanation = f"{check.statement[:80]}: {_ended(execution)}"
+            feedback = f"{shortened(check.statement)} {failure(execution)}"
+            self._results[index] = Tried(
+                False, execution, explanation, execution.line, outside=False, feedback=feedback
+            )
             return
-        said = judged_check(check, values[0], beside=index in self._beside)
-        if said.again:
+        result = judged_check(check, values[0], beside=index in self._beside)
+        if result.again:
             self._beside.add(index)
         else:
-            self._results[index] = Tried(said.passed, execution, said.why, said.line, said.outside, said.told)
+            self._results[index] = Tried(
+                result.passed, execution, result.explanation, result.line, result.outside, result.feedback
+            )
 
     def _end(self, execution: Execution) -> None:
         """What remains has the result of this run, but for what is tried anew after a run that ended well."""
@@ -166,16 +170,16 @@ def lacks_standard_module(execution: Execution) -> bool:
 
 def _called(tests: Calls, index: int, execution: Execution, values: Sequence[Any]) -> Tried:
     arguments = ", ".join(map(repr, tests.arguments[index]))
-    call, told = f"{tests.entry}({arguments[:80]})", f"{tests.entry}({shortened(arguments)})"
+    call, longer = f"{tests.entry}({arguments[:80]})", f"{tests.entry}({shortened(arguments)})"
     if not execution.ok or execution.detail == "exit" or not values:
-        said = f"{call}: {_ended(execution)}"
-        return Tried(False, execution, said, execution.line, told=f"{told} {failure(execution)}")
+        explanation = f"{call}: {_ended(execution)}"
+        return Tried(False, execution, explanation, execution.line, feedback=f"{longer} {failure(execution)}")
     if equal(tests.expected[index], values[0]) and "no JSON value" not in execution.detail:
         return Tried(True, execution, "")
     expected = repr(tests.expected[index])[:80]
     returned = "None, or what is no JSON" if values[0] is None else quoted(values[0])
-    told = f"{told} returned {returned}, expected {quoted(tests.expected[index])}"
-    return Tried(False, execution, f"{call} gave {repr(values[0])[:80]}, expected {expected}", told=told)
+    feedback = f"{longer} returned {returned}, expected {quoted(tests.expected[index])}"
+    return Tried(False, execution, f"{call} gave {repr(values[0])[:80]}, expected {expected}", feedback=feedback)
 
 
 def _ended(execution: Execution) -> str:

@@ -64,16 +64,16 @@ class WitWorld(wit_world.WitWorld):
             return OUT_OF_MEMORY
 
     def reply(self, request):
-        asked = json.loads(request)
+        job = json.loads(request)
         for name in HIDDEN:
             sys.modules.pop(name, None)
-        if "code" not in asked:
+        if "code" not in job:
             names = [name for name in preload.names() if not is_own(name)]
             return json.dumps({"python_version": platform.python_version(), "modules": names})
-        output = Capped(asked["output_bytes"])
+        output = Capped(job["output_bytes"])
         stdout = redirect(output)
         random.seed(0)
-        report = interpreter.execute(asked)
+        report = interpreter.execute(job)
         with contextlib.suppress(interpreter.TooMuchOutput):
             interpreter.flush(stdout)
         return json.dumps({"stdout": output.data.decode("latin-1"), "report": report})

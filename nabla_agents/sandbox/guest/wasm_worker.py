@@ -100,5 +100,5 @@ def main(artefact: str, lifeline: int | None) -> None:
     send({**json.loads(introduction["returned"]), "layers": lock_in(lifeline)})
     while True:
         (size,) = struct.unpack("=I", read(4))
-        asked = json.loads(read(size))
-        send(machine.run(asked.pop("request"), **asked))
+        job = json.loads(read(size))
+        send(machine.run(job.pop("request"), **job))
