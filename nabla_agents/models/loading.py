@@ -20,6 +20,7 @@ from nabla_agents.models.checkpointing import checkpoint_layers
 from nabla_agents.models.compiled import compile_passes
 from nabla_agents.models.gguf_copy import gguf_copy
 from nabla_agents.models.gguf_header import is_gguf
+from nabla_agents.models.quantised import check_gradient, prepare
 
 LoadedT = TypeVar("LoadedT")
 
@@ -36,6 +37,7 @@ class LoadingOptions(TypedDict, total=False):
     revision: str | None
     gguf_file: str | None
     quantization_config: Any
+    check_gradient: bool
     trust_remote_code: bool
     activation_checkpointing: bool
     compile: bool
@@ -45,8 +47,9 @@ class Loading(Settings):
     """How weights are loaded; passed on to transformers' `from_pretrained`.
 
     `dtype` None means the checkpoint's own on a GPU and float32 on a CPU. `device_map` None means one GPU if there is
-    one, else the CPU; any other value needs accelerate. `gguf_file` names a GGUF file of a folder or hub
-    id, which is unpacked once (see `gguf_copy`). Code shipped with a checkpoint runs only with
+    one, else the CPU; any other value needs accelerate. `gguf_file` names a GGUF file of a folder or hub id, which is
+    unpacked once (see `gguf_copy`). Quantised layers that no gradient goes through are refused, but with
+    `check_gradient=False`, for searches that take none. Code shipped with a checkpoint runs only with
     `trust_remote_code=True`. With `activation_checkpointing` a gradient pass holds the activations of one layer at a
     time, and costs one forward more. With `compile` passes without gradient are compiled by `torch.compile`:
     decode steps of small layers take two thirds of the time, after up to a minute when they are first needed.
@@ -57,6 +60,7 @@ class Loading(Settings):
     revision: str | None = None
     gguf_file: str | None = None
     quantization_config: Any = None
+    check_gradient: bool = True
     trust_remote_code: bool = False
     activation_checkpointing: bool = False
     compile: bool = False
@@ -83,7 +87,8 @@ def load(
 
     Raises:
         ModelLoadError: nothing loadable under that name, remote code without consent, wrong architecture, or a
-            checkpoint without some of the weights (transformers would make them up at random).
+            checkpoint without some of the weights (transformers would make them up at random), or quantised layers
+            without a gradient.
     """
     device, dtype = _device(), loading.dtype or default_dtype()
     path, file, common = located(name, loading, tiny_path=tiny_path)
@@ -102,6 +107,10 @@ def load(
     model: Any = _weights(name, path, auto_class, options)
     if loading.device_map is None and loading.quantization_config is None:
         model = model.to(device)
+    if getattr(model, "is_quantized", False):
+        prepare(model)
+        if loading.check_gradient:
+            check_gradient(model, str(name))
     if loading.activation_checkpointing:
         checkpoint_layers(model)
     if loading.compile:
@@ -213,6 +222,8 @@ def attempt(name: str | Path, what: str, load_it: Any) -> Any:
     except Exception as e:  # a broken checkpoint or a missing device or package raises anything
         if "trust_remote_code" in str(e):
             advice = "It ships its own code: read that code, then consent with trust_remote_code=True."
+        elif isinstance(e, ImportError):
+            advice = "Install the package that it names."
         else:
             advice = _NAMES
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
