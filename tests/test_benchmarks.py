@@ -1,5 +1,6 @@
 """The benchmark scripts run, on small shapes, and say what they need."""
 
+import hashlib
 import json
 import re
 import socket
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+
+from nabla_agents import OutcomeReward, Rollout
+from nabla_agents.tiny import LM_PATH, problems
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -85,6 +89,77 @@ def test_the_benchmark_of_arithmetic_counts_what_is_found_and_what_is_false(tmp_
     ]
     assert "A = 1 + 2 = 3, not 4" not in printed
     assert "1 + 2 = 3, not 4; 4 * 5 = 20, not 21" in printed
+
+
+@pytest.mark.slow
+def test_a_verifier_is_a_reward_model_whose_score_is_what_was_fitted(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"What is {a} + {b}?", "solution": f"{a} + {b} = {a + b + wrong}", "is_correct": not wrong}
+        for a in range(4)
+        for b in range(4)
+        for wrong in (0, 1)
+    ]
+    solutions, questions = tmp_path / "solutions.jsonl", tmp_path / "questions.jsonl"
+    solutions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions.write_text("".join(json.dumps({"question": q, "answer": "#### 5"}) + "\n" for q in ("2 + 3?", "1 + 4?")))
+    options = ("--solutions", str(solutions), "--questions", str(questions), "--count", "2", "--samples", "2")
+    command = ("verifier.py", str(LM_PATH), *options, "--out", str(tmp_path / "verifier"))
+    assert run(*command).returncode == 0
+    report = json.loads((tmp_path / "verifier" / "report.json").read_text())
+    low, high = report["held out, all"]["interval"]
+    assert 0 <= low <= report["held out, all"]["auc"] <= high <= 1
+    states = torch.load(tmp_path / "verifier" / "states.pt")
+    reward = OutcomeReward.from_pretrained(tmp_path / "verifier")
+    weight = reward.transformer.module.score.weight[0]  # type: ignore[union-attr, index]
+    for row in rows[:3]:
+        question = (
+            f"{row['question']}\nSolve it step by step with equations, and end with a line `Answer:` and the number."
+        )
+        state = states[hashlib.sha256(f"{question}\0{row['solution']}".encode()).hexdigest()]
+        [score] = reward.score([Rollout.from_text(question, str(row["solution"]))])
+        assert score.value == pytest.approx(float(state @ weight), rel=1e-3, abs=1e-3)
+    written = (tmp_path / "verifier" / "answers.jsonl").read_text()
+    assert run(*command).returncode == 0  # goes on from what is there
+    assert (tmp_path / "verifier" / "answers.jsonl").read_text() == written
+
+
+def test_the_auc_is_the_share_of_pairs_in_order_and_the_head_separates_what_can_be() -> None:
+    sys.path.insert(0, str(FOLDER.parent))
+    from benchmarks.verifier import auc, logistic
+
+    generator = torch.Generator().manual_seed(0)
+    values, right = torch.randn(40, generator=generator).double(), torch.rand(40, generator=generator) < 0.4
+    pairs = [(a > b).double() for a in values[right] for b in values[~right]]
+    assert auc(values, right) == pytest.approx(float(torch.stack(pairs).mean()))
+    states = torch.randn(400, 5, generator=generator).double() * torch.tensor([1.0, 10.0, 0.1, 3.0, 1.0])
+    truth = torch.tensor([1.0, -0.1, 10.0, 0.0, 0.0]).double()
+    labels = torch.rand(400, generator=generator) < (states @ truth).sigmoid()
+    off = (logistic(states, labels, 1e-6) - truth).abs()
+    assert bool((off < torch.tensor([0.5, 0.05, 5.0, 0.15, 0.5])).all())
+
+
+def test_the_benchmark_of_predictions_ranks_as_the_ranks_say(tmp_path: Path) -> None:
+    sys.path.insert(0, str(FOLDER.parent))
+    from benchmarks.first_order import spearman
+
+    x, y = torch.tensor([3.0, 1.0, 2.0, 2.0]).double(), torch.tensor([9.0, 1.0, 8.0, 0.0]).double()
+    ranks = torch.tensor([4.0, 1.0, 2.5, 2.5]), torch.tensor([4.0, 2.0, 3.0, 1.0])
+    assert spearman(x, y) == pytest.approx(float(torch.corrcoef(torch.stack(ranks))[0, 1]))
+    questions, out = tmp_path / "questions.jsonl", tmp_path / "out"
+    asked = [problem.question for problem in problems(6, seed=3, split="test")]
+    questions.write_text("".join(json.dumps({"question": question}) + "\n" for question in asked))
+    options = ("--questions", str(questions), "--prompt", "{question}", "--answers", "4", "--places", "3")
+    done = run("first_order.py", "tiny", "tiny", *options, "--tails", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (out / "changes.jsonl").read_text().splitlines()]
+    assert f"{len(rows)} changes of {len({row['answer'] for row in rows})} answers" in done.stdout
+    assert len(rows) >= 6
+    for row in rows:  # the direct term of log π is what the token itself changes: behind it the model may be surer
+        assert row["predicted"]["log π"]["direct"] != 0
+        assert abs(row["predicted"]["reward"]["direct"]) > 0
+    table = (out / "table.md").read_text()
+    assert table.count("|") == 5 * 11
+    assert re.search(r"\| log π \| direct \| -?[01]\.\d\d \[", table)
 
 
 @pytest.mark.slow
