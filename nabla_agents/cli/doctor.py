@@ -70,6 +70,7 @@ def _show_threads() -> None:
     import torch
 
     from nabla_agents.models.cores import Cores, keep_to_quota
+    from nabla_agents.models.precision import bfloat16_units
 
     keep_to_quota()
     cores, variable = Cores.of_process(), os.environ.get
@@ -80,6 +81,9 @@ def _show_threads() -> None:
     waits = f"OMP_WAIT_POLICY={variable('OMP_WAIT_POLICY')}"
     waits = waits if variable("OMP_WAIT_POLICY") else f"they sleep after {variable('GOMP_SPINCOUNT')} looks"
     print(f"{'':8}waiting for each other: {waits} (GOMP_SPINCOUNT); give processes that share cores one thread each")
+    units = ", ".join(bfloat16_units())
+    how = f"this CPU computes bfloat16 ({units}): --dtype bfloat16 is" if units else "bfloat16 on this CPU is not"
+    print(f"{'dtype':8}float32 unless told otherwise; {how} faster for models of more than a few million weights")
 
 
 def _footprints(

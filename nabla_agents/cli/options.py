@@ -11,7 +11,7 @@ from nabla_agents.errors import ConfigurationError
 from nabla_agents.registry import Term, own_reward, reward_of, terms_of
 
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the model's own.")]
-Dtype = Annotated[str | None, typer.Option(help="For example bfloat16.", show_default=False)]
+Dtype = Annotated[str | None, typer.Option(help="bfloat16, for example, or fastest.", show_default=False)]
 Compile = Annotated[bool, typer.Option("--compile", help="Decode by torch.compile, which takes a minute to begin.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Needs accelerate.", show_default=False)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default=False)]

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from nabla_agents.functional import HEAD_CHUNK, NARROW
 from nabla_agents.models.kv_cache import places
-from nabla_agents.models.loading import Loading, default_dtype, precision
+from nabla_agents.models.loading import Loading, chosen_dtype, precision
 from nabla_agents.models.shape import Shape
 
 LIBRARIES: Final = 400_000_000  # bytes of a process that has loaded torch and transformers
@@ -57,7 +57,7 @@ class Footprint:
             ModelLoadError: nothing of that name, or no decoder whose layers transformers names.
         """
         shape = Shape.of(name, loading, tiny_path=tiny_path, auto_class=auto_class)
-        dtype = precision(loading.dtype or default_dtype())
+        dtype = precision(chosen_dtype(loading))
         return cls(shape, dtype or shape.stored, headless)
 
     @property

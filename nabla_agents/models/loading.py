@@ -20,6 +20,7 @@ from nabla_agents.models.checkpointing import checkpoint_layers
 from nabla_agents.models.compiled import compile_passes
 from nabla_agents.models.gguf_copy import gguf_copy
 from nabla_agents.models.gguf_header import is_gguf
+from nabla_agents.models.precision import fastest
 from nabla_agents.models.quantised import check_gradient, prepare
 
 LoadedT = TypeVar("LoadedT")
@@ -46,7 +47,8 @@ class LoadingOptions(TypedDict, total=False):
 class Loading(Settings):
     """How weights are loaded; passed on to transformers' `from_pretrained`.
 
-    `dtype` None means the checkpoint's own on a GPU and float32 on a CPU. `device_map` None means one GPU if there is
+    `dtype` None means the checkpoint's own on a GPU and float32 on a CPU; `fastest` is bfloat16 where the device
+    computes with it, else float32. `device_map` None means one GPU if there is
     one, else the CPU; any other value needs accelerate. `gguf_file` names a GGUF file of a folder or hub id, which is
     unpacked once (see `gguf_copy`). Quantised layers that no gradient goes through are refused, but with
     `check_gradient=False`, for searches that take none. Code shipped with a checkpoint runs only with
@@ -68,8 +70,10 @@ class Loading(Settings):
     @field_validator("dtype")
     @classmethod
     def _known(cls, value: str | torch.dtype | None) -> str | torch.dtype | None:
-        if isinstance(value, str) and value != "auto" and not isinstance(getattr(torch, value, None), torch.dtype):
-            raise ValueError("expected a torch dtype such as 'bfloat16', 'auto' or None")
+        if value in ("auto", "fastest") or not isinstance(value, str):
+            return value
+        if not isinstance(getattr(torch, value, None), torch.dtype):
+            raise ValueError("expected a torch dtype such as 'bfloat16', 'auto', 'fastest' or None")
         return value
 
 
@@ -90,7 +94,7 @@ def load(
             checkpoint without some of the weights (transformers would make them up at random), or quantised layers
             without a gradient.
     """
-    device, dtype = _device(), loading.dtype or default_dtype()
+    device, dtype = _device(), chosen_dtype(loading)
     path, file, common = located(name, loading, tiny_path=tiny_path)
     if file is not None:
         folder, dtype = gguf_copy(file, precision(dtype))
@@ -118,9 +122,11 @@ def load(
     return model, tokenizer
 
 
-def default_dtype() -> str | torch.dtype:
-    """The type of weights where none is asked for."""
-    return "auto" if _device() == "cuda" else torch.float32
+def chosen_dtype(loading: Loading) -> str | torch.dtype:
+    """The type of weights: a torch dtype, its name, or `auto`, the checkpoint's own."""
+    if loading.dtype is None:
+        return "auto" if _device() == "cuda" else torch.float32
+    return fastest() if loading.dtype == "fastest" else loading.dtype
 
 
 def _device() -> str:

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel, BitsAndBytesConfig, MambaConfig,
 
 from nabla_agents import ConfigurationError, LanguageModel, ModelLoadError
 from nabla_agents.models.loading import Loading, LoadingOptions
+from nabla_agents.models.precision import fastest
 from nabla_agents.testing import byte_tokenizer, random_model
 
 
@@ -59,6 +60,23 @@ def test_weights_are_single_precision_on_a_cpu_and_otherwise_as_asked(saved) -> 
     assert dtype() is torch.float32
     assert dtype(dtype=torch.float64) is torch.float64
     assert dtype(dtype="bfloat16") is torch.bfloat16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides")
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True, "avx512_bf16": False}, "bfloat16"), ({}, "float32")],
+)
+def test_the_fastest_type_is_the_one_that_the_cpu_computes_with(saved, monkeypatch, able, expected) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    model = LanguageModel.from_pretrained(saved, dtype="fastest")
+    assert model.transformer.embedding.weight.dtype is getattr(torch, expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides")
+def test_an_older_pytorch_that_cannot_tell_has_float32(monkeypatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert fastest() is torch.float32
 
 
 def test_a_bfloat16_model_gives_single_precision_probabilities_and_gradients(saved, job) -> None:
