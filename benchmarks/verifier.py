@@ -32,7 +32,7 @@ from transformers import AutoModelForSequenceClassification
 from nabla_agents import Budget, Engine, Greedy, LanguageModel, MathAnswer, OutcomeReward, Rollout, Sampling
 
 PROMPT = "{question}\nSolve it step by step with equations, and end with a line `Answer:` and the number."
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (1e-2, 1e-1, 1.0, 10.0, 100.0)
 FOLDS = 5
 TOKENS_AT_ONCE = 4096
 

@@ -39,20 +39,23 @@ def _once(record: logging.LogRecord) -> bool:
 
 def check_gradient(module: nn.Module, name: str) -> None:
     """Tries one quantised layer of each kind and size: its gradient against what a step along it changes, which is the
-    same for a linear layer, whatever the step. Costs a few passes over each layer that is tried.
+    same for a linear layer, whatever the step. Costs a few passes over each layer that is tried. Layers whose weights
+    are elsewhere (offloaded) are not.
 
     Raises:
         ModelLoadError: no gradient goes through a layer, or a wrong one.
     """
     for layer in _one_of_each(module):
-        kind = f"{type(layer).__name__} ({type(layer.weight).__name__})" if _is_tensor(layer) else type(layer).__name__
+        kind = type(layer).__name__
+        if type(layer) is nn.Linear:  # torch's own, with a weight of another kind
+            kind += f" ({type(layer.weight).__name__})"
         try:
-            told, found = _changes(layer, module.dtype)  # type: ignore[arg-type]
+            predicted, changed = _changes(layer, module.dtype)  # type: ignore[arg-type]
         except (RuntimeError, NotImplementedError, ValueError) as e:
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             raise _useless(name, f"{kind}: {reason.rstrip('.')}") from e
-        if not _AGREE[0] * told <= found <= _AGREE[1] * told:
-            raise _useless(name, f"{kind}: a step along it changes the output by {found:.3g}, not {told:.3g}")
+        if not _AGREE[0] * predicted <= changed <= _AGREE[1] * predicted:
+            raise _useless(name, f"{kind}: a step along it changes the output by {changed:.3g}, not {predicted:.3g}")
 
 
 def _one_of_each(module: nn.Module) -> Iterator[Any]:
@@ -60,7 +63,7 @@ def _one_of_each(module: nn.Module) -> Iterator[Any]:
     for layer in module.modules():
         sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
         key = type(layer), type(getattr(layer, "weight", None)), *sizes
-        if None not in sizes and not _is_plain(layer) and key not in seen:
+        if None not in sizes and key not in seen and not _is_plain(layer) and _device(layer).type != "meta":
             seen.add(key)
             yield layer
 
@@ -70,15 +73,13 @@ def _is_plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and type(weight) is nn.Parameter and weight.is_floating_point()
 
 
-def _is_tensor(layer: nn.Module) -> bool:
-    """Whether the layer is torch's own, and its weight a tensor of another kind."""
-    return type(layer) is nn.Linear
+def _device(layer: nn.Module) -> torch.device:
+    return next((t.device for t in (*layer.parameters(), *layer.buffers())), torch.device("meta"))
 
 
 def _changes(layer: Any, dtype: torch.dtype) -> tuple[float, float]:
     """By how much a step along the gradient changes the output: as the gradient says, and in fact."""
-    device = next(t.device for t in (*layer.parameters(), *layer.buffers()))
-    generator = torch.Generator().manual_seed(0)
+    device, generator = _device(layer), torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator).to(device, dtype)

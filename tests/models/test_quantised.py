@@ -97,6 +97,7 @@ def test_layers_with_a_gradient_pass_rounded_ones_too() -> None:
     check_gradient(random_model(width=16, layers=1).transformer.module, "plain")
     check_gradient(rebuilt(Rounding), "rounding")
     check_gradient(rebuilt(Rounding).to(torch.bfloat16), "rounding in half precision")
+    check_gradient(rebuilt(ForwardOnly).to("meta"), "weights that are elsewhere")
 
 
 @pytest.mark.parametrize(
