@@ -34,6 +34,7 @@ from nabla_agents.search.positions import plausible
 PROMPT = "{question}\nSolve it step by step with equations, and end with a line `Answer:` and the number."
 FLOOR = 6.0  # nats below the written token's log-probability that a proposed one may be: the searches' own
 TERMS = ("direct", "embedding")
+TAILS = ("tail kept", "tail anew")
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
     file = arguments.out / "changes.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     if (first := 1 + max((row["answer"] for row in done), default=-1)) < arguments.answers:
-        loading = {} if arguments.dtype is None else {"dtype": arguments.dtype}
+        loading = {"dtype": arguments.dtype}
         model = LanguageModel.from_pretrained(arguments.model, **loading)
         reward = reward_of(terms_of(arguments.reward), loading)
         objectives = {terms: Objective(model, reward, embedding_terms=terms) for terms in (True, False)}
@@ -89,7 +90,7 @@ def changes(
     [score] = objective.score([answer])
     [gradient] = objective.gradient([answer], [score], [0])
     [without] = direct_only.gradient([answer], [score], [0])
-    chosen: list[tuple[int, int, dict[str, float]]] = []
+    chosen: list[tuple[int, int, dict[str, dict[str, float]]]] = []
     places = [*range(len(ids) - 1)]
     draw.shuffle(places)
     for place in places:
@@ -107,8 +108,7 @@ def changes(
             "J direct": without.rows([place])[0],
             "J both": gradient.rows([place])[0],
         }
-        gains = {name: float(row[new] - row[old]) for name, row in rows.items()}
-        chosen.append((place, new, gains))
+        chosen.append((place, new, _terms({name: float(row[new] - row[old]) for name, row in rows.items()})))
     if not chosen:
         return []
     swapped = model.reread([_swapped(model, answer, place, new) for place, new, _ in chosen])
@@ -117,7 +117,7 @@ def changes(
     values = [_values(objective, [answer])[0], *_values(objective, swapped), *_values(objective, tails)]
     (l0, r0), (one, several) = values[0], (values[1 : 1 + len(chosen)], values[1 + len(chosen) :])
     made: list[dict[str, Any]] = []
-    for k, (place, new, gains) in enumerate(chosen):
+    for k, (place, new, predicted) in enumerate(chosen):
         mine = several[k * arguments.tails : (k + 1) * arguments.tails]
         mean = [sum(column) / len(mine) for column in zip(*mine, strict=True)]
         made.append(
@@ -126,13 +126,7 @@ def changes(
                 "place": place,
                 "of": len(ids),
                 "token": model.tokenizer.token_text(new),
-                "predicted": {
-                    "reward": _apart(gains["J direct"] - gains["likelihood direct"], gains["J both"], gains),
-                    "log π": {
-                        "direct": gains["likelihood direct"],
-                        "embedding": gains["likelihood both"] - gains["likelihood direct"],
-                    },
-                },
+                "predicted": predicted,
                 "tail kept": {"log π": one[k][0] - l0, "reward": one[k][1] - r0},
                 "tail anew": {"log π": mean[0] - l0, "reward": mean[1] - r0},
             }
@@ -140,9 +134,12 @@ def changes(
     return made
 
 
-def _apart(direct: float, both: float, gains: Mapping[str, float]) -> dict[str, float]:
-    """The reward's own terms: what is in J and not in log π."""
-    return {"direct": direct, "embedding": both - gains["likelihood both"] - direct}
+def _terms(gains: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The terms of log π, and those of the reward: what is in J beside them."""
+    likelihood = gains["likelihood direct"], gains["likelihood both"]
+    reward = gains["J direct"] - likelihood[0], gains["J both"] - likelihood[1]
+    named = {"reward": reward, "log π": likelihood}
+    return {name: {"direct": direct, "embedding": both - direct} for name, (direct, both) in named.items()}
 
 
 def _swapped(model: LanguageModel, answer: Rollout, place: int, new: int) -> Rollout:
@@ -171,12 +168,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for quantity in ("log π", "reward", "J"):
         for name in (*TERMS, "both"):
             predicted = [sum(_of(row["predicted"], quantity, t) for t in TERMS if name in (t, "both")) for row in rows]
-            cells = [_cell(rows, predicted, [_of(row[tail], quantity) for row in rows]) for tail in _TAILS]
+            cells = [_cell(rows, predicted, [_of(row[tail], quantity) for row in rows]) for tail in TAILS]
             lines.append(f"| {quantity} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-_TAILS = ("tail kept", "tail anew")
 
 
 def _of(values: Mapping[str, Any], quantity: str, term: str | None = None) -> float:

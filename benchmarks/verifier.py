@@ -32,7 +32,6 @@ from transformers import AutoModelForSequenceClassification
 from nabla_agents import Budget, Engine, Greedy, LanguageModel, MathAnswer, OutcomeReward, Rollout, Sampling
 
 PROMPT = "{question}\nSolve it step by step with equations, and end with a line `Answer:` and the number."
-PENALTIES = (1e-2, 1e-1, 1.0, 10.0, 100.0)
 FOLDS = 5
 TOKENS_AT_ONCE = 4096
 
@@ -58,6 +57,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4, help="answers to each of them")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--max-tokens", type=int, default=300)
+    parser.add_argument("--penalties", default="0.01,0.1,1,10,100", help="of which cross-validation chooses")
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -70,7 +70,7 @@ def main() -> None:
         parser.error("expected --questions, --solutions or both")
     verifier = classifier(model)
     states = read(OutcomeReward(verifier, model.tokenizer.hf), labelled, arguments.out / "states.pt")
-    weight, report = fitted(states, labelled)
+    weight, report = fitted(states, labelled, [float(penalty) for penalty in arguments.penalties.split(",")])
     verifier.score.weight.data = weight[None].to(verifier.score.weight)
     verifier.save_pretrained(arguments.out)
     model.tokenizer.hf.save_pretrained(arguments.out)
@@ -165,14 +165,14 @@ def _batches(keys: Sequence[str], lengths: Sequence[int]) -> Iterator[list[str]]
 # ── what it learns ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def fitted(states: Tensor, labelled: Sequence[Labelled]) -> tuple[Tensor, dict[str, Any]]:
+def fitted(states: Tensor, labelled: Sequence[Labelled], penalties: Sequence[float]) -> tuple[Tensor, dict[str, Any]]:
     """[hidden]: the head's weights; and how well they separate what they have not seen."""
     right = torch.tensor([row.right for row in labelled])
     held = torch.tensor([row.held_out for row in labelled])
     groups = [int(hashlib.sha256(row.question.encode()).hexdigest()[8:16], 16) % FOLDS for row in labelled]
     fold = torch.tensor(groups)
     scores = {}
-    for penalty in PENALTIES:
+    for penalty in penalties:
         found = torch.zeros(len(labelled), dtype=torch.float64)
         for k in range(FOLDS):
             inside, outside = ~held & (fold != k), ~held & (fold == k)

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,8 @@ from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.registry import reward_of, terms_of
 from nabla_agents.rewards.base import Reward, RewardGradient, RewardSum, judged
 from nabla_agents.types import Rollout, Score
+
+T = TypeVar("T")
 
 
 class Worse(Reward):
@@ -92,9 +94,7 @@ class Shuffled(Worse):
 
     def _donor(self, rollout: Rollout) -> Rollout:
         """The answer that stands for a completion."""
-        first = int(_uniform("donor", rollout) * len(self._donors))
-        others = (*self._donors[first:], *self._donors[:first])
-        return next(donor for donor in others if donor.prompt.question != rollout.prompt.question)
+        return _elsewhere("donor", rollout, [(donor.prompt.question, donor) for donor in self._donors])
 
 
 class OthersRemarks(Worse):
@@ -120,12 +120,7 @@ class OthersRemarks(Worse):
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         scores = zip(judged(self.inner, rollouts), rollouts, strict=True)
-        return [replace(s, feedback=self._other(r)) if s.feedback else s for s, r in scores]
-
-    def _other(self, rollout: Rollout) -> str:
-        first = int(_uniform("remark", rollout) * len(self._remarks))
-        others = (*self._remarks[first:], *self._remarks[:first])
-        return next(remark for question, remark in others if question != rollout.prompt.question)
+        return [replace(s, feedback=_elsewhere("remark", r, self._remarks)) if s.feedback else s for s, r in scores]
 
 
 class Flipped(Worse):
@@ -220,6 +215,12 @@ class _Cyclic:
 
     def rows(self, positions: Sequence[int]) -> Float[Tensor, "n vocab"]:
         return self.inner.rows([p % self.length for p in positions])
+
+
+def _elsewhere(purpose: str, rollout: Rollout, known: Sequence[tuple[str, T]]) -> T:
+    """What is known of another question: the first such one behind a place that depends as `_uniform` does."""
+    first = int(_uniform(purpose, rollout) * len(known))
+    return next(what for question, what in (*known[first:], *known[:first]) if question != rollout.prompt.question)
 
 
 def _uniform(purpose: str, rollout: Rollout) -> float:

@@ -61,12 +61,12 @@ def doctor(
         print(f"{each.backend:8}{'contains: ' + ', '.join(each.layers) if each.active else 'not used: ' + each.why}")
         for note in each.notes:
             print(f"{'':8}{note}")
-    _show_threads()
+    _show_cpu()
     if not any(each.active for each in backends):
         raise typer.Exit(NO_SANDBOX)
 
 
-def _show_threads() -> None:
+def _show_cpu() -> None:
     import torch
 
     from nabla_agents.models.cores import Cores, keep_to_quota
@@ -82,8 +82,8 @@ def _show_threads() -> None:
     waits = waits if variable("OMP_WAIT_POLICY") else f"they sleep after {variable('GOMP_SPINCOUNT')} looks"
     print(f"{'':8}waiting for each other: {waits} (GOMP_SPINCOUNT); give processes that share cores one thread each")
     units = ", ".join(bfloat16_units())
-    how = f"this CPU computes bfloat16 ({units}): --dtype bfloat16 is" if units else "bfloat16 on this CPU is not"
-    print(f"{'dtype':8}float32 unless told otherwise; {how} faster for models of more than a few million weights")
+    how = f"computes bfloat16 ({units}): try --dtype bfloat16" if units else "is not known to compute bfloat16"
+    print(f"{'dtype':8}float32 unless told otherwise; this CPU {how}")
 
 
 def _footprints(

@@ -66,12 +66,10 @@ class NablaParallel(ProposalSettings):
         """The changes not tried yet, most promising first, `width` at a time."""
         ids = incumbent.rollout.completion_ids
         changes = [p async for p in proposals(search, self, incumbent, 0, alternatives=self.alternatives)]
-        if self.rank == "random":
-            order = search.uniforms(len(changes)).argsort().tolist()
-            ranked = [changes[i] for i in order]
-        else:
-            ranked = sorted(changes, key=lambda p: getattr(p, self.rank), reverse=True)
-        fresh = [p for p in ranked if p.prefix(ids) not in tried]
+        drawn = self.rank == "random"
+        keys = (-search.uniforms(len(changes))).tolist() if drawn else [getattr(p, self.rank) for p in changes]
+        ranked = sorted(zip(keys, changes, strict=True), key=lambda pair: pair[0], reverse=True)
+        fresh = [p for _, p in ranked if p.prefix(ids) not in tried]
         for first in range(0, len(fresh), self.width):
             batch = fresh[first : first + self.width]
             tried.update(p.prefix(ids) for p in batch)

@@ -94,11 +94,11 @@ def golds(
     if callable(answer):
         ask = answer
 
-        def judged_answer(rollout: Rollout) -> str | None:
+        def right_answer(rollout: Rollout) -> str | None:
             gold = ask(rollout)
             return None if gold is None else _text(name, gold)
 
-        return judged_answer
+        return right_answer
     fixed = _text(name, answer)
     return lambda rollout: fixed
 

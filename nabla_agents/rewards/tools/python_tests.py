@@ -116,18 +116,18 @@ class PythonTests(Reward):
         passed = sum(t.passed for t in trial.results)
         failed = next((t for t in trial.results if not t.passed), None)
         outside = all(t.outside for t in trial.results) and (isinstance(trial.tests, Calls) or trial.tests.outside)
-        explanation = [f"{passed} of {trial.count} tests passed", failed.explanation if failed else "", trial.untried]
+        parts = [f"{passed} of {trial.count} tests passed", failed.explanation if failed else "", trial.untried]
         if failed is None and trial.untried:
-            return _not_judged("; ".join(filter(None, explanation)))
+            return _not_judged("; ".join(filter(None, parts)))
         if failed is None and not outside:
-            explanation.append("assertions ran beside the program, which could have cheated them: not verified")
+            parts.append("assertions ran beside the program, which could have cheated them: not verified")
         value = passed / trial.count
         return Score(
             value=value,
             verdict=value,
             verified=_refuted(failed) if failed else True if outside else None,
             spans=self._spans(trial, failed),
-            explanation="; ".join(filter(None, explanation)),
+            explanation="; ".join(filter(None, parts)),
             usage=Usage(reward_calls=1),
             feedback="" if failed is None else _feedback(trial, passed, failed),
         )
