@@ -51,6 +51,8 @@ def check_gradient(module: nn.Module, name: str) -> None:
             kind += f" ({type(layer.weight).__name__})"
         try:
             predicted, changed = _changes(layer, module.dtype)  # type: ignore[arg-type]
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError) as e:
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             raise _useless(name, f"{kind}: {reason.rstrip('.')}") from e
