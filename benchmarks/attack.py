@@ -1,11 +1,12 @@
 """What one client can do to a server, tried: each attack, what is expected of it, what was observed.
 
-    python benchmarks/attack.py                     about 3 minutes on 2 CPU cores; `make attack`
+    python benchmarks/attack.py                     about 4 minutes on 2 CPU cores; `make attack`
     python benchmarks/attack.py --only schema       those with this word in their name
 
-The server is `nabla serve` with the embedded model on loopback, a process of its own whose memory is limited. It exits
-with 1 where something is not as expected. While a request is refused, another client asks for /health without pause:
-the longest time that it waits is how long the event loop was held.
+The server is `nabla serve` with the embedded model on loopback, a process of its own whose memory is limited; the
+upstream of the last ones is `hostile_upstream.py`. It exits with 1 where something is not as expected. While a request
+is refused, another client asks for /health without pause: the longest time that it waits is how long the event loop was
+held.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+from hostile_upstream import HostileUpstream
 from rich.console import Console
 from rich.table import Table
 
 from nabla_agents.serve import digest, new_key
 
+NABLA: Final = ("-c", "from nabla_agents.cli import main; main()", "serve")
 CHAT, TEXTS, STEPS, TOKENS = "/v1/chat/completions", "/v1/completions", "/v1/nabla/steps", "/v1/nabla/tokens"
 KEYS: Final = {name: new_key() for name in ("attacker", "other", "rated")}
 MEMORY: Final = 6 << 30  # bytes of address space, of which torch takes about half
@@ -41,6 +44,7 @@ HELD: Final = 1.0  # seconds that the event loop may be held at most
 SHUTDOWN: Final = 3  # seconds that running answers have at the end
 GRACE: Final = 12  # ... and after which the process has ended, whatever hangs
 WRITE: Final = 2  # seconds that a reader has
+UPSTREAM: Final = 5  # seconds that an upstream has
 GROWTH_MB: Final = 250  # by which 24 compiled grammars may grow the server
 
 
@@ -108,9 +112,9 @@ def serving(*command: str) -> Iterator[Server]:
         config = Path(folder, "serve.toml")
         rate = {"rated": "requests_per_minute = 5\n"}
         keys = (f'[[keys]]\nid = "{n}"\nsha256 = "{digest(k)}"\n{rate.get(n, "")}' for n, k in KEYS.items())
-        config.write_text(
-            f"write_seconds = {WRITE}\nshutdown_seconds = {SHUTDOWN}\nstall_seconds = 1\n" + "".join(keys)
-        )
+        limits = {"write": WRITE, "shutdown": SHUTDOWN, "stall": 1, "upstream": UPSTREAM}
+        lines = "".join(f"{name}_seconds = {seconds}\n" for name, seconds in limits.items())
+        config.write_text(lines + "".join(keys))
         process = subprocess.Popen(
             [sys.executable, *command, "--port", str(port), "--config", str(config)],
             env={**os.environ, "NABLA_SERVE_LOG_LEVEL": "error"},
@@ -156,12 +160,12 @@ def answers_in(schema: Any) -> dict[str, Any]:
 SMALL: Final = says("What is 3 + 4?", max_tokens=32, nabla={"strategy": "greedy"})
 
 
-def small_chat(server: Server, key: str = "other") -> float:
+def small_chat(server: Server, key: str = "other", **fields: Any) -> float:
     """Seconds that a small chat takes: the median of five."""
     seconds: list[float] = []
     for _ in range(5):
         began = time.perf_counter()
-        server.post(CHAT, SMALL, key).raise_for_status()
+        server.post(CHAT, {**SMALL, **fields}, key).raise_for_status()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
 
@@ -192,26 +196,26 @@ UNSORTABLE: Final = [{"a": i} for i in range(6000)]
 DRAFT_4: Final = {"$schema": "http://json-schema.org/draft-04/schema#", "enum": UNSORTABLE, "type": "x"}
 DEEP: Final[Any] = json.loads('{"items": ' * 400 + "{}" + "}" * 400)
 REFUSED: Final[dict[str, tuple[Any, ...]]] = {
-    "12 a billion refinement steps": (
+    "a billion refinement steps": (
         CHAT,
         strategy(name="nabla", dto={"steps": 10**9, "stop_on_flip": False}),
         "steps",
     ),
-    "12 a billion openings": (CHAT, strategy(name="nabla", openings=10**9), "openings"),
-    "12 n as 2e8": (CHAT, strategy(name="best-of-n", n=2e8), "n of the strategy", "can be changed"),
-    "12 n as text": (CHAT, strategy(name="self-consistency", n="200000000"), "n of the strategy", "can be changed"),
-    "12 a width of 200 million": (CHAT, strategy(name="nabla-parallel", width=200_000_000), "width"),
-    "12 a setting that is not on the list": (CHAT, strategy(name="greedy", depth=3), "can be changed: rule"),
-    "13 a schema of draft 4 with 6,000 unsortable items": (CHAT, says(**answers_in(DRAFT_4))),
-    "13 a schema with 6,000 unsortable names": (CHAT, says(**answers_in({"required": UNSORTABLE, "type": "x"}))),
-    "13 a schema of 400 levels": (CHAT, says(**answers_in(DEEP)), "64 deep"),
-    "13 a schema of 900 kB": (CHAT, says(**answers_in({"enum": ["x" * 90 for _ in range(9000)]}))),
-    "13 a hundred thousand prompts": (TEXTS, {"prompt": ["a"] * 100_000}, "100000 answers"),
-    "13 twenty thousand messages": (CHAT, {"messages": [{"role": "user", "content": ""}] * 20_000}, "20000 messages"),
-    "13 a megabyte of one letter": (CHAT, says("a" * 1_000_000)),
-    "13 a stop string of a megabyte": (CHAT, says(stop=["x" * 900_000])),
-    "15 an error for each of 300,000 messages": (CHAT, {"messages": [1] * 300_000}),
-    "15 an error for each of 40,000 names": (CHAT, says(**{f"unknown {i}": 1 for i in range(40_000)})),
+    "a billion openings": (CHAT, strategy(name="nabla", openings=10**9), "openings"),
+    "n as 2e8": (CHAT, strategy(name="best-of-n", n=2e8), "n of the strategy", "can be changed"),
+    "n as text": (CHAT, strategy(name="self-consistency", n="200000000"), "n of the strategy", "can be changed"),
+    "a width of 200 million": (CHAT, strategy(name="nabla-parallel", width=200_000_000), "width"),
+    "a setting that is not on the list": (CHAT, strategy(name="greedy", depth=3), "can be changed: rule"),
+    "a schema of draft 4 with 6,000 unsortable items": (CHAT, says(**answers_in(DRAFT_4))),
+    "a schema with 6,000 unsortable names": (CHAT, says(**answers_in({"required": UNSORTABLE, "type": "x"}))),
+    "a schema of 400 levels": (CHAT, says(**answers_in(DEEP)), "64 deep"),
+    "a schema of 900 kB": (CHAT, says(**answers_in({"enum": ["x" * 90 for _ in range(9000)]}))),
+    "a hundred thousand prompts": (TEXTS, {"prompt": ["a"] * 100_000}, "100000 answers"),
+    "twenty thousand messages": (CHAT, {"messages": [{"role": "user", "content": ""}] * 20_000}, "20000 messages"),
+    "a megabyte of one letter": (CHAT, says("a" * 1_000_000)),
+    "a stop string of a megabyte": (CHAT, says(stop=["x" * 900_000])),
+    "an error for each of 300,000 messages": (CHAT, {"messages": [1] * 300_000}),
+    "an error for each of 40,000 names": (CHAT, says(**{f"unknown {i}": 1 for i in range(40_000)})),
 }
 
 
@@ -391,15 +395,77 @@ def ends(server: Server) -> Outcome:
 
 
 ATTACKS: Final[dict[str, Callable[[Server], Outcome]]] = {
-    "13 twice 24 other schemas": grammars,
-    "14 a small chat beside 8 long answers": starving(8),
-    "14 a small chat beside 4 best-of-8 of long answers": starving(4, times=8, strategy={"name": "best-of-n", "n": 8}),
-    "14 a small chat beside all that another key may ask for": starving(40, times=5),
-    "14 a small chat after a client has left best-of-8": leaving,
-    "15 more requests than the key's rate, of any route": rates,
-    "15 eight clients that read nothing": slow_readers,
+    "twice 24 other schemas": grammars,
+    "a small chat beside 8 long answers": starving(8),
+    "a small chat beside 4 best-of-8 of long answers": starving(4, times=8, strategy={"name": "best-of-n", "n": 8}),
+    "a small chat beside all that another key may ask for": starving(40, times=5),
+    "a small chat after a client has left best-of-8": leaving,
+    "more requests than the key's rate, of any route": rates,
+    "eight clients that read nothing": slow_readers,
     "after all that, a small chat": answers,
-    "12 SIGTERM amid long answers": ends,
+    "SIGTERM amid long answers": ends,
+}
+
+
+# ── through an upstream ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def useless(model: str, *statuses: int) -> Callable[[Server, HostileUpstream], Outcome]:
+    """A draft that is none: an error in time, in little memory, which holds the event loop for no one."""
+
+    def attack(server: Server, upstream: HostileUpstream) -> Outcome:
+        server.post(CHAT, says(model="right"))
+        before, began = server.memory_mb, time.perf_counter()
+        with server.probed() as probes:
+            response = server.post(CHAT, says(model=model, nabla={}))
+        seconds, grown = time.perf_counter() - began, server.memory_mb - before
+        left = _wait(lambda: upstream.answering == 0, 30)
+        ok = response.status_code in statuses and seconds < UPSTREAM + 5 and max(probes) < HELD and grown <= GROWTH_MB
+        expected = f"{' or '.join(map(str, statuses))} in {UPSTREAM + 5} s; loop held at most {HELD:g} s; let go in 1 s"
+        observed = f"{response.status_code} in {seconds:.2f} s, {grown:.0f} MB more; loop held {max(probes):.2f} s"
+        return Outcome(expected, f"{observed}; let go after {left:.2f} s", ok and left < 1)
+
+    return attack
+
+
+def left_events(server: Server, upstream: HostileUpstream) -> Outcome:
+    """Events without end, whose reader leaves."""
+    before = server.memory_mb
+    with (
+        server.client() as client,
+        client.stream("POST", CHAT, json=says(model="endless events", stream=True)) as answer,
+    ):
+        read = next(answer.iter_raw())
+    left = _wait(lambda: upstream.answering == 0, 30)
+    grown = server.memory_mb - before
+    observed = f"{len(read)} bytes read; let go after {left:.2f} s, {grown:.0f} MB more"
+    return Outcome(f"let go in 1 s, at most {GROWTH_MB} MB more", observed, left < 1 and grown <= GROWTH_MB)
+
+
+def silence(server: Server, upstream: HostileUpstream) -> Outcome:
+    """All that one key may ask of an upstream that does not answer, and another key's chat through it."""
+    alone = small_chat(server, model="right", nabla=None)
+    threads = [threading.Thread(target=_quietly, args=(server, says(model="silent"))) for _ in range(120)]
+    for thread in threads:
+        thread.start()
+    _wait(lambda: upstream.answering >= 50, UPSTREAM)
+    silent, together = upstream.answering, small_chat(server, model="right", nabla=None)
+    for thread in threads:
+        thread.join()
+    ok = silent >= 50 and together <= max(1.0, 5 * alone)
+    return Outcome(
+        "at most 1 s, beside 50 and more",
+        f"{together:.3f} s ({alone:.3f} s alone), beside {silent} that wait for the upstream",
+        ok,
+    )
+
+
+THROUGH: Final[dict[str, Callable[[Server, HostileUpstream], Outcome]]] = {
+    "an upstream's answer without end": useless("endless", 502, 504),
+    "an upstream's answer of a million levels": useless("nested", 502),
+    "an upstream that is silent": useless("silent", 504),
+    "an upstream's events without end, whose reader leaves": left_events,
+    "a chat through an upstream that is silent to others": silence,
 }
 
 
@@ -426,21 +492,25 @@ def main() -> None:
     def wanted(names: Sequence[str]) -> list[str]:
         return [name for name in names if arguments.only in name]
 
-    def tried(server: Server, name: str, attack: Callable[[Server], Outcome]) -> None:
+    def tried(name: str, attack: Callable[..., Outcome], *on: Any) -> None:
         try:
-            took(name, attack(server))
+            took(name, attack(*on))
         except (httpx.HTTPError, OSError) as e:
             took(name, Outcome("an answer", f"{type(e).__name__}: {e}", ok=False))
 
     if wanted([*REFUSED, *ATTACKS]):
-        with serving("-c", "from nabla_agents.cli import main; main()", "serve") as server:
+        with serving(*NABLA) as server:
             for name in wanted([*REFUSED]):
-                tried(server, name, lambda server, name=name: refused(server, *REFUSED[name]))
+                tried(name, refused, server, *REFUSED[name])
             for name in wanted([*ATTACKS]):
-                tried(server, name, ATTACKS[name])
-    for name in wanted(["12 a strategy that computes for ever"]):
+                tried(name, ATTACKS[name], server)
+    for name in wanted(["a strategy that computes for ever"]):
         with serving(__file__, "--hanging") as server:
-            tried(server, name, hung)
+            tried(name, hung, server)
+    if wanted([*THROUGH]):
+        with HostileUpstream().running() as upstream, serving(*NABLA, "--upstream", upstream.url) as server:
+            for name in wanted([*THROUGH]):
+                tried(name, THROUGH[name], server, upstream)
     console.print(table)
     if missed:
         sys.exit(f"{len(missed)} not as expected: {'; '.join(missed)}")
