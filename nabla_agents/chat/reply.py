@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Final, cast
 
 from nabla_agents.chat.dialects import HERMES, Dialect
 from nabla_agents.chat.tool_calls import ToolCall, bare_calls, may_become_calls
-from nabla_agents.json_text import read_json
+
+_LIST: Final = re.compile(r"\s*\[\s*")
+_NEXT: Final = re.compile(r"\s*,?\s*")
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,19 @@ def _worth_telling(calls: list[ToolCall]) -> tuple[ToolCall, ...]:
 
 
 def _listed(raw: str) -> list[ToolCall]:
-    """The calls of a JSON list; what is none is one call that says why."""
-    try:
-        calls: object = read_json(raw)
-    except ValueError:
-        calls = None
-    if not isinstance(calls, list):
+    """The calls of a JSON list, the whole ones of one that was cut; what is no list is one call that says why."""
+    calls, decoder = list[ToolCall](), json.JSONDecoder()
+    place = _LIST.match(raw)
+    if place is None:
         return [ToolCall.read(raw)]
-    return [ToolCall.read(json.dumps(one, ensure_ascii=False)) for one in calls]
+    while raw[place.end() : place.end() + 1] not in ("", "]"):
+        try:
+            _, end = decoder.raw_decode(raw, place.end())
+        except (ValueError, RecursionError):
+            return [*calls, ToolCall.read(raw[place.end() :])]
+        calls.append(ToolCall.read(raw[place.end() : end]))
+        place = cast(re.Match[str], _NEXT.match(raw, end))
+    return calls
 
 
 def _thought(text: str, thinking: bool, partial: bool, markers: tuple[str, str]) -> tuple[str, str]:

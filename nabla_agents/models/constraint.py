@@ -23,6 +23,7 @@ _OF_SCHEMA = "failed to compile JSON schema: "  # how llguidance begins what is 
 _KEPT = 64  # compiled grammars of a model; an agent has a few
 _KEPT_CHARACTERS = 256 * 1024  # of their sources: compiled they take about 120 bytes a character, and 0.5 MB each
 _AHEAD = 8  # tokens
+_CLOSING = ('"}}', '"}', "}}", '"', "}", "]", "0", "\n")  # what brings JSON nearest to its end, where it may stand
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -30,8 +31,8 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 class Constraint:
     """Where one completion is in its grammar. Used by one thread."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, matcher: LLMatcher, vocab_size: int, closing: Sequence[int]) -> None:
+        self._matcher, self._vocab_size, self._closing = matcher, vocab_size, closing
 
     def take(self, ids: Sequence[int]) -> int:
         """Follows tokens; how many of them the grammar has."""
@@ -49,11 +50,26 @@ class Constraint:
         Raises:
             GrammarError: it is there, as in a JSON schema that refers to itself without a way to stop.
         """
-        ahead = Constraint(self._matcher.deep_copy(), self._vocab_size)
+        ahead = self._copy()
         for _ in range(_AHEAD):
             ahead.take([int(ahead.mask().argmax())])
             if ahead.complete:
                 return
+
+    def can_end(self, room: int) -> bool:
+        """Whether an end is reached within so many tokens where each is the one that closes most."""
+        ahead = self._copy()
+        for _ in range(room):
+            mask = ahead.mask()
+            ahead.take([next((token for token in self._closing if mask[token]), int(mask.argmax()))])
+            if ahead.may_end:
+                return True
+        return self.may_end
+
+    @property
+    def may_end(self) -> bool:
+        """Whether what was written is whole."""
+        return self._matcher.is_accepting()
 
     @property
     def complete(self) -> bool:
@@ -85,6 +101,9 @@ class Constraint:
             self._matcher.rollback(taken)
         return masks
 
+    def _copy(self) -> Constraint:
+        return Constraint(self._matcher.deep_copy(), self._vocab_size, self._closing)
+
 
 class Compiler:
     """Compiles grammars for one tokenizer and keeps what it compiled. Threads may share it.
@@ -96,6 +115,8 @@ class Compiler:
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._ll = _ll_tokenizer(tokenizer, vocab_size, eos_ids)
+        pieces = [tokenizer.encode(text) for text in _CLOSING]
+        self._closing = [ids[0] for ids in pieces if len(ids) == 1]
         self._lock = threading.Lock()
         self._compiled: dict[Grammar, LLMatcher] = {}
 
@@ -116,7 +137,7 @@ class Compiler:
                 oldest = next(iter(self._compiled))
                 kept -= _size(oldest)
                 del self._compiled[oldest]
-            return Constraint(matcher.deep_copy(), self._vocab_size)
+            return Constraint(matcher.deep_copy(), self._vocab_size, self._closing)
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         from llguidance import LLMatcher

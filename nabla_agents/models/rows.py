@@ -18,6 +18,7 @@ from nabla_agents.types import FinishReason, Prompt, Rollout, Usage
 FIRST_WINDOW, LARGEST_WINDOW = 4, 64  # guesses read at a time; doubled as long as all of them are right
 _ENDLESS = 256  # constrained tokens that repeat one piece of text are not going to end
 _LONGEST_PIECE = 32  # tokens
+_ROOMY = 256  # tokens, which every call that is worth making ends within
 MOST_MISSES = 3  # rounds in a row without a right guess, after which a draft is given up
 
 
@@ -77,20 +78,30 @@ class Row:
         self.window = min(2 * self.window, LARGEST_WINDOW) if accepted == len(guess) else FIRST_WINDOW
 
     def follow(self, token: int) -> None:
-        """Has its grammar follow a token. What it cannot follow ends the row, and no other."""
-        if self.constraint is not None:
-            try:
-                self.constraint.take([token])
-            except GrammarError as e:
-                self.error, self.finish = e, FinishReason.LENGTH
+        """Has its grammar follow the newest token. What it cannot follow ends the row, and no other. So does what begins
+        after all is whole, such as a further call, where there is no room for its end; it is not written.
+        """
+        if self.constraint is None:
+            return
+        room, whole = self.job.max_tokens - len(self.ids), self.constraint.may_end
+        try:
+            self.constraint.take([token])
+            if not whole or room > _ROOMY or self.constraint.may_end or self.constraint.can_end(room):
+                return
+        except GrammarError as e:
+            self.error = e
+        else:
+            self.ids.pop()
+            self.log_probs.pop()
+        self.finish = FinishReason.LENGTH
 
     def close_if_finished(self, model: CausalModel) -> None:
         """A terminal token, a stop string, the end of its grammar or the length ends a row, in this order. A special
         token that is a stop string has no text, but ends it too.
         """
-        newest, stop = self.ids[-1], self.job.sampling.stop
-        if self.error is not None:
+        if self.finish is not None:
             return
+        newest, stop = self.ids[-1], self.job.sampling.stop
         if newest in model.eos_ids or (stop and model.tokenizer.special_tokens.get(newest) in stop):
             self.finish = FinishReason.STOP
         elif stop and (text := before_stop(model, stop, self.ids)) is not None:

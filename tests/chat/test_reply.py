@@ -122,6 +122,18 @@ def test_parts_of_a_growing_reply_add_up_and_calls_keep_their_names() -> None:
     assert ids[0] == StreamedReply(PROMPT, 0, tools=True).call_id(0)
 
 
+def test_the_whole_calls_of_a_list_that_was_cut_are_read() -> None:
+    one, other = '{"name": "f", "arguments": {"a": "}, {"}}', '{"name": "g", "arguments": {}}'
+    whole = f"[TOOL_CALLS] [{one}, {other}]"
+    ends = [
+        len(Reply.read(whole[:length], tools=["f", "g"], dialect=DIALECTS["mistral"]).tool_calls)
+        for length in (whole.index(one) + len(one), len(whole) - 2, len(whole))
+    ]
+    assert ends == [1, 1, 2]
+    [unreadable] = Reply.read(whole[:40], tools=["f", "g"], dialect=DIALECTS["mistral"]).tool_calls
+    assert unreadable.error is not None
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

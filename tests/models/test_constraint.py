@@ -115,8 +115,31 @@ def test_what_has_no_room_is_cut_and_no_value_is_made_shorter(name: str, request
         for room in (1, 8, 25, 60):
             cut = model.rollout([replace(job, max_tokens=room) for job in jobs(model, grammar)])
             for short, long in zip(cut, whole, strict=True):
-                assert short.completion_ids == long.completion_ids[:room]
+                length = len(short.completion_ids)
+                assert short.completion_ids == long.completion_ids[:length]
+                assert length == min(room, len(long.completion_ids)) or Reply.read(short.text, tools=True).tool_calls
                 assert short.cut == (len(long.completion_ids) > room or long.cut)
+
+
+@pytest.mark.parametrize("name", ["model", "tiny"])
+def test_no_call_is_begun_that_cannot_be_ended(name: str, request: pytest.FixtureRequest) -> None:
+    """With any room behind a call, what is written is whole calls; and another one where there is room for it."""
+    model: LanguageModel = request.getfixturevalue(name)
+    grammar = Grammar.tools([{"name": "ping", "parameters": {"type": "object", "properties": {}}}], required=True)
+    sampling = Sampling(temperature=100.0, grammar=grammar)  # an end is as likely as another call
+    asked = [replace(job, sampling=sampling) for job in jobs(model, grammar, count=24)]
+    written = zip(asked, model.rollout(asked), strict=True)
+    job, whole = next((job, long) for job, long in written if long.text.count("</tool_call>") > 1)
+    one = len(model.tokenizer.encode(whole.text[: whole.text.index("</tool_call>") + len("</tool_call>")]))
+    counts = list[int]()
+    for room in range(one, len(whole.completion_ids)):
+        cut = model.rollout([replace(job, max_tokens=room)])[0]
+        assert cut.text.endswith("</tool_call>")
+        assert cut.text.count("<tool_call>") == cut.text.count("</tool_call>") > 0
+        assert cut.cut
+        counts.append(cut.text.count("</tool_call>"))
+    assert counts == sorted(counts)
+    assert set(counts) == set(range(1, whole.text.count("</tool_call>") + 1))
 
 
 def test_a_string_that_repeats_itself_without_end_is_cut() -> None:
