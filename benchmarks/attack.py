@@ -1,6 +1,6 @@
 """What one client can do to a server, tried: each attack, what is expected of it, what was observed.
 
-    python benchmarks/attack.py                     about 4 minutes on 2 CPU cores; `make attack`
+    python benchmarks/attack.py                     about 2 minutes on 2 CPU cores; `make attack`
     python benchmarks/attack.py --only schema       those with this word in their name
 
 The server is `nabla serve` with the embedded model on loopback, a process of its own whose memory is limited; the
