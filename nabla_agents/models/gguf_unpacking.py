@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from nabla_agents.errors import ModelLoadError
 from nabla_agents.models.gguf_header import GgufHeader
@@ -55,7 +58,8 @@ def unpack(file: Path, header: GgufHeader, target: Path, dtype: torch.dtype) -> 
         folder, name = _alone(file, Path(alone))
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-            module, about = _module(folder, name, dtype)
+            with without_bars():
+                module, about = _module(folder, name, dtype)
         except Exception as e:  # transformers and gguf raise anything
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             raise ModelLoadError(
@@ -72,7 +76,8 @@ def unpack(file: Path, header: GgufHeader, target: Path, dtype: torch.dtype) -> 
     generation: Any = module.generation_config
     generation.eos_token_id = end_ids(tokenizer, header)
     _narrow(module)
-    module.save_pretrained(target)
+    with without_bars():
+        module.save_pretrained(target)
     tokenizer.save_pretrained(target)
 
 
@@ -142,3 +147,16 @@ def _split_as_trained(tokenizer: Any, header: GgufHeader) -> None:
             "names: some numbers and spaces may become other tokens than the model was trained on.",
             stacklevel=2,
         )
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers shows a bar of its own for every model, in whatever program it is."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -11,7 +10,6 @@ from typing import Any, TypedDict, TypeVar
 import torch
 from pydantic import field_validator
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from nabla_agents.config import Settings
@@ -20,6 +18,7 @@ from nabla_agents.models.checkpointing import checkpoint_layers
 from nabla_agents.models.compiled import compile_passes
 from nabla_agents.models.gguf_copy import gguf_copy
 from nabla_agents.models.gguf_header import is_gguf
+from nabla_agents.models.gguf_unpacking import without_bars
 from nabla_agents.models.precision import fastest
 from nabla_agents.models.quantised import check_gradient, prepare
 
@@ -148,7 +147,7 @@ def located(name: str | Path, loading: Loading, *, tiny_path: Path) -> tuple[str
 
 
 def _weights(name: str | Path, path: str, auto_class: Any, options: Mapping[str, Any]) -> PreTrainedModel:
-    with _without_bars():
+    with without_bars():
         model, info = attempt(
             name, "weights", lambda: auto_class.from_pretrained(path, output_loading_info=True, **options)
         )
@@ -160,19 +159,6 @@ def _weights(name: str | Path, path: str, auto_class: Any, options: Mapping[str,
             "with; if it ships its own code, read that code and consent with trust_remote_code=True."
         )
     return model
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """transformers shows a bar of its own for every model, in whatever program it is."""
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 def _gguf_file(path: str, loading: Loading) -> Path | None:

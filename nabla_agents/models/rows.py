@@ -78,8 +78,8 @@ class Row:
         self.window = min(2 * self.window, LARGEST_WINDOW) if accepted == len(guess) else FIRST_WINDOW
 
     def follow(self, token: int) -> None:
-        """Has its grammar follow the newest token. What it cannot follow ends the row, and no other. So does what begins
-        after all is whole, such as a further call, where there is no room for its end; it is not written.
+        """Has its grammar follow the newest token. What it cannot follow ends the row, and no other. So does what goes
+        on from a whole text, such as a further call, where there is no room for its end; it is not written.
         """
         if self.constraint is None:
             return

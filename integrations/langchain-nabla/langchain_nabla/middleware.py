@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ExtendedModelResponse, ModelRequest, ModelResponse
+from langchain.agents.middleware.internal_call_transformer import InternalCallTransformer, internal_call_metadata
 from langchain_core.messages import AIMessage
 from langgraph.types import Command
 
@@ -29,10 +30,12 @@ class NablaRefineMiddleware(AgentMiddleware[NablaState, Any, Any]):
     every answer is refined, and one that a tool verifies costs its check only. What each refinement found and cost is
     in the state under `nabla`, and in the message's metadata.
 
-    The model's own draft carries the tag `nostream`, so that LangGraph's stream mode `messages` shows final text only.
+    The model's own draft carries the tag `nostream` and LangChain's mark of a middleware's inner call, so that streams
+    show final text only. Traces of the hook follow `trace_policy`, as of every middleware.
     """
 
     state_schema = NablaState
+    transformers = (InternalCallTransformer,)
 
     def __init__(self, refiner: ChatNabla, *, threshold: float | None = None) -> None:
         """Raises ConfigurationError for a threshold where no reward gives anything."""
@@ -68,7 +71,8 @@ class NablaRefineMiddleware(AgentMiddleware[NablaState, Any, Any]):
 def _unstreamed(request: ModelRequest[Any]) -> ModelRequest[Any]:
     """The request with a model whose tokens LangGraph does not show."""
     tags = [*(request.model.tags or []), "nostream"]
-    return request.override(model=request.model.model_copy(update={"tags": tags}))
+    metadata = {**(request.model.metadata or {}), "lc_source": "nabla_draft", **internal_call_metadata()}
+    return request.override(model=request.model.model_copy(update={"tags": tags, "metadata": metadata}))
 
 
 def _conversation(request: ModelRequest[Any]) -> list[Any]:

@@ -249,6 +249,21 @@ def test_readers_of_the_stream_never_see_the_draft(correcting: ChatNabla, erring
     assert "13" not in text
 
 
+@pytest.mark.filterwarnings("ignore:.*experimental", "ignore:.*beta")
+def test_a_run_shows_each_turn_once(correcting: ChatNabla, erring: ChatNabla, assisting: Engine) -> None:
+    """A refined answer, and a turn that calls a tool, which is no draft."""
+    for llm, tools, question, turns in (
+        (erring, [], QUESTION, 1),
+        (ChatNabla(engine=assisting), [get_weather], "What is the weather in San Francisco?", 2),
+    ):
+        agent = create_agent(llm, tools, middleware=[NablaRefineMiddleware(correcting)])
+        run = agent.stream_events({"messages": [HumanMessage(question)]}, version="v3")
+        texts = [str(message.text) for message in run.messages]
+        assert len(texts) == turns
+        assert "13" not in texts[-1]
+        assert texts[-1] == run.output["messages"][-1].text
+
+
 def test_tool_turns_and_good_answers_are_left_alone(assisting: Engine, scripted: Any) -> None:
     content = ChatNabla(engine=scripted(lambda prompt: "Other.", reward=FixedReward(lambda rollout: 0.5)))
     agent = create_agent(
