@@ -23,7 +23,8 @@ _OF_SCHEMA = "failed to compile JSON schema: "  # how llguidance begins what is 
 _KEPT = 64  # compiled grammars of a model; an agent has a few
 _KEPT_CHARACTERS = 256 * 1024  # of their sources: compiled they take about 120 bytes a character, and 0.5 MB each
 _AHEAD = 8  # tokens
-_CLOSING = ('"}}', '"}', "}}", '"', "}", "]", "0", "\n")  # what brings JSON nearest to its end, where it may stand
+_QUOTES = ('"}}', '"}', '"')  # what brings JSON nearest to its end: within a string
+_CLOSING = ("}}", "}", "]", *_QUOTES, "0")  # ... and elsewhere
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -31,8 +32,8 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 class Constraint:
     """Where one completion is in its grammar. Used by one thread."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, closing: Sequence[int]) -> None:
-        self._matcher, self._vocab_size, self._closing = matcher, vocab_size, closing
+    def __init__(self, matcher: LLMatcher, vocab_size: int, closing: Sequence[int], quotes: Sequence[int]) -> None:
+        self._matcher, self._vocab_size, self._closing, self._quotes = matcher, vocab_size, closing, quotes
 
     def take(self, ids: Sequence[int]) -> int:
         """Follows tokens; how many of them the grammar has."""
@@ -61,15 +62,21 @@ class Constraint:
         ahead = self._copy()
         for _ in range(room):
             mask = ahead.mask()
-            ahead.take([next((token for token in self._closing if mask[token]), int(mask.argmax()))])
-            if ahead.may_end:
+            closing = self._quotes if _free(mask) else self._closing
+            ahead.take([next((token for token in closing if mask[token]), int(mask.argmax()))])
+            if ahead.whole:
                 return True
-        return self.may_end
+        return False
 
     @property
-    def may_end(self) -> bool:
-        """Whether what was written is whole."""
+    def whole(self) -> bool:
+        """Whether what was written may end here."""
         return self._matcher.is_accepting()
+
+    @property
+    def settled(self) -> bool:
+        """Whether what was written may end here, and is no text that goes on as it likes: a call has been ended."""
+        return self.whole and not _free(self.mask())
 
     @property
     def complete(self) -> bool:
@@ -102,7 +109,7 @@ class Constraint:
         return masks
 
     def _copy(self) -> Constraint:
-        return Constraint(self._matcher.deep_copy(), self._vocab_size, self._closing)
+        return Constraint(self._matcher.deep_copy(), self._vocab_size, self._closing, self._quotes)
 
 
 class Compiler:
@@ -115,8 +122,7 @@ class Compiler:
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._ll = _ll_tokenizer(tokenizer, vocab_size, eos_ids)
-        pieces = [tokenizer.encode(text) for text in _CLOSING]
-        self._closing = [ids[0] for ids in pieces if len(ids) == 1]
+        self._closing, self._quotes = (_tokens(tokenizer, texts) for texts in (_CLOSING, _QUOTES))
         self._lock = threading.Lock()
         self._compiled: dict[Grammar, LLMatcher] = {}
 
@@ -137,7 +143,7 @@ class Compiler:
                 oldest = next(iter(self._compiled))
                 kept -= _size(oldest)
                 del self._compiled[oldest]
-            return Constraint(matcher.deep_copy(), self._vocab_size, self._closing)
+            return Constraint(matcher.deep_copy(), self._vocab_size, self._closing, self._quotes)
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         from llguidance import LLMatcher
@@ -181,6 +187,16 @@ def _ll_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_ids: Sequence[int])
             f"The tokenizer of {tokenizer.name} cannot be constrained by a grammar ({e}); expected a fast byte-level "
             "or byte-fallback one."
         ) from e
+
+
+def _tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    """Those of the texts that are one token, as such."""
+    return [ids[0] for ids in map(tokenizer.encode, texts) if len(ids) == 1]
+
+
+def _free(mask: Mask) -> bool:
+    """Whether any text may come next, as within a string."""
+    return bool(mask.mean() > 0.5)
 
 
 def _size(grammar: Grammar) -> int:

@@ -78,15 +78,16 @@ class Row:
         self.window = min(2 * self.window, LARGEST_WINDOW) if accepted == len(guess) else FIRST_WINDOW
 
     def follow(self, token: int) -> None:
-        """Has its grammar follow the newest token. What it cannot follow ends the row, and no other. So does what goes
-        on from a whole text, such as a further call, where there is no room for its end; it is not written.
+        """Has its grammar follow the newest token. What it cannot follow ends the row, and no other. So does a call
+        behind another that has no room to end; it is not begun.
         """
         if self.constraint is None:
             return
-        room, whole = self.job.max_tokens - len(self.ids), self.constraint.may_end
+        room = self.job.max_tokens - len(self.ids)
+        settled = room <= _ROOMY and self.constraint.settled
         try:
             self.constraint.take([token])
-            if not whole or room > _ROOMY or self.constraint.may_end or self.constraint.can_end(room):
+            if not settled or self.constraint.whole or self.constraint.can_end(room):
                 return
         except GrammarError as e:
             self.error = e
