@@ -4,10 +4,11 @@ The query finds an exercise, the model works it out from what was found, and two
 each equation, and `numbers_of_source` whether every number comes from the cited text or from a line before. What
 retrieval and synthesis ask is answered by one completion; only the answer that the reader sees is refined.
 
-Real model and GPU: `Engine(model="Qwen/Qwen2.5-7B-Instruct", dtype="bfloat16", reward=ArithmeticSteps())`, an index
-with embeddings, and no `TEMPLATE`: the embedded model reads a problem only, a real one the question and what was found.
+Real model: `COOKBOOK_MODEL=model.gguf` (or a folder, or a hub id), which also reads the question: the embedded one
+reads what was found and nothing else. Take an index with embeddings for a book of your own.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -15,9 +16,7 @@ from llama_index.core import PromptTemplate, SimpleKeywordTableIndex
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from llama_index.llms.nabla import NablaLLM, NablaQueryEngine
-from nabla_agents import ArithmeticSteps, Budget, Engine, Score, Span
-
-TEMPLATE = PromptTemplate("{context_str}")
+from nabla_agents import ArithmeticSteps, BestOfN, Budget, Engine, Score, Span
 
 
 def sections(book: str) -> list[TextNode]:
@@ -55,10 +54,16 @@ nodes = sections(Path(__file__).with_name("textbook.md").read_text(encoding="utf
 rules = {node.metadata["chapter"]: node.text for node in nodes if node.metadata["section"] == "Rule"}
 exercises = [node for node in nodes if node.metadata["section"] != "Rule"]
 
-llm = NablaLLM(engine=Engine.tiny(reward=ArithmeticSteps(), budget=Budget(rollouts=8)))
+if model := os.environ.get("COOKBOOK_MODEL"):
+    engine = Engine(model=model, dtype="fastest", reward=ArithmeticSteps(), strategy=BestOfN(n=4, width=1))
+    template = PromptTemplate("{context_str}\n\n{query_str}\nWrite an equation a line, and the answer last.")
+else:
+    engine = Engine.tiny(reward=ArithmeticSteps(), budget=Budget(rollouts=8))
+    template = PromptTemplate("{context_str}")
+llm = NablaLLM(engine=engine, max_tokens=256)
 index = SimpleKeywordTableIndex(exercises, llm=llm)
 tutor = NablaQueryEngine(
-    index.as_query_engine(llm=llm, text_qa_template=TEMPLATE, num_chunks_per_query=1), verifier=numbers_of_source
+    index.as_query_engine(llm=llm, text_qa_template=template, num_chunks_per_query=1), verifier=numbers_of_source
 )
 
 for asked in ["Ella and her stamps?", "How many stickers has Sara?", "What is a prime?"]:

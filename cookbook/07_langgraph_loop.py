@@ -3,11 +3,11 @@
 The draft is one cheap completion. A tool judges it, and only what it rejects is refined, from the draft on. The graph
 is stopped before the first refinement, as a restart or an approval would stop it, and goes on from its checkpoint.
 
-Real model and GPU: replace `Engine.tiny(...)` by
-    Engine(model="Qwen/Qwen2.5-7B-Instruct", dtype="bfloat16", reward=ArithmeticSteps())
-and `InMemorySaver()` by `SqliteSaver` or `PostgresSaver`. The draft may come from any other chat model.
+Real model: `COOKBOOK_MODEL=model.gguf` (or a folder, or a hub id). Replace `InMemorySaver()` by `SqliteSaver` or
+`PostgresSaver` to go on in another process. The draft may come from any other chat model.
 """
 
+import os
 from typing import TypedDict
 
 from langgraph.checkpoint.memory import InMemorySaver
@@ -18,7 +18,10 @@ from nabla_agents import ArithmeticSteps, Engine, Rollout
 
 MOST_ROUNDS = 3
 calculator = ArithmeticSteps()
-engine = Engine.tiny(reward=calculator)
+if model := os.environ.get("COOKBOOK_MODEL"):
+    engine = Engine(model=model, dtype="fastest", reward=calculator)
+else:
+    engine = Engine.tiny(reward=calculator)
 drafter = ChatNabla(engine=engine, rollouts=1)
 refiner = NablaRefine(ChatNabla(engine=engine, rollouts=4))
 
