@@ -1,14 +1,15 @@
 """A math tutor in LangChain: hints instead of answers, from verified working, judged before the student reads them.
 
-What has to be right is computed: `Lesson` has the problem worked out once by `NablaSolve`, where the student never sees
-it, compares each reply with the verified steps, and tells the model what to say. The model only finds the words, and
-`is_a_hint` refuses words that give a result away, forget the question, or praise what is wrong: `NablaRefineMiddleware`
-then draws others. Where none will do, the question stands alone; where the working is not verified, the model says
-nothing at all.
+What has to be right is computed: `Lesson` works the problem out once, where the student never sees it, compares each
+reply with the verified steps, and tells the model what to say. The model only finds the words, and `is_a_hint` refuses
+words that give a result away, forget the question, or praise what is wrong: `NablaRefineMiddleware` then draws others.
+Where none will do, the question stands alone; where the working is not verified, the model says nothing at all.
 
 The embedded model cannot speak to a student, so here a scripted double does, through the same templates and messages as
-any model. The working is the real search's. Real model: `COOKBOOK_MODEL=model.gguf` (or a folder, or a hub id) solves
-and speaks; docs/tutor.md has such a lesson, and what becomes of one where the model decides.
+any model. The working is the real search's.
+
+Real model and GPU: `COOKBOOK_MODEL=model.gguf` (or a folder, or a hub id) solves and speaks; docs/tutor.md has such a
+lesson, and what becomes of one where the model decides.
 """
 
 import os
@@ -21,22 +22,20 @@ from langchain.agents.middleware import AgentMiddleware, ModelResponse
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 
-from langchain_nabla import ChatNabla, NablaRefineMiddleware, NablaSolve
-from nabla_agents import ArithmeticSteps, BestOfN, Budget, Engine, Greedy, ImplicitReward, Rollout, reward
+from langchain_nabla import ChatNabla, NablaRefineMiddleware
+from nabla_agents import ArithmeticSteps, BestOfN, Engine, Greedy, ImplicitReward, Rollout, Sampling, reward
 from nabla_agents.testing import scripted_model
 
 QUESTION = (
     "At first Ella has 59 stamps. She sells 42. She sells 5. She then has 2 times as many. She loses 21. "
     "Ella finds 77 more. What is the number of stamps now?"
 )
-UNSURE = (
-    "I am not sure of this one myself. Write down what the problem says first, one line for each thing that happens."
-)
+UNSURE = "I am not sure of this one myself. Write down what the problem says first, a line for each thing."
 NUMBER, STEP = re.compile(r"\d+"), re.compile(r"(\d+ *[-+*/x×÷] *\d+) *= *(\d+)")
 
 
 class LessonState(AgentState):
-    """The worked problem: its steps as pairs of what to calculate and the result, none where nothing is verified."""
+    """The worked problem: what to calculate and the result of each step, and what the search found."""
 
     steps: NotRequired[list[tuple[str, str]]]
     solved: NotRequired[dict[str, Any]]
@@ -47,21 +46,15 @@ class Lesson(AgentMiddleware):
 
     state_schema = LessonState
 
-    def __init__(self, solve: NablaSolve, form: str = "") -> None:
-        self.solve, self.form = solve, form
+    def __init__(self, engine: Engine, sampling: Sampling, form: str = "") -> None:
+        self.engine, self.sampling, self.form = engine, sampling, form
 
     def before_agent(self, state, runtime):
         if "steps" in state:
             return None
-        call = {
-            "name": "solve",
-            "args": {"problem": state["messages"][0].text + self.form},
-            "id": "1",
-            "type": "tool_call",
-        }
-        solved = self.solve.invoke(call).artifact
-        steps = STEP.findall(solved["answer"].replace(r"\times", "×")) if solved["nabla"]["verified"] else []
-        return {"steps": steps, "solved": solved}
+        found = self.engine.generate(state["messages"][0].text + self.form, sampling=self.sampling)
+        steps = STEP.findall(found.text.replace(r"\times", "×")) if found.score.verified else []
+        return {"steps": steps, "solved": found.summary()}
 
     def wrap_model_call(self, request, handler):
         steps, replies = request.state["steps"], [m.text for m in request.messages[1:] if m.type == "human"]
@@ -72,13 +65,10 @@ class Lesson(AgentMiddleware):
             number = NUMBER.search(reply)
             right = number is not None and done < len(steps) and number[0] == steps[done][1]
             done += right
-        answered = (
-            f"A student answered {replies[-1]!r}, which is {'right' if right else 'not right'}. " if replies else ""
-        )
-        asks = f"asks: what is {steps[done][0]}?" if done < len(steps) else "says that this was the last step."
-        say = (
-            f"{answered}Write one short friendly sentence to the student that {'says so and ' if replies else ''}{asks}"
-        )
+        say = "Write one short friendly sentence to the student that "
+        if replies:
+            say = f"A student answered {replies[-1]!r}, which is {'right' if right else 'not right'}. {say}says so and "
+        say += f"asks: what is {steps[done][0]}?" if done < len(steps) else "says that this was the last step."
         response = handler(request.override(messages=[HumanMessage(say)]))
         if response.result[-1].response_metadata["nabla"]["verified"]:
             return response
@@ -108,11 +98,11 @@ def speaks(prompt: str) -> str:
 if model := os.environ.get("COOKBOOK_MODEL"):
     engine = Engine(model=model, dtype="fastest", reward=ArithmeticSteps(), strategy=BestOfN(n=4, width=1))
     form = "\nReply with the calculations alone, one equation a line, for example 3 + 4 = 7."
-    lesson = Lesson(NablaSolve(engine=engine, max_tokens=250, stop=["```"]), form)
+    lesson = Lesson(engine, Sampling(max_tokens=250, stop=("```",)), form)
     speaker = engine.with_reward(is_a_hint)
 else:
-    engine = Engine.tiny(reward=ImplicitReward.from_pretrained("tiny") + ArithmeticSteps(), budget=Budget(rollouts=8))
-    lesson = Lesson(NablaSolve(engine=engine))
+    engine = Engine.tiny(reward=ImplicitReward.from_pretrained("tiny") + ArithmeticSteps())
+    lesson = Lesson(engine, Sampling(max_tokens=192))
     speaker = Engine(model=scripted_model(speaks), reward=is_a_hint, strategy=BestOfN(n=4, width=1))
 hints = ChatNabla(engine=speaker, max_tokens=60)
 agent = create_agent(
@@ -130,7 +120,7 @@ for student in [QUESTION, "Is it 18?", "17", "12, I think", "24", "It is 3", "80
         judged = state["nabla"][-1]
         print(f"         ({judged['usage']['rollouts']} drawn, {judged['usage']['seconds']:.0f} s)")
 
-found = state["solved"]["nabla"]
+found = state["solved"]
 print(f"\nverified: {found['verified']} - {found['explanation']}")
 print(f"rollouts: {found['usage']['rollouts']}, revisions: {found['revisions']}")
 

@@ -4,8 +4,8 @@ The query finds an exercise, the model works it out from what was found, and two
 each equation, and `numbers_of_source` whether every number comes from the cited text or from a line before. What
 retrieval and synthesis ask is answered by one completion; only the answer that the reader sees is refined.
 
-Real model: `COOKBOOK_MODEL=model.gguf` (or a folder, or a hub id), which also reads the question: the embedded one
-reads what was found and nothing else. Take an index with embeddings for a book of your own.
+Real model and GPU: `COOKBOOK_MODEL=model.gguf` (or a folder, or a hub id), which also reads the question: the embedded
+one reads what was found and nothing else. Take an index with embeddings for a book of your own.
 """
 
 import os

@@ -3,8 +3,8 @@
 The draft is one cheap completion. A tool judges it, and only what it rejects is refined, from the draft on. The graph
 is stopped before the first refinement, as a restart or an approval would stop it, and goes on from its checkpoint.
 
-Real model: `COOKBOOK_MODEL=model.gguf` (or a folder, or a hub id). Replace `InMemorySaver()` by `SqliteSaver` or
-`PostgresSaver` to go on in another process. The draft may come from any other chat model.
+Real model and GPU: `COOKBOOK_MODEL=model.gguf` (or a folder, or a hub id). Replace `InMemorySaver()` by `SqliteSaver`
+or `PostgresSaver` to go on in another process. The draft may come from any other chat model.
 """
 
 import os

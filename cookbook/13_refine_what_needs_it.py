@@ -4,8 +4,10 @@
 turn where its answer says: to one cheap completion, or to the search with its calculator. Both are the same engine.
 
 The embedded model knows word problems only and decides nothing, so the decider here is a scripted double, read by the
-same likelihoods as any model. Real model: `COOKBOOK_MODEL=model.gguf` (or a folder, or a hub id) decides and answers by
-itself. It takes 1.5 B parameters or so: one of 0.5 B holds all options nearly equally likely.
+same likelihoods as any model.
+
+Real model and GPU: `COOKBOOK_MODEL=model.gguf` (or a folder, or a hub id) decides and answers by itself. It takes 1.5 B
+parameters or so: one of 0.5 B holds all options nearly equally likely.
 """
 
 import os

@@ -72,7 +72,7 @@ def _page(recipe: Path) -> str:
     module = ast.parse(source)
     title, _, about = (ast.get_docstring(module) or "").partition("\n")
     name, _, rest = title.partition(":")
-    about, _, real = re.sub("Real model: (?=`COOK)", "Real model and GPU: ", about).partition("Real model and GPU: ")
+    about, _, real = about.partition("Real model and GPU: ")
     code = "\n".join(source.splitlines()[module.body[0].end_lineno :]).strip()
     shown = "\n".join(line.removeprefix("#").removeprefix(" ") for line in prints.splitlines())
     return f"""# {name.rstrip(".")}

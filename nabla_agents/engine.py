@@ -215,7 +215,7 @@ class Engine(BaseEngine):
                 f"The prompt has {len(prompt.ids)} tokens and the draft {len(ids)}, but the context of "
                 f"{self.model.name} is {self.model.context_length} tokens. Shorten the draft."
             )
-        ended = (*ids, *sorted(self.model.eos_ids)[:1])
+        ended = ids if request.draft_cut else (*ids, *sorted(self.model.eos_ids)[:1])
         if grammar is not None and self.model.constraint(grammar).take(ended) < len(ended):
             raise ConfigurationError("The draft does not keep to the request's grammar; leave one of the two out.")
         return ids

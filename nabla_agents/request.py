@@ -27,6 +27,8 @@ class Request:
             float32, whose roundings hardly ever decide a token. In bfloat16 and float16 they may, where rows are
             computed beside others.
         draft: an answer from elsewhere, which the search starts from in place of its own first completion.
+        draft_cut: whether a limit cut the draft, not its writer ended it: then it is never verified, and any whole
+            answer is better.
         until: is asked of each accepted step whether its text is good enough; if so, the search ends with it.
         top_logprobs: how many of the likeliest tokens the result has for each of its places; one forward pass more.
 
@@ -40,6 +42,7 @@ class Request:
     strategy: Any = None
     seed: int = 0
     draft: str | None = None
+    draft_cut: bool = False
     until: Callable[[Step], bool] | None = None
     top_logprobs: int = 0
 

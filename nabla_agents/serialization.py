@@ -101,6 +101,8 @@ class NablaField(Body):
     reward: str | None = None
     draft: str | None = None
     """An answer from elsewhere, which the search starts from."""
+    draft_cut: bool = False
+    """Whether a limit cut it."""
 
     @property
     def chosen(self) -> tuple[str | None, dict[str, Any]]:
@@ -165,7 +167,13 @@ def steps_fields(
     if request.sampling.grammar is not None:
         sampling["grammar"] = asdict(request.sampling.grammar)
     limits = None if budget is None else {name: limit for name, limit in vars(budget).items() if limit is not None}
-    nabla = {"reward": reward, "draft": request.draft, "budget": limits, "strategy": strategy}
+    nabla = {
+        "reward": reward,
+        "draft": request.draft,
+        "draft_cut": request.draft_cut or None,
+        "budget": limits,
+        "strategy": strategy,
+    }
     messages = [message_fields(message) for message in request.prompt.messages]
     return {
         "model": model,

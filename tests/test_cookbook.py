@@ -27,7 +27,7 @@ def test_recipes_are_numbered_without_a_gap_and_listed_in_order() -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_a_recipe_is_short_and_says_what_it_prints_and_what_a_real_model_needs(recipe: Path, runner: Any) -> None:
     source = recipe.read_text()
-    assert len(source.splitlines()) <= 100
+    assert len(source.splitlines()) <= 150
     assert source.startswith('"""')
     assert "\nReal model and GPU: " in source.split('"""')[1]
     assert runner["expected"](source).strip()

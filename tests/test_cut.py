@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -159,3 +160,28 @@ def test_a_special_token_is_a_stop_string() -> None:
     stopped = [r for r in ended if turn in r.token_ids]
     assert stopped
     assert all(r.token_ids.index(turn) == len(r.token_ids) - 1 and not r.truncated for r in stopped)
+
+
+@pytest.mark.parametrize("strategy", [Greedy(), BestOfN(n=3), Nabla(), NablaParallel()])
+def test_a_draft_that_came_cut_is_not_verified_and_loses_to_what_is_whole(strategy: Any) -> None:
+    """Its equations are right as far as they go: given as whole, a calculator vouches for it."""
+    engine = Engine.tiny(reward=ArithmeticSteps(), strategy=strategy, budget=Budget(rollouts=4))
+    text = "34 + 27 = 61\n61"
+    question = "Mia has 34 apples. She buys 27 more. Then 12 are taken away. How many apples are left?"
+    request = engine.request(question, draft=text)
+    assert engine.submit(request).drain().score.verified is True  # type: ignore[union-attr]
+    result = engine.submit(replace(request, draft_cut=True)).drain()
+    first = result.trace[0]
+    assert first.text == text
+    assert first.score is not None
+    assert first.score.verified is None
+    assert (result.text == text) == result.truncated == isinstance(strategy, Greedy)
+    assert result.finish_reason is not FinishReason.VERIFIED or not result.truncated
+
+
+def test_a_draft_that_came_cut_uses_up_no_token_budget() -> None:
+    engine = Engine.tiny(reward=ArithmeticSteps(), strategy=BestOfN(n=3), budget=Budget(generated_tokens=200))
+    request = replace(engine.request(QUESTIONS[0], draft="1 + 1 = 2\n2"), draft_cut=True)
+    result = engine.submit(request).drain()
+    assert result.usage.rollouts > 1
+    assert not result.truncated

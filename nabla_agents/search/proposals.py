@@ -53,7 +53,8 @@ class ProposalSettings(Settings):
         rollout is paid for it; the reward scores all of them in one batch. A prefix that it cannot judge is confirmed.
         None asks no such question.
     reopen: while a tool objects to the best completion without saying where, and nothing promising is left, further
-        openings are drawn until the budget ends. Verdicts with a place, and learned scores, open nothing.
+        openings are drawn until the budget ends. Verdicts with a place, and learned scores, open nothing. So it is
+        while the best was cut with room for more: a draft that came so, or a text that repeated itself.
     """
 
     direction: Direction = GradientDirection()
@@ -100,7 +101,10 @@ async def reopened(search: Search, settings: ProposalSettings, count: int) -> li
     """Further openings in one batch; none where they are of no use, or the budget allows none."""
     requested, best = search.sampling.temperature, search.pool.best()
     temperature = settings.opening_temperature if requested is None else requested
-    if not settings.reopen or temperature == 0 or best is None or not objected(best):  # at 0, the same would come again
+    if not settings.reopen or temperature == 0 or best is None:  # at 0, the same would come again
+        return []
+    cut = best.rollout.cut and len(best.rollout.completion_ids) < search.longest()
+    if not cut and not objected(best):
         return []
     return await search.roll([()] * count, temperature=settings.opening_temperature)
 

@@ -35,4 +35,5 @@ def share(budget: Budget, spent: Usage, batch: int) -> int:
 def cut_short(budget: Budget, rollout: Rollout, longest: int) -> bool:
     """Whether the budget, and nothing else, ended a rollout that might have had `longest` tokens."""
     limited = budget.generated_tokens is not None and rollout.finish_reason is FinishReason.LENGTH
-    return limited and len(rollout.completion_ids) < longest
+    written = rollout.usage.generated_tokens > 0  # no draft that came cut
+    return limited and written and len(rollout.completion_ids) < longest

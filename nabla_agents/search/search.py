@@ -127,7 +127,8 @@ class Search:
         """
         if self.exhausted():
             return []
-        if self._draft is not None and not self.pool and not prefixes[0]:
+        drafted = self._draft is not None and not self.pool and not prefixes[0]
+        if self._draft is not None and drafted:
             prefixes = [await self._ended(self._draft), *prefixes[1:]]  # known already: it is only judged
         allowed = room(self.budget, self._usage, self.pool.best(), prefixes)
         wanted, prefixes = len(prefixes), prefixes[: allowed if most else self._callable(allowed, 1)]
@@ -146,6 +147,8 @@ class Search:
             self._job(prefix, draft, sampling, prompt, min(longest, len(prefix) + each))
             for prefix, draft in zip(prefixes, guesses, strict=False)
         ]
+        if drafted and self.request.draft_cut:
+            jobs[0] = replace(jobs[0], max_tokens=len(prefixes[0]))  # ends there, as what a limit cuts
         written = await self._written(jobs)
         if prompt is not None or (self.model.narrow and isinstance(self._backend, LanguageModel)):
             written = replace(written, ended=await self._reread(written.ended))
@@ -325,8 +328,10 @@ class Search:
         return RolloutJob(prompt or self.prompt, prefix, sampling, most, self.uniforms(most), draft, known)
 
     async def _ended(self, draft: tuple[int, ...]) -> tuple[int, ...]:
-        """A draft with the likeliest of the model's end tokens: one forward where there are several."""
+        """A draft that is whole with the likeliest of the model's end tokens: one forward where there are several."""
         ends = self.model.eos_ids
+        if self.request.draft_cut:
+            return draft
         if len(ends) < 2:
             return (*draft, *ends)
         [(end, usage)] = await Operation(self.model.likeliest_ends, ([self.prompt], [draft]), operation.STATES)

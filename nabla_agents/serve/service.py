@@ -103,6 +103,7 @@ class Service:
             "strategy": self._strategy(*wish.chosen, key),
             "budget": self.budget(served.engine, wish.limits, key),
             "draft": wish.draft,
+            "draft_cut": wish.draft_cut,
         }
 
     def _strategy(self, name: str | None, changes: Mapping[str, Any], key: ApiKey | None) -> Strategy | None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from llama_index.llms.nabla import (
     NablaLLM,
     NablaQueryEngine,
+    RefineWorkflow,
     StructuredAnswerError,
     numbers_in_sources,
     sandboxed,
@@ -161,3 +162,17 @@ async def test_an_agent_comes_to_an_end(llm: NablaLLM, kind: str) -> None:
     output = await first.run("What is 3 + 4?", max_iterations=2, early_stopping_method="generate")
     assert output.response.role.value == "assistant"
     assert output.raw["usage"]["completion_tokens"] > 0
+
+
+async def test_what_max_tokens_cuts_is_never_verified() -> None:
+    """Neither the answer of a query engine, which is refined from what was cut, nor a workflow's draft."""
+    problem = "Mia has 34 apples. She buys 27 more. Then 12 are taken away. How many apples are left?"
+    llm = NablaLLM(engine=Engine.tiny(reward=ArithmeticSteps()), max_tokens=12, rollouts=2)
+    index = VectorStoreIndex.from_documents([Document(text=problem)], embed_model=MockEmbedding(embed_dim=8))
+    template = PromptTemplate("{context_str}")
+    response: Any = NablaQueryEngine(index.as_query_engine(llm=llm, text_qa_template=template)).query("Mia?")
+    found = response.metadata["nabla"]
+    assert "34 + 27 = 61" in str(response)
+    assert (found["verified"], "cut off" in found["explanation"]) == (None, True)
+    done = await RefineWorkflow(llm).run(question=problem)
+    assert (done["verified"], done["refined"]) == (None, True)

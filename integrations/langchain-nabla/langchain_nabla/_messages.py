@@ -64,6 +64,12 @@ def text_of(message: BaseMessage) -> str:
     return "\n".join(texts)
 
 
+def was_cut(message: BaseMessage) -> bool:
+    """Whether a limit ended a message, by the words of the common providers."""
+    said = (message.response_metadata.get(name) for name in ("finish_reason", "stop_reason", "done_reason"))
+    return any(isinstance(reason, str) and reason.lower() in ("length", "max_tokens") for reason in said)
+
+
 def _message(message: BaseMessage) -> Message:
     content = text_of(message)
     extra: dict[str, Any] = {} if message.name is None else {"name": message.name}

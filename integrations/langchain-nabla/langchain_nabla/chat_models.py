@@ -27,7 +27,7 @@ from nabla_agents import ChatAnswer, ChatOptions, Step
 ToolChoice = str | bool | Mapping[str, Any] | None
 
 _FORM: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
-_NO_FIELDS: Final = (*_FORM, "draft", "enough")
+_NO_FIELDS: Final = (*_FORM, "draft", "draft_cut", "enough")
 """Options that a call has and the model has not."""
 _ABLE: Final = ("text_inputs", "text_outputs", "tool_calling", "tool_choice", "structured_output", "reasoning_output")
 _UNABLE: Final = (
@@ -42,8 +42,9 @@ class ChatNabla(NablaSettings, BaseChatModel):
     `ChatNabla(model="tiny")` loads at first use, once per process for equal loading settings;
     `ChatNabla(engine=engine)` shares an engine, with its reward and strategy, and `ChatNabla(llm=llm)` that of a
     `NablaLLM`. Generation settings may also be given per call or by `bind`, and so may `model`, `tools`, `tool_choice`,
-    `parallel_tool_calls`, `response_format` and `draft`, an answer from elsewhere to start from; with `enough`, a draft
-    of that score or more is returned as it is. The same seed gives the same message on every path.
+    `parallel_tool_calls`, `response_format` and `draft`, an answer from elsewhere to start from (`draft_cut=True` where
+    a limit cut it); with `enough`, a draft of that score or more is returned as it is. The same seed gives the same
+    message on every path.
 
     Tool calls and structured answers are decoded under a grammar, so that they always are what was asked for as far as
     `max_tokens` reaches; the search refines the reasoning and the text around them, and with `refine_constrained` them
@@ -135,6 +136,7 @@ class ChatNabla(NablaSettings, BaseChatModel):
             [engine.prompt(chat.with_schema(conversation(messages)), tools=chat.tools)],
             grammar=chat.grammar and replace(chat.grammar, refine=llm.refine_constrained),
             draft=kwargs.get("draft"),
+            draft_cut=kwargs.get("draft_cut", False),
             until=_until(kwargs.get("enough")),
             top_logprobs=llm.top_logprobs,
         )

@@ -11,7 +11,7 @@ from langchain.agents.middleware.internal_call_transformer import InternalCallTr
 from langchain_core.messages import AIMessage
 from langgraph.types import Command
 
-from langchain_nabla._messages import text_of
+from langchain_nabla._messages import text_of, was_cut
 from langchain_nabla.chat_models import ChatNabla
 from nabla_agents import ConfigurationError
 
@@ -54,7 +54,7 @@ class NablaRefineMiddleware(AgentMiddleware[NablaState, Any, Any]):
         draft = _draft(request, response)
         if draft is None:
             return response
-        refined = self.refiner.invoke(_conversation(request), draft=draft, enough=self.threshold)
+        refined = self.refiner.invoke(_conversation(request), **draft, enough=self.threshold)
         return _replaced(response, refined)
 
     async def awrap_model_call(
@@ -64,7 +64,7 @@ class NablaRefineMiddleware(AgentMiddleware[NablaState, Any, Any]):
         draft = _draft(request, response)
         if draft is None:
             return response
-        refined = await self.refiner.ainvoke(_conversation(request), draft=draft, enough=self.threshold)
+        refined = await self.refiner.ainvoke(_conversation(request), **draft, enough=self.threshold)
         return _replaced(response, refined)
 
 
@@ -79,13 +79,14 @@ def _conversation(request: ModelRequest[Any]) -> list[Any]:
     return [*([] if request.system_message is None else [request.system_message]), *request.messages]
 
 
-def _draft(request: ModelRequest[Any], response: ModelResponse[Any]) -> str | None:
-    """The text to refine; None where the answer is a tool call, structured, or empty."""
+def _draft(request: ModelRequest[Any], response: ModelResponse[Any]) -> dict[str, Any] | None:
+    """What to refine, as options of a call; None where the answer is a tool call, structured, or empty."""
     last = response.result[-1] if response.result else None
     structured = request.response_format is not None or response.structured_response is not None
     if structured or not isinstance(last, AIMessage) or last.tool_calls or last.invalid_tool_calls:
         return None
-    return text_of(last).strip() or None
+    text = text_of(last).strip()
+    return {"draft": text, "draft_cut": was_cut(last)} if text else None
 
 
 def _replaced(response: ModelResponse[Any], refined: AIMessage) -> ExtendedModelResponse[Any]:

@@ -10,7 +10,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableParallel,
 from langchain_core.runnables.base import RunnableSerializable
 from pydantic import ConfigDict
 
-from langchain_nabla._messages import text_of
+from langchain_nabla._messages import text_of, was_cut
 from langchain_nabla.chat_models import ChatNabla
 from nabla_agents import ConfigurationError
 
@@ -50,26 +50,26 @@ class NablaRefine(RunnableSerializable[Any, AIMessage]):
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         question, draft = _split(input)
-        return self.llm.invoke(question, config, draft=draft, **kwargs)
+        return self.llm.invoke(question, config, **draft, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         question, draft = _split(input)
-        return await self.llm.ainvoke(question, config, draft=draft, **kwargs)
+        return await self.llm.ainvoke(question, config, **draft, **kwargs)
 
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[AIMessageChunk]:
         question, draft = _split(input)
-        yield from self.llm.stream(question, config, draft=draft, **kwargs)
+        yield from self.llm.stream(question, config, **draft, **kwargs)
 
     async def astream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
         question, draft = _split(input)
-        async for chunk in self.llm.astream(question, config, draft=draft, **kwargs):
+        async for chunk in self.llm.astream(question, config, **draft, **kwargs):
             yield chunk
 
 
-def _split(input: Any) -> tuple[list[BaseMessage], str]:
-    """The conversation, and the draft that answers it.
+def _split(input: Any) -> tuple[list[BaseMessage], dict[str, Any]]:
+    """The conversation, and the draft that answers it, as options of a call.
 
     Raises:
         ConfigurationError: an input in which one of the two cannot be told.
@@ -80,11 +80,15 @@ def _split(input: Any) -> tuple[list[BaseMessage], str]:
         if not isinstance(draft, str | BaseMessage):
             raise ConfigurationError(f"NablaRefine got {draft!r} as the draft; {_EXPECTED}")
         messages: list[BaseMessage] = [HumanMessage(question)] if isinstance(question, str) else _messages(question)
-        return messages, draft if isinstance(draft, str) else text_of(draft)
+        return messages, {"draft": draft} if isinstance(draft, str) else _options(draft)
     messages = _messages(input.get("messages", input) if isinstance(input, Mapping) else input)
     if len(messages) < 2 or not isinstance(messages[-1], AIMessage) or messages[-1].tool_calls:
         raise ConfigurationError(f"NablaRefine got {input!r}; {_EXPECTED}")
-    return messages[:-1], text_of(messages[-1])
+    return messages[:-1], _options(messages[-1])
+
+
+def _options(draft: BaseMessage) -> dict[str, Any]:
+    return {"draft": text_of(draft), "draft_cut": was_cut(draft)}
 
 
 def _messages(input: Any) -> list[BaseMessage]:

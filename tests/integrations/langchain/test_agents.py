@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelCallLimitMiddleware
+from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
@@ -22,7 +23,7 @@ from pydantic import BaseModel
 import langchain_nabla
 from langchain_nabla import ChatNabla, NablaLLM, NablaRefine, NablaSolve
 from langchain_nabla.middleware import NablaRefineMiddleware
-from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Nabla, Rollout, Score
+from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Greedy, Nabla, Rollout, Score
 from nabla_agents.testing import FixedReward
 
 from .conftest import call
@@ -210,6 +211,24 @@ def test_a_right_draft_costs_its_check_only(correcting: ChatNabla) -> None:
     message = NablaRefine(correcting).invoke({"question": QUESTION, "draft": RIGHT})
     assert message.content == RIGHT
     assert message.response_metadata["nabla"]["usage"]["generated_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    "said", [{"finish_reason": "length"}, {"stop_reason": "max_tokens"}, {"done_reason": "length"}]
+)
+def test_a_draft_that_a_limit_cut_is_never_verified(scripted: Any, said: dict[str, str]) -> None:
+    """However right what there is of it is; from a chain or from an agent's model."""
+    judge = ChatNabla(engine=scripted(lambda prompt: "13", reward=ArithmeticSteps(), strategy=Greedy()))
+    for metadata, verified in ((said, None), ({}, True)):
+        draft = AIMessage(RIGHT, response_metadata=metadata)
+        message = NablaRefine(judge).invoke([HumanMessage(QUESTION), draft])
+        assert message.response_metadata["nabla"]["verified"] is verified
+        hosted = FakeMessagesListChatModel(responses=[draft.model_copy()])
+        state: Any = create_agent(hosted, [], middleware=[NablaRefineMiddleware(judge)]).invoke(
+            {"messages": [HumanMessage(QUESTION)]}
+        )
+        assert state["nabla"][0]["verified"] is verified
+        assert state["messages"][-1].text == RIGHT
 
 
 def test_a_draft_without_its_question_is_refused(correcting: ChatNabla) -> None:

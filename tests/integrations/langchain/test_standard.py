@@ -1,10 +1,13 @@
 """LangChain's own test suites (`langchain_tests`), in two runs that the documentation keeps apart.
 
 scripted: a model that follows a script, under the real engine: templates, grammars, parsing, streaming and ledger are
-real. embedded: the embedded model, for everything that needs no understanding.
+real. embedded: the embedded model, for everything that needs no understanding. And with `-m real` a third one, a GGUF
+file: NABLA_STANDARD_MODEL, or SmolLM2 in the folder of `make real`.
 """
 
 import importlib
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,8 @@ from nabla_agents.testing import scripted_model
 
 from .conftest import assistant
 
+FOLDER = Path(os.environ.get("NABLA_MODELS") or Path.home() / ".cache" / "nabla-models")
+FILE = Path(os.environ.get("NABLA_STANDARD_MODEL") or FOLDER / "smollm2-135m.gguf")
 table: Any = importlib.import_module("langchain_core.load.load")  # the name stands for a function too
 ENGINE: dict[str, Engine] = {}
 UNDERSTANDING = {
@@ -141,6 +146,37 @@ class TestEmbedded(Chat, ChatModelIntegrationTests):
     @property
     def model_override_value(self) -> str:
         return "tiny"
+
+
+@pytest.mark.real
+@pytest.mark.filterwarnings("ignore:The engine has no reward")
+class TestReal(Chat, ChatModelIntegrationTests):
+    """A model that has learned to write calls and JSON, with no parameter but its name."""
+
+    @pytest.fixture(autouse=True)
+    def _there(self) -> None:
+        if not FILE.exists():
+            pytest.skip(f"there is no {FILE}")
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"model": str(FILE)}
+
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
+    @property
+    def model_override_value(self) -> str:
+        return str(FILE)
 
 
 class Tool:

@@ -92,6 +92,7 @@ class Call:
         engine = llm.load()
         tokenizer = engine.model.tokenizer
         draft: str | None = options.pop("draft", None)
+        cut: bool = options.pop("draft_cut", False)
         chat = ChatOptions.read(**options, reasoning=tokenizer.knows_reasoning, dialect=tokenizer.dialect)
         prompt = self._prompt(engine, chat)
         self._grant = policy.grant(llm, engine, trace=self._trace, final=self._final or draft is not None)
@@ -103,6 +104,7 @@ class Call:
             budget=self._grant.budget,
             strategy=self._grant.strategy,
             draft=draft,
+            draft_cut=cut,
         )
         answer = ChatAnswer(request, tokenizer, tools=chat.tools)
         self._writer = ResponseWriter(answer, chat=not isinstance(self._question, str), logprobs=llm.logprobs)

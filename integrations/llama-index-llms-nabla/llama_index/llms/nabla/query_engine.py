@@ -95,7 +95,8 @@ class NablaQueryEngine(BaseQueryEngine):
     def _call(self, last: Recorded) -> dict[str, Any]:
         """The last call again, to be refined from what it answered."""
         policy = "always" if last.llm.refine_policy in ("never", "final_only") else last.llm.refine_policy
-        options = {"refine_policy": policy, "final": True, **self._options, "draft": last.result.text}
+        draft = {"draft": last.result.text, "draft_cut": last.result.truncated}
+        options = {"refine_policy": policy, "final": True, **self._options, **draft}
         messages = [ChatMessage(role=m.role, content=m.content) for m in last.prompt.messages]
         return {"messages": messages, **options}
 

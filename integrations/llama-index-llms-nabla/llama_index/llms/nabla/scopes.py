@@ -17,7 +17,7 @@ PER_CALL: Final = (
     *(*EngineSettings.SAMPLING, "seed", "rollouts", "budget", "strategy", "logprobs"),
     *("refine_policy", "trace_budget", "final", "refine_constrained"),
 )
-_REQUEST: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "draft")
+_REQUEST: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "draft", "draft_cut")
 
 ValueT = TypeVar("ValueT")
 

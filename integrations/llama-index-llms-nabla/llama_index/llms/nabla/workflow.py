@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
@@ -28,6 +28,7 @@ class Drafted(Event):
 
     question: str
     draft: str
+    cut: bool
 
 
 class Doubtful(Event):
@@ -35,6 +36,7 @@ class Doubtful(Event):
 
     question: str
     draft: str
+    cut: bool
 
 
 async def refine(
@@ -71,23 +73,35 @@ class RefineWorkflow(Workflow):
     @step
     async def draft(self, ev: StartEvent) -> Drafted:
         response = await self._drafter.achat([ChatMessage(role="user", content=ev.question)])
-        return Drafted(question=ev.question, draft=response.message.content or "")
+        return Drafted(question=ev.question, draft=response.message.content or "", cut=_cut(response.raw))
 
     @step
     async def verify(self, ev: Drafted) -> Doubtful | StopEvent:
         reward = own_reward(await asyncio.to_thread(self._llm.load))
-        if reward is not None:
+        if reward is not None and not ev.cut:
             score = await asyncio.to_thread(judged, reward, ev.question, ev.draft)
             if score.verified:
                 return StopEvent(result=_result(ev.draft, ev.draft, True, False, score.explanation))
-        return Doubtful(question=ev.question, draft=ev.draft)
+        return Doubtful(question=ev.question, draft=ev.draft, cut=ev.cut)
 
     @step
     async def improve(self, ctx: Context, ev: Doubtful) -> StopEvent:
-        response = await refine(ctx, self._llm, ev.question, draft=ev.draft)
+        response = await refine(ctx, self._llm, ev.question, draft=ev.draft, draft_cut=ev.cut)
         raw: Any = response.raw
         verified, explanation = raw["nabla"]["verified"], raw["nabla"]["explanation"]
         return StopEvent(result=_result(response.message.content or "", ev.draft, verified, True, explanation))
+
+
+def _cut(raw: Any) -> bool:
+    """Whether a limit ended an answer, by what its model's API said, in OpenAI's form or flat."""
+    choices = _field(raw, "choices")
+    said = _field(choices[0], "finish_reason") if isinstance(choices, Sequence) and choices else None
+    reasons = (said, *(_field(raw, name) for name in ("finish_reason", "stop_reason", "done_reason")))
+    return any(isinstance(reason, str) and reason.lower() in ("length", "max_tokens") for reason in reasons)
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
 
 
 def _result(answer: str, draft: str, verified: bool | None, refined: bool, explanation: str) -> dict[str, Any]:
