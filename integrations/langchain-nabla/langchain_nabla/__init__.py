@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _LATER = {"NablaDecision": "decision", "NablaRefineMiddleware": "middleware"}
-"""What needs more than langchain-core 1.4, by its module."""
+"""What needs more than langchain-core 1.6, by its module."""
 
 
 def __getattr__(name: str) -> Any:

@@ -71,14 +71,13 @@ class NablaDecision(BaseDecisionModel):
         return PROVIDER
 
     def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
-        readings = self._readings(state, questions)
-        engine = self.llm.load()
-        runs = [engine.submit(request) for request in readings]
+        engine = self.llm.load().with_reward(None)
+        runs = [engine.submit(request) for request in self._readings(state, questions)]
         return self._response(questions, [run.drain() for run in runs])
 
     async def _aclassify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
         readings = await asyncio.to_thread(self._readings, state, questions)
-        engine = self.llm.load()
+        engine = self.llm.load().with_reward(None)
         runs = [engine.submit(request) for request in readings]
         return self._response(questions, await asyncio.gather(*runs))
 

@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 
 from langchain_nabla import ChatNabla
 from nabla_agents import ConfigurationError, Engine, Greedy
-from nabla_agents.testing import scripted_model
+from nabla_agents.testing import FixedReward, scripted_model
 
 decisions: Any = pytest.importorskip("langchain_core.decisions", reason="langchain-core before 1.8 has no decisions")
 router: Any = pytest.importorskip("langchain.agents.middleware.model_router")
@@ -31,9 +31,13 @@ def engine() -> Engine:
 
 @pytest.fixture
 def decide(engine: Engine) -> Any:
+    """On an engine whose reward is not to be asked."""
     from langchain_nabla import NablaDecision
 
-    return NablaDecision(ChatNabla(engine=engine))
+    def asked(rollout: Any) -> float:
+        raise AssertionError("a reward was asked")
+
+    return NablaDecision(ChatNabla(engine=engine.with_reward(FixedReward(asked))))
 
 
 def shares(engine: Engine, asked: str) -> list[float]:

@@ -1,8 +1,8 @@
 """LangChain's own test suites (`langchain_tests`), in two runs that the documentation keeps apart.
 
 scripted: a model that follows a script, under the real engine: templates, grammars, parsing, streaming and ledger are
-real. embedded: the embedded model, for everything that needs no understanding. And with `-m real` a third one, a GGUF
-file: NABLA_STANDARD_MODEL, or SmolLM2 in the folder of `make real`.
+real. embedded: the embedded model, for everything that needs no understanding. And with `-m real` a third one, for which
+Qwen2.5-Coder-0.5B has to lie in the folder of `make real`.
 """
 
 import importlib
@@ -24,7 +24,7 @@ from nabla_agents.testing import scripted_model
 from .conftest import assistant
 
 FOLDER = Path(os.environ.get("NABLA_MODELS") or Path.home() / ".cache" / "nabla-models")
-FILE = Path(os.environ.get("NABLA_STANDARD_MODEL") or FOLDER / "smollm2-135m.gguf")
+FILE = FOLDER / "coder-0.5b.gguf"
 table: Any = importlib.import_module("langchain_core.load.load")  # the name stands for a function too
 ENGINE: dict[str, Engine] = {}
 UNDERSTANDING = {
