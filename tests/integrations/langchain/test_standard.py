@@ -1,8 +1,8 @@
 """LangChain's own test suites (`langchain_tests`), in two runs that the documentation keeps apart.
 
 scripted: a model that follows a script, under the real engine: templates, grammars, parsing, streaming and ledger are
-real. embedded: the embedded model, for everything that needs no understanding. And with `-m real` a third one, for which
-Qwen2.5-Coder-0.5B has to lie in the folder of `make real`.
+real. embedded: the embedded model, for everything that needs no understanding. And with `-m real` a third one, which is
+Qwen2.5-Coder-0.5B from the folder of `make real`.
 """
 
 import importlib
