@@ -24,6 +24,7 @@ from nabla_agents.user_cache import cache_folder
 _FORMAT = 1  # raised whenever `unpack` writes something else for the same file
 _NOTE = "copy.json"
 _PACKAGES = ("gguf", "accelerate")
+_TRANSFORMERS = (5, 22)  # the first that reads the files of the tests
 _log = logging.getLogger(__name__)
 
 
@@ -158,6 +159,7 @@ def own_dtype(header: GgufHeader) -> torch.dtype:
 
 
 def require_packages() -> None:
+    """Raises ModelLoadError where a package that reads GGUF files is missing, or too old."""
     missing = []
     for name in _PACKAGES:
         try:
@@ -169,3 +171,6 @@ def require_packages() -> None:
             f"A GGUF file is read with {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
             f"installed: {to_install('gguf')}."
         )
+    if tuple(map(int, (found := version("transformers")).split(".")[:2])) < _TRANSFORMERS:
+        least = ".".join(map(str, _TRANSFORMERS))
+        raise ModelLoadError(f"GGUF files need transformers {least} or newer, this is {found}: {to_install('gguf')}.")

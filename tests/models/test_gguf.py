@@ -417,6 +417,12 @@ def test_missing_packages_are_named_with_the_extra(file: Path, monkeypatch: pyte
         LanguageModel.from_pretrained(file)
 
 
+def test_transformers_that_are_too_old_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "version", lambda name: "5.9.1" if name == "transformers" else "1.0")
+    with pytest.raises(ModelLoadError, match=r"need transformers 5\.22 or newer, this is 5\.9\.1: pip install"):
+        LanguageModel.from_pretrained(file)
+
+
 @pytest.mark.usefixtures("packed")
 def test_a_disk_without_room_is_refused_before_it_is_filled(
     tmp_path: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
