@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
+    DynamicCache,
     GenerationConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from benchmarks.tiny.tokenizer import CONTEXT_TOKENS
+from nabla_agents.models.kv_cache import cache_argument
 from nabla_agents.tiny.code_tasks import CodeTask
 from nabla_agents.tiny.word_problems import Problem, is_correct
 
@@ -87,13 +89,17 @@ def complete(
     generator = torch.Generator(device).manual_seed(seed)
     pad = torch.tensor(tokenizer.pad_token_id, device=device)
     encoded = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(device)
-    mask, ids, cache = encoded.attention_mask, encoded.input_ids, None
+    mask, ids, cache = (
+        encoded.attention_mask,
+        encoded.input_ids,
+        {cache_argument(model): DynamicCache(config=model.config)},
+    )
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     columns: list[Tensor] = []
     running = torch.ones(len(prompts), dtype=torch.bool, device=device)
     for _ in range(MAX_NEW_TOKENS):
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
-        logits, cache = out.logits[:, -1].float(), out.past_key_values
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **cache)
+        logits = out.logits[:, -1].float()
         if temperature > 0:
             chosen = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
         else:
