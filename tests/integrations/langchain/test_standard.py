@@ -129,7 +129,11 @@ class TestEmbedded(Chat, ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"engine": embedded_engine(), "rollouts": 2, "max_tokens": 60}
+        return {"model": "tiny"}
+
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        return {}
 
     @property
     def has_structured_output(self) -> bool:
