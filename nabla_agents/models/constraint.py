@@ -32,8 +32,9 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 class Constraint:
     """Where one completion is in its grammar. Used by one thread."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, closing: Sequence[int], quotes: Sequence[int]) -> None:
-        self._matcher, self._vocab_size, self._closing, self._quotes = matcher, vocab_size, closing, quotes
+    def __init__(self, matcher: LLMatcher, vocab_size: int, closers: Sequence[Sequence[int]]) -> None:
+        self._matcher, self._vocab_size, self._closers = matcher, vocab_size, closers
+        self._closing, self._quotes, self._brackets = closers
 
     def take(self, ids: Sequence[int]) -> int:
         """Follows tokens; how many of them the grammar has."""
@@ -75,8 +76,14 @@ class Constraint:
 
     @property
     def settled(self) -> bool:
-        """Whether what was written may end here, and is no text that goes on as it likes: a call has been ended."""
-        return self.whole and not _free(self.mask())
+        """Whether what was written may end here, or by one bracket, and is no text that goes on as it likes: a call has
+        been ended.
+        """
+        mask = self.mask()
+        if _free(mask) or self.whole:
+            return not _free(mask)
+        ahead = self._copy()
+        return any(mask[token] and ahead.take([token]) == 1 and ahead.whole for token in self._brackets)
 
     @property
     def complete(self) -> bool:
@@ -109,7 +116,7 @@ class Constraint:
         return masks
 
     def _copy(self) -> Constraint:
-        return Constraint(self._matcher.deep_copy(), self._vocab_size, self._closing, self._quotes)
+        return Constraint(self._matcher.deep_copy(), self._vocab_size, self._closers)
 
 
 class Compiler:
@@ -122,7 +129,7 @@ class Compiler:
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._ll = _ll_tokenizer(tokenizer, vocab_size, eos_ids)
-        self._closing, self._quotes = (_tokens(tokenizer, texts) for texts in (_CLOSING, _QUOTES))
+        self._closers = [_tokens(tokenizer, texts) for texts in (_CLOSING, _QUOTES, ("]",))]
         self._lock = threading.Lock()
         self._compiled: dict[Grammar, LLMatcher] = {}
 
@@ -143,7 +150,7 @@ class Compiler:
                 oldest = next(iter(self._compiled))
                 kept -= _size(oldest)
                 del self._compiled[oldest]
-            return Constraint(matcher.deep_copy(), self._vocab_size, self._closing, self._quotes)
+            return Constraint(matcher.deep_copy(), self._vocab_size, self._closers)
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         from llguidance import LLMatcher

@@ -23,7 +23,8 @@ from nabla_agents import (
     Reply,
     Sampling,
 )
-from nabla_agents.models.rows import RolloutJob
+from nabla_agents.chat.dialects import DIALECTS
+from nabla_agents.models.rows import RolloutJob, Row
 from nabla_agents.testing import FixedReward, random_model
 
 SCHEMA: dict[str, Any] = {
@@ -140,6 +141,34 @@ def test_no_call_is_begun_that_cannot_be_ended(name: str, request: pytest.Fixtur
         counts.append(cut.text.count("</tool_call>"))
     assert counts == sorted(counts)
     assert set(counts) == set(range(1, whole.text.count("</tool_call>") + 1))
+
+
+def test_no_call_of_a_list_is_begun_that_cannot_be_ended(model: LanguageModel) -> None:
+    """In Mistral's form, where calls are the items of one list; an array within a call's arguments goes on."""
+    mistral = DIALECTS["mistral"]
+    numbers = {"type": "object", "properties": {"x": {"type": "array", "items": {"const": 1}}}, "required": ["x"]}
+    grammar = Grammar.tools([{"name": "f", "parameters": numbers}], required=True, dialect=mistral)
+    one = '[TOOL_CALLS] [{"name": "f", "arguments": {"x": [1, 1]}}'
+    for written, settled in ((one, True), (one[: one.index(", 1]")], False), (one[:-1], False), (one + ", {", False)):
+        constraint = model.constraint(grammar)
+        ids = model.tokenizer.encode(written)
+        assert constraint.take(ids) == len(ids)
+        assert constraint.settled == settled
+    row = Row(
+        RolloutJob(
+            model.prompt("x"), (), Sampling(grammar=grammar), len(model.tokenizer.encode(one)) + 9, torch.zeros(99)
+        ),
+        [],
+    )
+    row.constraint = model.constraint(grammar)
+    for token in model.tokenizer.encode(one + ", {"):
+        row.ids.append(token)
+        row.log_probs.append(0.0)
+        row.follow(token)
+        if row.finish is not None:
+            break
+    assert row.finish == "length"
+    assert model.tokenizer.decode(row.ids) == one
 
 
 def test_a_string_that_repeats_itself_without_end_is_cut() -> None:
