@@ -83,8 +83,9 @@ class Row:
         """
         if self.constraint is None:
             return
-        room = self.job.max_tokens - len(self.ids)
-        settled = room <= _ROOMY and self.constraint.settled
+        room, grammar = self.job.max_tokens - len(self.ids), self.job.sampling.grammar
+        several = grammar is not None and grammar.calls and grammar.parallel
+        settled = several and room <= _ROOMY and self.constraint.settled
         try:
             self.constraint.take([token])
             if not settled or self.constraint.whole or self.constraint.can_end(room):

@@ -70,6 +70,11 @@ def was_cut(message: BaseMessage) -> bool:
     return any(isinstance(reason, str) and reason.lower() in ("length", "max_tokens") for reason in said)
 
 
+def as_draft(message: BaseMessage) -> dict[str, Any]:
+    """A message as the options of a call that refines it."""
+    return {"draft": text_of(message), "draft_cut": was_cut(message)}
+
+
 def _message(message: BaseMessage) -> Message:
     content = text_of(message)
     extra: dict[str, Any] = {} if message.name is None else {"name": message.name}

@@ -11,7 +11,7 @@ from langchain.agents.middleware.internal_call_transformer import InternalCallTr
 from langchain_core.messages import AIMessage
 from langgraph.types import Command
 
-from langchain_nabla._messages import text_of, was_cut
+from langchain_nabla._messages import as_draft
 from langchain_nabla.chat_models import ChatNabla
 from nabla_agents import ConfigurationError
 
@@ -85,8 +85,9 @@ def _draft(request: ModelRequest[Any], response: ModelResponse[Any]) -> dict[str
     structured = request.response_format is not None or response.structured_response is not None
     if structured or not isinstance(last, AIMessage) or last.tool_calls or last.invalid_tool_calls:
         return None
-    text = text_of(last).strip()
-    return {"draft": text, "draft_cut": was_cut(last)} if text else None
+    draft = as_draft(last)
+    draft["draft"] = draft["draft"].strip()
+    return draft if draft["draft"] else None
 
 
 def _replaced(response: ModelResponse[Any], refined: AIMessage) -> ExtendedModelResponse[Any]:

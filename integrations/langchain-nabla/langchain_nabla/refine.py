@@ -10,7 +10,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableParallel,
 from langchain_core.runnables.base import RunnableSerializable
 from pydantic import ConfigDict
 
-from langchain_nabla._messages import text_of, was_cut
+from langchain_nabla._messages import as_draft
 from langchain_nabla.chat_models import ChatNabla
 from nabla_agents import ConfigurationError
 
@@ -80,15 +80,11 @@ def _split(input: Any) -> tuple[list[BaseMessage], dict[str, Any]]:
         if not isinstance(draft, str | BaseMessage):
             raise ConfigurationError(f"NablaRefine got {draft!r} as the draft; {_EXPECTED}")
         messages: list[BaseMessage] = [HumanMessage(question)] if isinstance(question, str) else _messages(question)
-        return messages, {"draft": draft} if isinstance(draft, str) else _options(draft)
+        return messages, {"draft": draft} if isinstance(draft, str) else as_draft(draft)
     messages = _messages(input.get("messages", input) if isinstance(input, Mapping) else input)
     if len(messages) < 2 or not isinstance(messages[-1], AIMessage) or messages[-1].tool_calls:
         raise ConfigurationError(f"NablaRefine got {input!r}; {_EXPECTED}")
-    return messages[:-1], _options(messages[-1])
-
-
-def _options(draft: BaseMessage) -> dict[str, Any]:
-    return {"draft": text_of(draft), "draft_cut": was_cut(draft)}
+    return messages[:-1], as_draft(messages[-1])
 
 
 def _messages(input: Any) -> list[BaseMessage]:

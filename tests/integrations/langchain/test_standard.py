@@ -154,29 +154,17 @@ class TestEmbedded(Chat, ChatModelIntegrationTests):
 
 @pytest.mark.real
 @pytest.mark.filterwarnings("ignore:The engine has no reward")
-class TestReal(Chat, ChatModelIntegrationTests):
+class TestReal(TestEmbedded):
     """A model that has learned to write calls and JSON, with no parameter but its name."""
 
     @pytest.fixture(autouse=True)
-    def _there(self) -> None:
+    def _no_understanding(self) -> None:
         if not FILE.exists():
             pytest.skip(f"there is no {FILE}")
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": str(FILE)}
-
-    @property
-    def standard_chat_model_params(self) -> dict[str, Any]:
-        return {}
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def supports_anthropic_inputs(self) -> bool:
-        return True
 
     @property
     def model_override_value(self) -> str:
