@@ -43,7 +43,7 @@ cookbook: $(VENV)/.installed-test ## run the recipes and compare what they print
 	@$(BIN)/python cookbook
 
 docs: $(VENV)/.installed-dev ## build the site into build/site, warnings are errors
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@$(BIN)/python docs/site.py && $(BIN)/zensical build --strict --clean --config-file build/site.yml
 
 lint: $(VENV)/.installed-dev ## check format and style
 	@$(BIN)/ruff format --check --quiet . || { echo "make format puts this right"; exit 1; }

@@ -62,6 +62,6 @@ def test_a_page_that_shows_something_else_is_refused(
 def test_every_link_to_a_page_of_the_repository_leads_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "cookbook" / "README.md", *DOCS.rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            made = DOCS / "cookbook" in (page.parent / target).parents  # by the site's hook, from the recipes
+            made = DOCS / "cookbook" in (page.parent / target).parents  # by docs/site.py, from the recipes
             source = ROOT / "cookbook" / Path(target).with_suffix(".py").name if made else page.parent / target
             assert source.exists() or target.endswith("cookbook/index.md"), f"{page.name}: {target}"

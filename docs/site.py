@@ -1,36 +1,54 @@
-"""What the site has besides the pages in this folder: the cookbook, made from the recipes; the study, from
-`benchmarks/results`; and names that no page of the reference lists. All of them get their places in the navigation.
+"""Writes the site's pages and settings into `build`, for Zensical: `make docs` runs it.
+
+Besides the pages of this folder: the cookbook, made from the recipes; the study, from `benchmarks/results`; and
+names that no page of the reference lists. All of them get their places in the navigation.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import shutil
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from mkdocs.structure.files import File, Files
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS, COOKBOOK, STUDY, PACKAGE = ROOT / "docs", ROOT / "cookbook", ROOT / "benchmarks/results", ROOT / "nabla_agents"
+BUILD = ROOT / "build"
 MARK = "# Prints:\n"
 FURTHER = "reference/further.md"
 
 
-def on_config(config: Any) -> Any:
-    """The navigation, with what is found in the folders."""
-    sections = {name: entry for entry in config.nav if isinstance(entry, dict) for name in entry}
-    named = str(config.nav)
-    guides = sorted(page.name for page in DOCS.glob("*.md") if page.name not in named)
-    sections["How-to"]["How-to"] = guides
+def main() -> None:
+    shutil.rmtree(BUILD / "docs", ignore_errors=True)
+    shutil.copytree(DOCS, BUILD / "docs", ignore=shutil.ignore_patterns("site.*", "__pycache__"))
+    for name, text in _made().items():
+        page = BUILD / "docs" / name
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(text, encoding="utf-8")
+    for page in (BUILD / "docs").rglob("*.md"):
+        page.write_text(_linked(page.read_text(encoding="utf-8")), encoding="utf-8")
+    settings = yaml.safe_dump(_settings(), sort_keys=False, allow_unicode=True)
+    (BUILD / "site.yml").write_text(settings, encoding="utf-8")
+
+
+def _settings() -> dict[str, Any]:
+    """Those of `site.yml`, with a navigation that has what is found in the folders."""
+    settings = yaml.safe_load((DOCS / "site.yml").read_text(encoding="utf-8"))
+    sections = {name: entry for entry in settings["nav"] if isinstance(entry, dict) for name in entry}
+    named = str(settings["nav"])
+    sections["How-to"]["How-to"] = sorted(page.name for page in DOCS.glob("*.md") if page.name not in named)
     sections["Cookbook"]["Cookbook"] = ["cookbook/index.md", *(f"cookbook/{r.stem}.md" for r in _recipes())]
     if _unlisted():
         sections["Reference"]["Reference"].append(FURTHER)
-    return config
+    return settings
 
 
-def on_files(files: Files, config: Any) -> Files:
+def _made() -> dict[str, str]:
+    """The pages, pictures and files that this folder has not, by their paths in the site."""
     made = {f"cookbook/{recipe.stem}.md": _page(recipe) for recipe in _recipes()}
     readme = (COOKBOOK / "README.md").read_text(encoding="utf-8")
     made["cookbook/index.md"] = re.sub(r"\((\d\d_\w+)\.py\)", r"(\1.md)", readme)
@@ -42,16 +60,18 @@ def on_files(files: Files, config: Any) -> Files:
     made["study.md"] = re.sub(r"\]\((\w+/)", r"](study/\1", study)
     if _unlisted():
         made[FURTHER] = "# Further names\n\n" + "\n\n".join(f"::: nabla_agents.{name}" for name in _unlisted())
-    for name, content in made.items():
-        files.append(File.generated(config, name, content=content))
-    return files
+    return made
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def _linked(markdown: str) -> str:
     """Links that are right in the repository become those of the site."""
-    return markdown.replace("](../benchmarks/results/README.md", "](study.md").replace(
-        "](../benchmarks/results/", "](study/"
-    )
+    for there, here in (
+        ("../benchmarks/results/README.md", "study.md"),
+        ("../benchmarks/results/", "study/"),
+        ("../docs/", "../"),
+    ):
+        markdown = markdown.replace(f"]({there}", f"]({here}")
+    return markdown
 
 
 def _unlisted() -> list[str]:
@@ -98,3 +118,7 @@ It prints:
 def _spaced(text: str) -> str:
     """With an empty line around indented lines, which makes them a block of code."""
     return re.sub(r"(?m)^(?! |$)(.*)\n(?=    )", r"\1\n\n", re.sub(r"(?m)^(    .*)\n(?! |$)", r"\1\n\n", text))
+
+
+if __name__ == "__main__":
+    main()
