@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow real hour ranges attack cookbook docs lint format types floors check bench study tiny api clean
+.PHONY: help demo test slow real hour ranges wheels attack cookbook docs lint format types floors check bench study tiny api clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -35,6 +35,9 @@ hour: $(VENV)/.installed-test ## walk through a stranger's first hour: command, 
 
 ranges: ## run the adapters' tests on the oldest and newest releases of their hosts (half an hour, installs twice)
 	@PYTHON=$(PYTHON) tests/ranges.sh oldest newest
+
+wheels: ## install the three wheels beside each host in fresh environments, and run their READMEs (minutes)
+	@PYTHON=$(PYTHON) tests/wheels.sh
 
 attack: $(VENV)/.installed-test ## try on a server what one client can do to others (minutes)
 	@$(BIN)/python benchmarks/attack.py

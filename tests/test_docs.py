@@ -38,8 +38,8 @@ def _loop() -> Iterator[None]:
 @pytest.mark.usefixtures("_loop")
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta", "ignore::DeprecationWarning:llama_index")
 @pytest.mark.parametrize("page", PAGES)
-def test_a_pages_examples_print_what_it_shows(page: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_page(ROOT / page, capsys)
+def test_a_pages_examples_print_what_it_shows(page: str) -> None:
+    assert run_page(ROOT / page)
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,10 @@ def test_a_pages_examples_print_what_it_shows(page: str, capsys: pytest.CaptureF
         ("```python\nx = 1\n```\n```text\n1\n```\n", "line 4"),
     ],
 )
-def test_a_page_that_shows_something_else_is_refused(
-    shown: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_page_that_shows_something_else_is_refused(shown: str, problem: str, tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text(shown)
     with pytest.raises(AssertionError, match=problem) if problem else nullcontext():
-        run_page(tmp_path / "page.md", capsys)
+        run_page(tmp_path / "page.md")
 
 
 def test_every_link_to_a_page_of_the_repository_leads_somewhere() -> None:

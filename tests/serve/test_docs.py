@@ -18,11 +18,11 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "serving.md"
 
 
 @pytest.mark.enable_socket
-def test_what_the_page_shows_runs(tiny_engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_page_shows_runs(tiny_engine: Engine) -> None:
     settings = ServeSettings(port=0)
     app = create_app(tiny_engine, settings, rewards={"arithmetic": ArithmeticSteps()})
     with running(app, settings) as server:
-        namespace = run_page(PAGE, capsys, port=server.port)
+        namespace = run_page(PAGE, port=server.port)
         for key in [key for key in shared_engines._loaded if "base_url" in dict(key)]:
             engine: Any = shared_engines._loaded.pop(key)
             engine.close()
