@@ -134,7 +134,7 @@ def test_json_is_the_whole_result_and_nothing_else_and_a_report_shows_what_was_t
     assert html.startswith("<!doctype html>")
     tried = [step for step in got["trace"] if step["kind"] != "commit"]
     assert html.count("<details") == len(tried) >= 2
-    assert "What the gradient says" in html
+    assert "promises most" in html
     assert any(step["gains"] for step in tried)
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from html import escape
+from itertools import takewhile
 from typing import Final
 
 from nabla_agents.report import words
@@ -100,21 +101,27 @@ def _timeline(steps: Sequence[Step]) -> Iterator[str]:
     """Items of a list, one for each step, and one before it where a gradient was taken."""
     incumbent, count = "", 0
     for step in steps:
-        if step.gains:
+        if any(gain.ranking_score > 0 for gain in step.gains):
             legend = (
-                'What the gradient says of the best answer so far: <span class="key">from 0 to 5 nats</span> of '
-                "ranking score of a change there, the better token on pointing"
+                'Where a change of the best answer so far promises most: <span class="key">from 0 to 5 nats</span> of '
+                "ranking score, the better token on pointing"
             )
             yield f'<li><span class="dim">{legend}</span><pre>{_heat(incumbent, step.gains)}</pre></li>'
         if step.kind == "commit":
             continue
         count += 1
-        yield _tried(step, count)
+        yield _tried(step, count, _shared(incumbent, step.text) if step.kind == "refine" else 0)
         if step.accepted:
             incumbent = step.text
 
 
-def _tried(step: Step, count: int) -> str:
+def _shared(a: str, b: str) -> int:
+    """How many characters two texts begin with in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _tried(step: Step, count: int, shared: int) -> str:
+    """A step, folded; its first `shared` characters are those of the answer that it branches from."""
     what = "rollout"
     if step.position is not None:
         what = f"token {step.position}: <del>{_token(step.old_token)}</del> → <ins>{_token(step.new_token)}</ins>"
@@ -126,7 +133,7 @@ def _tried(step: Step, count: int) -> str:
         f'<b class="good">{words.kept(step)}</b>' if step.accepted else f'<span class="dim">{words.kept(step)}</span>'
     )
     opened = " open" if step.accepted and count > 1 else ""
-    shown = _judged(step.text, step.score.spans if step.score is not None and step.score.judged else ())
+    shown = _judged(step.text, step.score.spans if step.score is not None and step.score.judged else (), shared)
     return (
         f'<li class="{"kept" if step.accepted else "left"}"><details{opened}><summary>{count}. {what} · {kept} '
         f'<span class="dim">{escape(" · ".join(numbers))}</span></summary><pre>{shown}</pre>{_verdict(step)}'
@@ -141,7 +148,8 @@ def _verdict(step: Step) -> str:
         return ""
     colour = {True: "good", False: "bad", None: "dim"}[score.verified]
     why = f" – {escape(score.explanation)}" if score.judged and score.explanation else ""
-    return f'<p class="dim"><span class="{colour}">{escape(words.judged(score))}</span>{why}</p>'
+    told = f"<br>What a model is told: “{escape(score.feedback)}”" if score.feedback else ""
+    return f'<p class="dim"><span class="{colour}">{escape(words.judged(score))}</span>{why}{told}</p>'
 
 
 def _heat(text: str, gains: Sequence[TokenGain]) -> str:
@@ -155,19 +163,20 @@ def _heat(text: str, gains: Sequence[TokenGain]) -> str:
     return _with_marks(text, marks)
 
 
-def _judged(text: str, spans: Sequence[Span]) -> str:
-    """A text with what a tool found wrong underlined; its reason is the hint."""
+def _judged(text: str, spans: Sequence[Span], shared: int) -> str:
+    """A text with what a tool found wrong underlined, its reason the hint; what comes from another answer is pale."""
     marks: list[tuple[int, int, str]] = []
     for span in spans:
         hint = span.explanation + (f" (expected {span.expected})" if span.expected is not None else "")
         if span.value < 0:
             marks.append((span.start, span.end, f'u title="{escape(hint)}"'))
-    return _with_marks(text, marks)
+    same, new = _with_marks(text[:shared], marks), _with_marks(text, marks, shared)
+    return f'<span class="dim">{same}</span>{new}' if same else new
 
 
-def _with_marks(text: str, marks: Sequence[tuple[int, int, str]]) -> str:
-    """The text with some characters start:end within a tag; what is empty, overlaps or does not fit is left out."""
-    parts, at = list[str](), 0
+def _with_marks(text: str, marks: Sequence[tuple[int, int, str]], first: int = 0) -> str:
+    """The text from a character on, some of it within tags; marks that overlap or do not fit are left out."""
+    parts, at = list[str](), first
     for start, end, tag in sorted(marks, key=lambda mark: mark[0]):
         if at <= start < end <= len(text):
             parts += [escape(text[at:start]), f"<{tag}>{escape(text[start:end])}</{tag.split()[0]}>"]

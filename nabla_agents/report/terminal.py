@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
+from textwrap import shorten
 from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console, Group, RenderableType
@@ -25,6 +26,7 @@ from nabla_agents.types import Doing, FinishReason, Score, Step, Usage
 
 NO_ANSWER = "(no answer yet)"
 _CONTEXT = 32  # characters shown before a refined token
+_EVIDENCE = 160  # characters shown of what tools say of a step
 _INDENT = 4  # columns before the text as it is now
 
 
@@ -192,13 +194,15 @@ class JsonView:
 
 
 def described(step: Step, number: int) -> Text:
-    """One line: what was tried, what the gradient promised, what it gave, and whether it was kept."""
+    """One line: what was tried, what the direction promised, what it gave, and whether it was kept; where a tool has
+    judged, a second one: what it says.
+    """
     line = Text.assemble(("✓ ", "green") if step.accepted else ("✗ ", "red"))
     judged = words.judged(step.score)
     if step.kind == "rollout":
         line.append(f"rollout {number}", style="bold")
         line.append(f"  {judged} · {words.likelihood(step.log_likelihood)}", style="dim")
-        return line
+        return line.append_text(_evidence(step.score))
     written = step.new_token if step.accepted else step.old_token
     before = step.committed_text.removesuffix(written or "").rsplit("\n", 1)[-1]
     line.append(printable(before[-_CONTEXT:]))
@@ -207,7 +211,15 @@ def described(step: Step, number: int) -> Text:
     line.append(words.token(step.new_token), style="bold green" if step.accepted else "dim strike")
     line.append(f"  {words.promised(step)}")
     line.append(f" · {judged} · {words.kept(step)}", style="dim")
-    return line
+    return line.append_text(_evidence(step.score))
+
+
+def _evidence(score: Score | None) -> Text:
+    """What tools say, on a line of its own: green where they vouch for the answer."""
+    if score is None or not score.judged or score.verified is None or not score.explanation:
+        return Text()
+    said = shorten(printable(score.explanation), _EVIDENCE, placeholder=" …")
+    return Text(f"\n  {said}", style="green" if score.verified else "red")
 
 
 def facts(result: Outcome, problem: Problem | None) -> list[tuple[str, Text]]:

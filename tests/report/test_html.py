@@ -184,6 +184,23 @@ def test_spans_and_gains_that_do_not_fit_the_text_are_left_out() -> None:
     assert read.of("pre")[0] == "wxyz"
 
 
+def test_a_branch_shows_what_it_keeps_and_what_a_model_is_told_of_it() -> None:
+    """The place of the branch is where the answer before it ends to be the same; a mark across it falls away."""
+    told = Score(0.0, verdict=0.0, verified=False, explanation="f(1) gave 3", feedback="f(1) returned <b>, expected 2")
+    spans = (Span(0, 1, -1.0), Span(3, 5, -1.0), Span(5, 6, -1.0))
+    branch = Step("refine", "", text="abcdXY", score=Score(0.0, spans=spans))
+    read = Reader(page([Step("rollout", "", True, text="abcdef", score=told), branch]))
+    assert "abcd" not in read.of("span")
+    assert read.of("u") == ["a", "Y"]
+    assert "bcd" in read.of("span")
+    assert "“f(1) returned <b>, expected 2”" in read.text
+
+
+def test_where_nothing_promises_anything_no_colours_are_explained() -> None:
+    silent = Step("refine", "", text="w", gains=(TokenGain(0, 1, "a", 0.0),))
+    assert "promises most" not in page([Step("rollout", "", True, text="wx"), silent])
+
+
 def test_the_divergence_grows_by_what_was_kept_and_by_nothing_else() -> None:
     """Rows of 0.5, 2 and 1 nats, the second not kept: 0, 0.5, 2.5 tried, then 1.5; high is y 12, low y 122."""
     kinds = [("rollout", True, None), ("refine", True, 0.5), ("refine", False, 2.0), ("refine", True, 1.0)]

@@ -65,6 +65,19 @@ def test_a_rejected_change_keeps_the_old_token_bold() -> None:
     assert styled(line, "12") == {"dim strike"}
 
 
+@pytest.mark.parametrize(("verified", "colour"), [(True, "green"), (False, "red")])
+def test_what_a_tool_says_stands_below_in_its_colour(verified: bool, colour: str) -> None:
+    score = Score(2.0, 2.0, verified, explanation="1 of 3\ntests passed \x1b[2J" + " word" * 100)
+    line = described(step(score=score), 2)
+    head, said = line.plain.splitlines()
+    assert head.endswith("accepted")
+    assert said.startswith("  1 of 3 tests passed \ufffd[2J word")
+    assert said.endswith("word …")
+    assert len(said) <= 162
+    assert styled(line, said) == {colour}
+    assert "\n" not in described(step(score=Score(2.0, explanation="a model's")), 2).plain
+
+
 def test_only_the_end_of_the_changed_line_is_shown() -> None:
     long = "first line\n" + "x" * 100 + "yz"
     line = described(step(committed_text=long, old_token="a", new_token="z"), 1).plain
