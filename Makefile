@@ -61,7 +61,7 @@ types: $(VENV)/.installed-dev ## check the types
 floors: $(VENV)/.installed-dev ## check that modules import only from floors below
 	@$(BIN)/lint-imports
 
-check: lint types floors test cookbook docs ## everything that CI runs
+check: lint types floors test cookbook hour docs ## everything that CI runs
 
 bench: $(VENV)/.installed-core ## strategies x accuracy on the embedded model's test problems
 	@$(BIN)/nabla bench
