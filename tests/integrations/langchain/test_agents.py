@@ -16,8 +16,9 @@ from langchain_core.tracers import LangChainTracer
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
-from langgraph.types import Command, interrupt
+from langgraph.types import Command, TracePolicy, interrupt, omit_payload
 from langsmith import Client
+from langsmith.run_helpers import tracing_context
 from pydantic import BaseModel
 
 import langchain_nabla
@@ -319,6 +320,15 @@ def test_what_is_traced_is_small_and_has_usage_and_no_engine(knowing: Engine) ->
     assert str(message.usage_metadata["total_tokens"]) in traced  # type: ignore[index]
     assert len(traced) < 20000
     assert "object at 0x" not in str(created["serialized"]) + str(updated["outputs"])
+
+
+def test_the_trace_of_the_middleware_follows_its_policy(correcting: ChatNabla, erring: ChatNabla) -> None:
+    client, middleware = MagicMock(spec=Client), NablaRefineMiddleware(correcting)
+    middleware.trace_policy = TracePolicy(process_inputs=omit_payload)
+    with tracing_context(enabled=True, client=client):
+        create_agent(erring, [], middleware=[middleware]).invoke({"messages": [("human", "What is 2 + 3?")]})
+    runs = [each.kwargs for each in client.create_run.call_args_list]
+    assert [run["inputs"] for run in runs if run["name"] == "NablaRefineMiddleware.wrap_model_call"] == [{}]
 
 
 def test_importing_and_constructing_need_neither_torch_nor_langchain() -> None:
