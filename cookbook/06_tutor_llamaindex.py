@@ -35,8 +35,11 @@ def numbers_of_source(question: str, answer: str, sources: list[NodeWithScore]) 
     """Whether each number that the working starts from stands in the source, or is a result of the line before."""
     known = re.findall(r"\d+", " ".join(source.get_content() for source in sources))
     unused = iter([number for number in known if number not in re.findall(r"\d+", answer)])
+    lines = [*re.finditer(r"\b(\d+) (?:[-+*/]|\\times) (\d+) = (\d+)", answer)]
+    if not lines:
+        return Score(-1.0, verdict=-1.0, verified=False, explanation="no working: there is no equation")
     strange = []
-    for line in re.finditer(r"^(\d+) [-+*/] (\d+) = (\d+)$", answer, re.MULTILINE):
+    for line in lines:
         for i in (1, 2):
             if line[i] not in known:
                 strange.append(Span(*line.span(i), -1.0, next(unused, None), "in no source", credit=20.0))
