@@ -7,11 +7,14 @@ import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nabla_agents.request import Request
 from nabla_agents.result import Result
 from nabla_agents.types import Doing, Step
+
+if TYPE_CHECKING:
+    from nabla_agents.report import View
 
 LISTEN: Final = 0.2  # seconds; a signal that comes just as a wait begins is heard when that ends
 
@@ -118,6 +121,23 @@ class Run(Iterator[Step], AsyncIterator[Step]):
         async for step in self.arounds():
             each(step)
         return await self
+
+    def show(self, view: View | None = None) -> Result:
+        """Follows the search before one's eyes and returns the result: in a terminal, a notebook or a pipe, by what
+        standard output is. Ctrl-C ends the search, and what was found is shown and returned.
+        """
+        from nabla_agents.report import view_of
+
+        view = view or view_of(self.result.trace.question, doing=lambda: self.doing)
+        with view:
+            try:
+                for step in self:
+                    view.step(step)
+            except KeyboardInterrupt:
+                self.cancel()
+                self.drain()
+        view.end(self.result)
+        return self.result
 
     def cancel(self) -> None:
         """Ends the search within one decode step; from any thread, also before it has begun."""

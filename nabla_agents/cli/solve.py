@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,6 @@ from nabla_agents.cli.app import INTERRUPTED, app, command, spinner, terminal
 from nabla_agents.cli.options import DeviceMap, Dtype, Revision, TrustRemoteCode, engine_of, loading_of, terms_for
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.registry import LEARNED_REWARDS, REWARDS, STRATEGIES, known
-
-if TYPE_CHECKING:
-    from nabla_agents.report import View
 
 
 @app.command()
@@ -90,35 +87,14 @@ def solve(
     messages = [na.Message("system", system)] if system is not None else []
     prompt = question if formatted else [*messages, na.Message("user", question)]
     run = engine.steps(prompt, seed=seed, sampling=sampling, formatted=formatted)
-    result = watch(run, _view(run, question, problem, as_json=as_json))
+    from nabla_agents.report import JsonView, view_of
+
+    view = view_of(question, problem, doing=lambda: run.doing, console=terminal())
+    result = run.show(JsonView(question, problem) if as_json else view)
     if report is not None:
         _write_report(result, report)
     if result.finish_reason is na.FinishReason.INTERRUPTED:
         raise typer.Exit(INTERRUPTED)
-
-
-def watch(run: na.Run, view: View) -> na.Result:
-    """The result of a run that a view has followed. Ctrl-C ends the run, and what was found is shown."""
-    with view:
-        try:
-            for step in run:
-                view.step(step)
-        except KeyboardInterrupt:
-            run.cancel()
-            run.drain()
-    view.end(run.result)
-    return run.result
-
-
-def _view(run: na.Run, question: str, problem: tiny.Problem | None, *, as_json: bool) -> View:
-    from nabla_agents.report import JsonView, LiveView, PlainView
-
-    console = terminal()
-    if as_json:
-        return JsonView(question, problem)
-    if console.is_terminal and not console.is_dumb_terminal:
-        return LiveView(console, question, problem, doing=lambda: run.doing)
-    return PlainView(console, question, problem)
 
 
 def _write_report(result: na.Result, file: Path) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
 from nabla_agents import Engine, FinishReason, Message, Result, Step, Trace
-from nabla_agents.cli.solve import watch
-from nabla_agents.report import JsonView, LiveView, PlainView, View
+from nabla_agents.report import JsonView, LiveView, NotebookView, PlainView, View
 from nabla_agents.run import Run
 from nabla_agents.tiny import problems
+from nabla_agents.types import Doing
 
 [*_, PROBLEM] = problems(28, seed=0, split="test")
 HIDE, SHOW, ERASE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
@@ -237,12 +239,51 @@ class Impatient(PlainView):
 def test_ctrl_c_ends_the_search_and_shows_the_best_so_far(engine: Engine, search: Search) -> None:
     run: Run = engine.steps([Message("user", PROBLEM.question)], seed=0)
     console = Console(file=StringIO())
-    result = watch(run, Impatient(console, PROBLEM.question, PROBLEM))
+    result = run.show(Impatient(console, PROBLEM.question, PROBLEM))
     assert result.finish_reason is FinishReason.INTERRUPTED
     assert result.usage.rollouts == 1
     assert result.text == search.steps[0].text
     assert "ended: interrupted, the best so far is shown" in written(console)
     assert f"answer:\n  {result.text.splitlines()[0]}" in written(console)
+
+
+def test_a_run_shows_itself_by_what_standard_output_is(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    result = engine.steps(PROBLEM.question, seed=0).show()
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"question: {PROBLEM.question}\n✓ rollout 1")
+    assert printed.count("accepted") == 2
+    assert f"answer:\n  {result.text.splitlines()[0]}" in printed
+
+
+def test_a_notebook_has_one_element_that_grows_into_the_page_of_the_trace(
+    engine: Engine, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IPython's own part is played: what it displays is kept, each time it is drawn."""
+    drawn = list[str]()
+
+    def display(view: NotebookView, *, display_id: bool) -> SimpleNamespace:
+        assert display_id
+        drawn.append(view._repr_html_())
+        return SimpleNamespace(update=lambda view: drawn.append(view._repr_html_()))
+
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=object()))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))  # type: ignore[arg-type]
+    result = engine.steps(PROBLEM.question, seed=0).show()
+    assert result.text == search.result.text
+    assert "Nothing was tried" in drawn[0]
+    assert len(drawn) > 4
+    assert all(html.endswith("</section>") for html in drawn)
+    assert drawn[-1].count("<details") == 3
+    assert "Spent" in drawn[-1]
+    before, between = Step("token", "a", text="a <b>"), search.steps[0]
+    view = NotebookView("x", doing=lambda: Doing("writing", 1, 5, 0.5))
+    with view:
+        view.step(between)
+        view.step(before)
+        assert "<pre>a &lt;b&gt;</pre>" in view._repr_html_()
+        assert "writing 1 answer: 5 tokens" in view._repr_html_()
+    assert "writing" not in view._repr_html_()
 
 
 def test_json_is_one_ascii_line_whatever_was_asked(search: Search, capsys: pytest.CaptureFixture[str]) -> None:
