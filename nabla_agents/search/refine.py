@@ -27,12 +27,16 @@ class Refine(Settings):
     as an answer to the request: its log-likelihood is that behind the request's own prompt, as those of all entries of
     the pool, for one forward over the text.
 
+    keep: where a tool says which place it refuses (a field, an equation), what stands before the first one is kept, and
+        only the rest is written behind the remark; the whole answer, where that was tried and the same is kept again.
+
     No gradient pass. A verbatim prompt has no turns to go on with: a `PromptError`.
     """
 
     n: Count = 8
     temperature: Annotated[float, Field(ge=0)] = 0.7
     wording: str = f"A check of this answer says: {_REMARK}\n\nWrite the whole answer anew, with this put right."
+    keep: bool = False
     rule: AcceptanceRule = "objective"
 
     @field_validator("wording")
@@ -56,8 +60,10 @@ class Refine(Settings):
 
     async def steps(self, search: Search) -> AsyncIterator[Step]:
         prompt: Prompt | None = None
+        prefix: tuple[int, ...] = ()
+        kept = {prefix}
         for i in range(self.n):
-            rolled = await search.roll([()], temperature=self.temperature if i else 0.0, prompt=prompt)
+            rolled = await search.roll([prefix], temperature=self.temperature if i else 0.0, prompt=prompt)
             if not rolled or (best := search.pool.best()) is None:
                 return
             [entry] = rolled
@@ -71,9 +77,23 @@ class Refine(Settings):
             if prompt is None:
                 search.ended = (FinishReason.STOP, "the answer and the remark on it do not fit into the conversation")
                 return
+            if self.keep:
+                prefix = before_refused(search.model, entry)
+                prefix = () if prefix in kept else prefix
+                kept.add(prefix)
 
     def select(self, pool: Pool) -> Scored | None:
         return pool.best()
+
+
+def before_refused(model: LanguageModel, entry: Scored) -> tuple[int, ...]:
+    """The tokens that end before the first place that a tool refuses; none where it names no place."""
+    refused = [span.start for span in entry.score.spans if span.value < 0] if entry.score is not None else []
+    if not refused:
+        return ()
+    ids = entry.rollout.completion_ids
+    ends = [end for _, end in model.tokenizer.token_offsets(ids)]
+    return ids[: sum(end <= min(refused) for end in ends)]
 
 
 def next_turn(model: LanguageModel, prompt: Prompt, answer: str, turn: str) -> Prompt | None:

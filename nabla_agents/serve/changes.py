@@ -105,6 +105,7 @@ class SelfConsistencyChanges(Body):
 class RefineChanges(Body):
     n: Completions = 1
     temperature: Temperature = 0.0
+    keep: bool = False
     rule: AcceptanceRule = "objective"
 
 

@@ -141,6 +141,34 @@ def test_a_draft_is_the_first_answer() -> None:
     assert (result.text, result.usage.rollouts) == ("So 3 + 4 = 7.", 2)
 
 
+def test_what_stands_before_the_refused_place_is_kept_and_only_the_rest_is_written() -> None:
+    mended = "So 1 + 1 = 2 and 3 + 4 = 7. Right?"
+    made = Scripted(lambda prompt: mended if "not 8" in prompt else mended.replace("7", "8"), Refine(n=3, keep=True))
+    whole = Scripted(lambda prompt: mended if "not 8" in prompt else mended.replace("7", "8"), Refine(n=3))
+    result, plain = made.solve(), whole.solve()
+    assert (result.text, result.finish_reason) == (plain.text, plain.finish_reason) == (mended, FinishReason.VERIFIED)
+    assert made.read[-1] == whole.read[-1]
+    ids = made.engine.model.tokenizer.encode
+    kept = ids(mended.partition("7")[0])
+    assert result.token_ids[: len(kept)] == tuple(kept)
+    assert plain.usage.generated_tokens - result.usage.generated_tokens == len(kept)
+    assert result.log_likelihood == pytest.approx(plain.log_likelihood, rel=1e-6)
+
+
+def test_where_the_same_place_is_refused_again_the_whole_is_written_anew() -> None:
+    made = Scripted(lambda prompt: "So 3 + 4 = 8.", Refine(n=3, keep=True))
+    result = made.solve()
+    written, tail = (len(made.engine.model.tokenizer.encode(text)) + 1 for text in ("So 3 + 4 = 8.", "8."))
+    assert result.usage.rollouts == 3
+    assert result.usage.generated_tokens == 2 * written + tail
+
+
+def test_a_tool_that_names_no_place_has_the_whole_written_anew() -> None:
+    judge = reward(lambda text: (False, "try again"))
+    kept, whole = (Scripted(insists, Refine(n=3, keep=keep), judge).solve() for keep in (True, False))
+    assert kept.usage.generated_tokens == whole.usage.generated_tokens
+
+
 def test_its_words_are_a_setting_that_has_a_place_for_the_remark() -> None:
     made = Scripted(mends, Refine(n=2, wording="Look: {remark} {0} {}"))
     assert made.solve().score.verified  # type: ignore[union-attr]
