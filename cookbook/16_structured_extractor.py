@@ -2,7 +2,7 @@
 
 The grammar keeps the shape from the first token on. What no grammar can say, a pydantic validator does: that a total
 adds up, that a line begins with what was given. It locates the field that it refuses, so that the search changes the
-tokens of that field, under the grammar, until the class accepts the object.
+tokens of that field, under the grammar; where none of them is accepted, the model reads why and answers again.
 
 The embedded model cannot write numbers into JSON: here it chooses between lines of its own kind.
 
