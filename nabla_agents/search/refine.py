@@ -61,7 +61,7 @@ class Refine(Settings):
     async def steps(self, search: Search) -> AsyncIterator[Step]:
         prompt: Prompt | None = None
         prefix: tuple[int, ...] = ()
-        kept = {prefix}
+        kept: set[tuple[int, ...]] = {prefix}
         for i in range(self.n):
             rolled = await search.roll([prefix], temperature=self.temperature if i else 0.0, prompt=prompt)
             if not rolled or (best := search.pool.best()) is None:
