@@ -25,22 +25,18 @@ from nabla_agents import (
     Budget,
     ChatOptions,
     FeedbackDirection,
-    FinishReason,
     Grammar,
     Greedy,
     LanguageModel,
     Message,
     Nabla,
-    NablaParallel,
-    NoDirection,
     PydanticClass,
     Refine,
     Sampling,
     Strategy,
 )
-from nabla_agents.bench import Arm, Bench, BenchSettings, Job, Measured, Question, Report, Task, run
+from nabla_agents.bench import Arm, Bench, BenchSettings, Question, Report, Task, run
 from nabla_agents.bench.report import follow
-from nabla_agents.bench.run import recorded
 
 THINGS = ("lamps", "chairs", "pencils", "mugs", "candles", "scarves", "clocks", "vases", "baskets", "brushes", "towels")
 NAMES = ("Maria Lopez", "Jonas Weber", "Aiko Tanaka", "Ines Costa", "Tom Baker", "Lena Vogt", "Omar Haddad")
@@ -98,41 +94,26 @@ ARMS: dict[str, Strategy] = {
     "refine": Refine(n=8),
     "refine-keep": Refine(n=8, keep=True),
     "best-of-8-stops": BestOfN(n=8, width=1),
-    "nabla-none": Nabla(direction=NoDirection()),
     "nabla": Nabla(),
     "nabla-told": Nabla(direction=FeedbackDirection()),
-    "parallel-none": NablaParallel(direction=NoDirection()),
-    "parallel": NablaParallel(),
-    "parallel-told": NablaParallel(direction=FeedbackDirection()),
 }
 PAIRS = (
     ("nabla", "best-of-8-stops"),
-    ("nabla", "nabla-none"),
     ("refine-keep", "refine"),
     ("nabla-told", "refine"),
     ("nabla-told", "nabla"),
-    ("parallel", "best-of-8-stops"),
-    ("parallel", "parallel-none"),
 )
 
 
 class Extraction(Bench):
     """A comparison whose answers keep to the schema, refined within it."""
 
-    def measure(self, job: Job) -> Measured:
-        questions = [self.questions[job.seed][i] for i in job.problems]
-        results = self._engines[job.arm].generate_batch(
-            [OPTIONS.with_schema([Message("user", question.text)]) for question in questions],
-            seeds=[job.seed + i for i in job.problems],
-            sampling=Sampling(max_tokens=self.settings.max_tokens, grammar=GRAMMAR),
-            max_batch=self.settings.batch,
-        )
-        records = [
-            recorded(self.arms[job.arm], job.seed, i, question, result)
-            for i, question, result in zip(job.problems, questions, results, strict=True)
-            if result.finish_reason is not FinishReason.INTERRUPTED
-        ]
-        return Measured(tuple(records), len(records) < len(results))
+    def asked(self, question: Question) -> list[Message]:
+        return OPTIONS.with_schema([Message("user", question.text)])
+
+    @property
+    def sampling(self) -> Sampling:
+        return super().sampling.replace(grammar=GRAMMAR)
 
 
 def letters(count: int, seed: int) -> list[Question]:

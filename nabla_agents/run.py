@@ -128,7 +128,7 @@ class Run(Iterator[Step], AsyncIterator[Step]):
         """
         from nabla_agents.report import view_of
 
-        view = view or view_of(self.result.trace.question, doing=lambda: self.doing)
+        view = view or view_of(self.request.prompt.question, doing=lambda: self.doing)
         with view:
             try:
                 for step in self:

@@ -2,7 +2,7 @@
 # The three wheels as users install them, each host in a fresh environment: what pip resolves fits together, nothing of the
 # checkout is imported, and the README of the wheel is true there. At the end both hosts side by side, and the main README.
 #
-#     tests/wheels.sh    # six minutes
+#     tests/wheels.sh    # minutes, installs three times
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root="$PWD"

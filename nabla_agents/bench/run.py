@@ -20,6 +20,7 @@ from nabla_agents.engine import Engine
 from nabla_agents.errors import ConfigurationError
 from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.registry import known
+from nabla_agents.request import PromptLike
 from nabla_agents.result import Result
 from nabla_agents.rewards.base import Reward, RewardSum
 from nabla_agents.search import Strategy
@@ -143,9 +144,9 @@ class Bench:
         questions = [self.questions[job.seed][i] for i in job.problems]
         arm = self.arms[job.arm]
         results = self._engines[job.arm].generate_batch(
-            [question.text for question in questions],
+            [self.asked(question) for question in questions],
             seeds=[job.seed + i for i in job.problems],
-            sampling=Sampling(max_tokens=self.settings.max_tokens),
+            sampling=self.sampling,
             max_batch=self.settings.batch,
         )
         finished = [
@@ -154,6 +155,15 @@ class Bench:
             if result.finish_reason is not FinishReason.INTERRUPTED
         ]
         return Measured(tuple(finished), len(finished) < len(results))
+
+    def asked(self, question: Question) -> PromptLike:
+        """What the model reads of a question."""
+        return question.text
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are written, but for what a strategy decides."""
+        return Sampling(max_tokens=self.settings.max_tokens)
 
     def described(self) -> dict[str, Any]:
         """What must be equal for two runs to be one; problems may become more, and arms, seeds and rewards be added."""

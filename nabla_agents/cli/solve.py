@@ -89,8 +89,8 @@ def solve(
     run = engine.steps(prompt, seed=seed, sampling=sampling, formatted=formatted)
     from nabla_agents.report import JsonView, view_of
 
-    view = view_of(question, problem, doing=lambda: run.doing, console=terminal())
-    result = run.show(JsonView(question, problem) if as_json else view)
+    seen = JsonView(question, problem) if as_json else None
+    result = run.show(seen or view_of(question, problem, doing=lambda: run.doing, console=terminal()))
     if report is not None:
         _write_report(result, report)
     if result.finish_reason is na.FinishReason.INTERRUPTED:

@@ -61,8 +61,8 @@ def _matches(before: Sequence[str], after: Sequence[str]) -> list[Match]:
     todo = [(0, len(before), 0, len(after), 0)]
     while todo:
         i, i_end, j, j_end, level = todo.pop()
-        head = _common(before[i:i_end], after[j:j_end])
-        tail = _common(before[i + head : i_end][::-1], after[j + head : j_end][::-1])
+        head = common(before[i:i_end], after[j:j_end])
+        tail = common(before[i + head : i_end][::-1], after[j + head : j_end][::-1])
         found += [(i, j, head), (i_end - tail, j_end - tail, tail)]
         i, i_end, j, j_end = i + head, i_end - tail, j + head, j_end - tail
         if i == i_end or j == j_end:
@@ -88,8 +88,8 @@ def _joined(matches: Sequence[Match]) -> list[Match]:
     return joined
 
 
-def _common(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many words both begin with."""
+def common(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many words, or characters, both begin with."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 

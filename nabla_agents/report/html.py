@@ -9,12 +9,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from html import escape
-from itertools import takewhile
 from typing import Final
 
 from nabla_agents.report import words
 from nabla_agents.report.curves import curves
-from nabla_agents.report.diff import Diff
+from nabla_agents.report.diff import Diff, common
 from nabla_agents.types import Span, Step, TokenGain, Usage
 
 _HALVES: Final = re.compile("[\ud800-\udfff]")
@@ -110,14 +109,9 @@ def _timeline(steps: Sequence[Step]) -> Iterator[str]:
         if step.kind == "commit":
             continue
         count += 1
-        yield _tried(step, count, _shared(incumbent, step.text) if step.kind == "refine" else 0)
+        yield _tried(step, count, common(incumbent, step.text) if step.kind == "refine" else 0)
         if step.accepted:
             incumbent = step.text
-
-
-def _shared(a: str, b: str) -> int:
-    """How many characters two texts begin with in common."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def _tried(step: Step, count: int, shared: int) -> str:

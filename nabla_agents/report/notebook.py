@@ -41,6 +41,7 @@ class NotebookView:
 
     def __exit__(self, *error: Any) -> None:
         self._left.set()
+        self._draw()
 
     def step(self, step: Step) -> None:
         self._text = step.text if step.kind == "token" else ""
@@ -50,7 +51,6 @@ class NotebookView:
 
     def end(self, result: Outcome) -> None:
         self._steps, self._text = [*result.trace], ""
-        self._left.set()
         self._draw()
 
     def _repr_html_(self) -> str:

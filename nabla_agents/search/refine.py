@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Final
 
 from pydantic import Field, field_validator
@@ -13,7 +13,7 @@ from nabla_agents.models.language_model import LanguageModel
 from nabla_agents.search.base import rollout_step, vouched
 from nabla_agents.search.pool import AcceptanceRule, Pool, Scored
 from nabla_agents.search.search import Search
-from nabla_agents.types import FinishReason, Message, Prompt, Step
+from nabla_agents.types import FinishReason, Message, Prompt, Rollout, Span, Step
 
 _REMARK: Final = "{remark}"
 
@@ -78,7 +78,7 @@ class Refine(Settings):
                 search.ended = (FinishReason.STOP, "the answer and the remark on it do not fit into the conversation")
                 return
             if self.keep:
-                prefix = before_refused(search.model, entry)
+                prefix = before_refused(search.model, entry.rollout, entry.score.spans)
                 prefix = () if prefix in kept else prefix
                 kept.add(prefix)
 
@@ -86,14 +86,11 @@ class Refine(Settings):
         return pool.best()
 
 
-def before_refused(model: LanguageModel, entry: Scored) -> tuple[int, ...]:
+def before_refused(model: LanguageModel, rollout: Rollout, spans: Sequence[Span]) -> tuple[int, ...]:
     """The tokens that end before the first place that a tool refuses; none where it names no place."""
-    refused = [span.start for span in entry.score.spans if span.value < 0] if entry.score is not None else []
-    if not refused:
-        return ()
-    ids = entry.rollout.completion_ids
-    ends = [end for _, end in model.tokenizer.token_offsets(ids)]
-    return ids[: sum(end <= min(refused) for end in ends)]
+    first = min((span.start for span in spans if span.value < 0), default=0)
+    ends = [end for _, end in model.tokenizer.token_offsets(rollout.completion_ids)]
+    return rollout.completion_ids[: sum(end <= first for end in ends)] if first else ()
 
 
 def next_turn(model: LanguageModel, prompt: Prompt, answer: str, turn: str) -> Prompt | None:
