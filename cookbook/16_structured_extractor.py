@@ -1,10 +1,11 @@
 """A structured extractor whose validators steer: JSON of the right shape, and of the right content.
 
 The grammar keeps the shape from the first token on. What no grammar can say, a pydantic validator does: that a total
-adds up, that a line begins with what was given. It locates the field that it refuses, so that the search changes the
-tokens of that field, under the grammar; where none of them is accepted, the model reads why and answers again.
+adds up, that a line begins with what was given. It locates the field that it refuses: the model is told why, and writes
+anew from there, under the grammar.
 
-The embedded model cannot write numbers into JSON: here it chooses between lines of its own kind.
+The embedded model cannot write numbers into JSON, nor follow what it is told: here it chooses between lines of its own
+kind, and `Nabla` changes the tokens of the refused field.
 
 Real model and GPU: `COOKBOOK_MODEL=model.gguf` (or a folder, or a hub id) reads orders out of letters; docs/agents.md
 has what a model of half a billion parameters makes of them.
@@ -18,7 +19,7 @@ from llama_index.core import PromptTemplate
 from pydantic import BaseModel, ValidationInfo, field_validator
 
 from llama_index.llms.nabla import NablaLLM, StructuredAnswerError
-from nabla_agents import ArithmeticSteps, Budget, Engine
+from nabla_agents import ArithmeticSteps, Budget, Engine, Nabla
 
 
 class FirstLine(BaseModel):
@@ -75,7 +76,7 @@ if model := os.environ.get("COOKBOOK_MODEL"):
         "Could I get 15 cups for 6 euros apiece, 4 plates for 11 and 1 teapot for 38? Delivery costs 7. Aiko Tanaka",
     ]
 else:
-    engine = Engine.tiny(reward=ArithmeticSteps(), budget=Budget(rollouts=8))
+    engine = Engine.tiny(reward=ArithmeticSteps(), strategy=Nabla(), budget=Budget(rollouts=8))
     wanted, prompt = FirstLine, PromptTemplate("{text}")
     texts = ["Tom has 12 apples. He then has 3 times as many. He gives away 17. How many apples are left?"]
 

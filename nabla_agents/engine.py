@@ -114,8 +114,10 @@ class Engine(BaseEngine):
             reward = ImplicitReward.from_pretrained("tiny")
         return cls(reward=reward, **parts)
 
-    def with_reward(self, reward: Reward | None) -> Engine:
+    def with_reward(self, reward: Reward | None, *, strategy: Strategy | None = None) -> Engine:
         """An engine that judges by another reward; the model, its rollouts and all settings are shared with this one.
+
+        strategy: what it takes if this one has no strategy of its own; None is the default.
 
         Raises:
             ConfigurationError, VocabularyMismatchError: the reward does not fit the model.
@@ -123,7 +125,7 @@ class Engine(BaseEngine):
         return Engine(
             model=self.model,
             reward=reward,
-            strategy=self.strategy if reward is None else self._own_strategy,
+            strategy=self.strategy if reward is None else self._own_strategy or strategy,
             budget=self.budget,
             likelihood_weight=self.objective.likelihood_weight,
             embedding_terms=self.objective.embedding_terms,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from nabla_agents.adapters.judging import judging_by_class, judging_too, takes_rewards
 from nabla_agents.adapters.shared_engines import SharedEngine, loaded
 from nabla_agents.chat.grammar import Grammar
 from nabla_agents.config import Sampling
@@ -17,6 +18,7 @@ from nabla_agents.types import Budget
 
 if TYPE_CHECKING:
     from nabla_agents.engine import Engine
+    from nabla_agents.rewards import Reward
 
 
 _ELSEWHERE: Mapping[str, str] = {  # other models' names
@@ -113,6 +115,21 @@ class EngineSettings(BaseModel):
         if self.engine is not None:
             return self.engine
         return loaded(self.model, **{name: value for name in self.LOADING if (value := getattr(self, name))})
+
+    def load_judging(self, reward: Reward) -> Engine:
+        """The engine with one reward more; where its own cannot judge an answer, this one alone does.
+
+        Raises:
+            ConfigurationError: it is on a server, which judges by the rewards that it was started with.
+        """
+        return judging_too(self.load(), reward)
+
+    def load_accepting(self, cls: type[BaseModel]) -> Engine | None:
+        """The engine whose searches look for an answer that the class accepts: told what it refuses, a model writes
+        from there on, unless engine or settings have a strategy of their own. None where a server judges.
+        """
+        engine = self.load()
+        return judging_by_class(engine, cls) if takes_rewards(engine) else None
 
     @property
     def judges(self) -> bool | None:

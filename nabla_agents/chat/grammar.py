@@ -33,7 +33,8 @@ class Grammar:
     are marked is the dialect's. Searches change only what the grammar leaves free, reasoning and text around tool
     calls; with `refine` the constrained spans too, within the grammar. Compiling one is part of starting a request: it
     raises `GrammarError` before any pass is paid. Nothing is closed early: where `max_tokens` ends, the text is cut, as
-    it is where a weak model repeats itself without end; a further call that could not end within them is not begun.
+    it is where a weak model repeats itself without end; a further call that could not end within them is not begun,
+    and none behind one that was made twice.
     """
 
     body: str

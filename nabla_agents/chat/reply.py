@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -38,7 +38,8 @@ class Reply:
     ) -> Reply:
         """A completion's text, read; never raises.
 
-        A text that is calls of offered tools and nothing else, bare or within a fence, counts as these calls.
+        A text that is calls of offered tools and nothing else, bare or within a fence, counts as these calls. Of calls
+        that are the same, name and arguments, the first counts.
 
         Args:
             text: the completion.
@@ -57,7 +58,7 @@ class Reply:
             if partial and rest.strip() and may_become_calls(rest, names):
                 return Reply("", reasoning)
             if not partial and (calls := bare_calls(rest, names)):
-                return Reply("", reasoning, calls)
+                return Reply("", reasoning, _worth_telling(calls))
             if not partial and not dialect.end and rest.strip() and may_become_calls(rest, names):
                 return Reply("", reasoning, (ToolCall.read(rest),))  # its own form, cut or broken
         if not dialect.begin:
@@ -78,10 +79,13 @@ class Reply:
         return prompt_text.rstrip().endswith(dialect.thought[0])
 
 
-def _worth_telling(calls: list[ToolCall]) -> tuple[ToolCall, ...]:
-    """The calls without those behind a readable one that cannot be read themselves, such as one that was cut."""
+def _worth_telling(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+    """The calls without repetitions, as of small models that cannot stop, and behind a readable one without those that
+    cannot be read themselves, such as one that was cut.
+    """
     first = next((i for i, call in enumerate(calls) if call.error is None), len(calls))
-    return tuple(call for i, call in enumerate(calls) if i <= first or call.error is None)
+    said = [(call.name, call.arguments) if call.error is None else None for call in calls]
+    return tuple(call for i, call in enumerate(calls) if i <= first or (call.error is None and said[i] not in said[:i]))
 
 
 def _listed(raw: str) -> list[ToolCall]:

@@ -19,6 +19,7 @@ FIRST_WINDOW, LARGEST_WINDOW = 4, 64  # guesses read at a time; doubled as long 
 _ENDLESS = 256  # constrained tokens that repeat one piece of text are not going to end
 _LONGEST_PIECE = 32  # tokens
 _ROOMY = 256  # tokens, which every call that is worth making ends within
+_SET_OFF = 2  # tokens of a call, such as a comma, in which the first one differs from others
 MOST_MISSES = 3  # rounds in a row without a right guess, after which a draft is given up
 
 
@@ -59,6 +60,7 @@ class Row:
     misses: int = 0
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
+    begun: list[int] = field(default_factory=list[int])  # the places at which further tool calls begin
 
     def __post_init__(self) -> None:
         self.uniforms: list[float] = self.job.uniforms.tolist()
@@ -78,24 +80,37 @@ class Row:
         self.window = min(2 * self.window, LARGEST_WINDOW) if accepted == len(guess) else FIRST_WINDOW
 
     def follow(self, token: int) -> None:
-        """Has its grammar follow the newest token. What it cannot follow ends the row, and no other. So does a call
-        behind another that has no room to end; it is not begun.
+        """Has its grammar follow the newest token. What it cannot follow ends the row, and no other. So does the
+        beginning of a further call that has no room to end, or that comes behind one made twice; it is not begun.
         """
         if self.constraint is None:
             return
         room, grammar = self.job.max_tokens - len(self.ids), self.job.sampling.grammar
         several = grammar is not None and grammar.calls and grammar.parallel
-        settled = several and room <= _ROOMY and self.constraint.settled
+        settled = several and self.constraint.settled
         try:
             self.constraint.take([token])
-            if not settled or self.constraint.whole or self.constraint.can_end(room):
+            if not settled or self.constraint.whole:
+                return
+            twice = self._called_twice()
+            if not twice and (room > _ROOMY or self.constraint.can_end(room)):
                 return
         except GrammarError as e:
-            self.error = e
-        else:
-            self.ids.pop()
-            self.log_probs.pop()
-        self.finish = FinishReason.LENGTH
+            self.error, self.finish = e, FinishReason.LENGTH
+            return
+        self.ids.pop()
+        self.log_probs.pop()
+        self.finish = FinishReason.STOP if twice else FinishReason.LENGTH
+
+    def _called_twice(self) -> bool:
+        """Whether the call before the newest token is the same as the one before it, but for how it is set off."""
+        before, begun = self.begun, len(self.ids) - 1
+        self.begun = [*before, begun]
+        if not before:
+            return False
+        last, other = self.ids[before[-1] : begun], self.ids[before[-2] if len(before) > 1 else 0 : before[-1]]
+        same = min(len(last), len(other)) - _SET_OFF
+        return same > 0 and last[-same:] == other[-same:]
 
     def close_if_finished(self, model: CausalModel) -> None:
         """A terminal token, a stop string, the end of its grammar or the length ends a row, in this order. A special

@@ -32,9 +32,16 @@ TEXTS = [
 def test_reasoning_content_and_calls_are_told_apart() -> None:
     reply = Reply.read(f"<think>\nhm\n</think>\n\nI add.\n{CALL}\n{CALL}", tools=True)
     assert (reply.reasoning, reply.content) == ("hm", "I add.")
-    assert [(c.name, dict(c.arguments), c.error) for c in reply.tool_calls] == [
-        ("add", {"a": 3, "b": "é </x>"}, None)
-    ] * 2
+    assert [(c.name, dict(c.arguments), c.error) for c in reply.tool_calls] == [("add", {"a": 3, "b": "é </x>"}, None)]
+
+
+def test_of_calls_that_are_the_same_one_counts() -> None:
+    other = CALL.replace("3", "4")
+    spaced = CALL.replace('"a": 3', '"a":  3')
+    for text in (f"{CALL}\n{other}\n{spaced}\n{CALL}\n{other}", f"{CALL}{other}{CALL}"):
+        assert [c.arguments["a"] for c in Reply.read(text, tools=["add"]).tool_calls] == [3, 4]
+    listed = ", ".join(raw.split("\n")[1] for raw in (CALL, other, CALL))
+    assert [c.arguments["a"] for c in Reply.read(f"[{listed}]", tools=["add"]).tool_calls] == [3, 4]
 
 
 def test_plain_text_is_left_as_it_is() -> None:

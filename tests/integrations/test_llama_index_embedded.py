@@ -19,7 +19,7 @@ from llama_index.llms.nabla import (
     numbers_in_sources,
     sandboxed,
 )
-from nabla_agents import ArithmeticSteps, Budget, Engine, Reward
+from nabla_agents import ArithmeticSteps, Budget, Engine, Nabla, Reward
 
 # Of LlamaIndex itself: its agents look at all their own attributes, and its memory leaves its data base open.
 pytestmark = [
@@ -119,7 +119,7 @@ async def test_a_search_finds_what_the_validators_accept_without_asking_again(
 ) -> None:
     """Forbidden is what an unrefined answer and the same search without the class say, whatever the weights."""
     searching = engine.with_reward(own)
-    llm = NablaLLM(engine=searching, max_tokens=40, structured_retries=0, budget=Budget(rollouts=24))
+    llm = NablaLLM(engine=searching, max_tokens=40, structured_retries=0, budget=Budget(rollouts=24), strategy=Nabla())
     shape = {"type": "json_schema", "json_schema": {"schema": cls.model_json_schema()}}
     asked: Any = {"messages": llm._get_messages(PICK, text="Ann"), "response_format": shape}
     answers = [llm.chat(**asked, **{policy: value}) for policy, value in OTHERWISE]

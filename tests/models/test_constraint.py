@@ -23,7 +23,7 @@ from nabla_agents import (
     Reply,
     Sampling,
 )
-from nabla_agents.chat.dialects import DIALECTS
+from nabla_agents.chat.dialects import DIALECTS, HERMES, MISTRAL, Dialect
 from nabla_agents.models.rows import RolloutJob, Row
 from nabla_agents.testing import FixedReward, random_model
 
@@ -120,6 +120,29 @@ def test_what_has_no_room_is_cut_and_no_value_is_made_shorter(name: str, request
                 assert short.completion_ids == long.completion_ids[:length]
                 assert length == min(room, len(long.completion_ids)) or Reply.read(short.text, tools=True).tool_calls
                 assert short.cut == (len(long.completion_ids) > room or long.cut)
+
+
+@pytest.mark.parametrize("dialect", [HERMES, MISTRAL], ids=["hermes", "mistral"])
+@pytest.mark.parametrize("required", [True, False])
+def test_nothing_follows_a_call_that_was_made_twice(model: LanguageModel, dialect: Dialect, required: bool) -> None:
+    """Only one call is possible here, so that a further one repeats it; behind different ones any number is written."""
+    most = {"type": "object", "properties": {"to": {"enum": ["a", "b", "c"]}}, "required": ["to"]}
+    begun = model.tokenizer.encode("" if required else f"Well: {dialect.begin}")
+    for parameters, twice in (({"type": "object", "properties": {}}, True), (most, False)):
+        tool = {"name": "p", "parameters": parameters}
+        grammar = Grammar.tools([tool], required=required, dialect=dialect)
+        sampling = Sampling(temperature=100.0, grammar=grammar)  # an end is as likely as another call
+        asked = [replace(job, sampling=sampling, prefix_ids=tuple(begun)) for job in jobs(model, grammar, count=40)]
+        counts: set[int] = set()
+        for rollout in model.rollout(asked):
+            calls = re.findall(r'\{"name": "p", "arguments": (\{.*?\})\}', rollout.text)
+            assert all(call not in calls[i - 1 : i] for i, call in enumerate(calls[:-1]) if i), calls
+            repeated = len(calls) > 1 and calls[-1] == calls[-2]
+            assert not repeated or rollout.finish_reason == "stop" or len(rollout.completion_ids) == 200
+            assert len(Reply.read(rollout.text, tools=["p"], dialect=dialect).tool_calls) == len(set(calls))
+            counts.add(len(calls))
+        assert 2 in counts
+        assert (max(counts) > 2) is not twice
 
 
 @pytest.mark.parametrize("name", ["model", "tiny"])

@@ -59,6 +59,8 @@ def bound(
             "type": "json_schema",
             "json_schema": {"name": as_json.get("title", "answer"), "schema": as_json},
         }
+    if is_pydantic and issubclass(schema, BaseModel) and _validates(schema.__pydantic_core_schema__):
+        kwargs = {"accepted_by": schema, **kwargs}
     answering = llm.bind(response_format=response_format, ls_structured_output_format=traced, **kwargs)
     return answering, _WHOLE | (PydanticOutputParser(pydantic_object=schema) if is_pydantic else JsonOutputParser())
 
@@ -98,6 +100,13 @@ def _rooted(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
     part = schema.get("$defs", {}).get(name)
     return schema if part is None else {**{k: v for k, v in schema.items() if k != "$ref"}, **part}
+
+
+def _validates(schema: Any) -> bool:
+    """Whether functions look at values in a pydantic core schema: what no grammar can keep."""
+    if isinstance(schema, dict):
+        return str(schema.get("type", "")).startswith("function-") or any(map(_validates, schema.values()))
+    return isinstance(schema, list | tuple) and any(map(_validates, schema))
 
 
 def _whole(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from operator import itemgetter
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from langchain_nabla import _structured
 from langchain_nabla._call import Call
@@ -24,10 +24,13 @@ from langchain_nabla._messages import PROVIDER, MessageWriter, conversation
 from langchain_nabla._settings import CONFIG, PER_CALL, NablaSettings
 from nabla_agents import ChatAnswer, ChatOptions, Step
 
+if TYPE_CHECKING:
+    from nabla_agents import Engine
+
 ToolChoice = str | bool | Mapping[str, Any] | None
 
 _FORM: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
-_NO_FIELDS: Final = (*_FORM, "draft", "draft_cut", "enough")
+_NO_FIELDS: Final = (*_FORM, "accepted_by", "draft", "draft_cut", "enough")
 """Options that a call has and the model has not."""
 _ABLE: Final = ("text_inputs", "text_outputs", "tool_calling", "tool_choice", "structured_output", "reasoning_output")
 _UNABLE: Final = (
@@ -127,7 +130,7 @@ class ChatNabla(NablaSettings, BaseChatModel):
     ) -> tuple[Call[ChatGenerationChunk], MessageWriter]:
         """One call, and what writes its messages; loads the model."""
         llm = self._for_call(kwargs, stop)
-        engine = llm.load()
+        engine = llm._load_for(kwargs.get("accepted_by"))
         tokenizer = engine.model.tokenizer
         form = {name: kwargs[name] for name in _FORM if name in kwargs}
         chat = ChatOptions.read(**form, reasoning=tokenizer.knows_reasoning, dialect=tokenizer.dialect)
@@ -142,6 +145,10 @@ class ChatNabla(NablaSettings, BaseChatModel):
         )
         writer = MessageWriter(llm, ChatAnswer(requests[0], tokenizer, tools=chat.tools))
         return Call(engine, requests, writer, n=llm.n), writer
+
+    def _load_for(self, cls: type[BaseModel] | None) -> Engine:
+        """The engine; one that looks for what a class accepts, where there is one and it judges here."""
+        return (cls and self.load_accepting(cls)) or self.load()
 
     def _for_call(self, kwargs: Mapping[str, Any], stop: list[str] | None) -> ChatNabla:
         """This model with a call's options; another `model` is loaded by its name, without this one's engine."""
@@ -185,7 +192,8 @@ class ChatNabla(NablaSettings, BaseChatModel):
         """Answers as objects of a schema: a pydantic class (v1 too), a TypedDict, a JSON schema or an OpenAI function.
 
         Every method decodes under the schema: `json_schema` writes the object as the answer, `function_calling` as a
-        call of one tool, `json_mode` as the answer without telling the model of the schema.
+        call of one tool, `json_mode` as the answer without telling the model of the schema. What validators of a
+        pydantic class refuse in an answer, the model is told (`Refine(keep=True)`), or a strategy of your own searches.
         """
         llm, parser = _structured.bound(self, schema, method=method, strict=strict, **kwargs)
         if not include_raw:

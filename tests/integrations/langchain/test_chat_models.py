@@ -13,16 +13,19 @@ from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
 
 from langchain_nabla import ChatNabla
 from langchain_nabla._messages import MessageWriter, conversation
 from nabla_agents import (
+    ArithmeticSteps,
     BestOfN,
+    Budget,
     ChatAnswer,
     ConfigurationError,
     Engine,
     GrammarError,
+    Greedy,
     Message,
     PromptError,
     Sampling,
@@ -250,6 +253,37 @@ def test_the_raw_message_comes_along_and_an_error_is_told(scripted: Any) -> None
     assert failed["parsing_error"] is not None
     with pytest.raises(ConfigurationError, match="method"):
         llm.with_structured_output(Pet, method="xml")  # type: ignore[arg-type]
+
+
+class Sum(BaseModel):
+    """What no grammar can keep: the total is that of the parts."""
+
+    parts: list[int]
+    total: int
+
+    @field_validator("total")
+    @classmethod
+    def adds_up(cls, total: int, info: ValidationInfo) -> int:
+        if total != (due := sum(info.data["parts"])):
+            raise ValueError(f"the parts add up to {due}")
+        return total
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+async def test_what_a_validator_refuses_is_told_and_written_anew_from_there(scripted: Any, method: Any) -> None:
+    """The model knows the sum once it is told, and the answer to the last request is given back whole."""
+    script: Callable[[str], str] = lambda p: f'{{"parts": [2, 3], "total": {5 if "add up to 5" in p else 9}}}'  # noqa: E731
+    engine = scripted(script, strategy=None, reward=ArithmeticSteps(), budget=Budget(rollouts=3))
+    llm = ChatNabla(engine=engine)
+    bound = llm.with_structured_output(Sum, method=method, include_raw=True)
+    got = bound.invoke("x")
+    assert got["parsed"] == Sum(parts=[2, 3], total=5) == (await bound.ainvoke("x"))["parsed"]
+    ledger = got["raw"].response_metadata["nabla"]["usage"]
+    assert ledger["rollouts"] == 2
+    assert ledger["generated_tokens"] < 2 * len(engine.model.tokenizer.encode(got["raw"].content))
+    greedy = ChatNabla(engine=engine, strategy=Greedy()).with_structured_output(Sum, method=method)
+    with pytest.raises(OutputParserException, match="add up to 5"):
+        greedy.invoke("x")
 
 
 class Free:

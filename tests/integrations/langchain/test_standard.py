@@ -153,6 +153,7 @@ class TestEmbedded(Chat, ChatModelIntegrationTests):
 
 
 @pytest.mark.real
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:The engine has no reward")
 class TestReal(TestEmbedded):
     """A model that has learned to write calls and JSON, with no parameter but its name."""
@@ -164,7 +165,7 @@ class TestReal(TestEmbedded):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": str(FILE)}
+        return {"model": str(FILE), "dtype": "bfloat16"}
 
     @property
     def model_override_value(self) -> str:

@@ -13,7 +13,6 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from llama_index.llms.nabla.judging import judging_too
 from llama_index.llms.nabla.scopes import Recorded, check_known, nabla_options, recording
 from nabla_agents import Score, Span
 
@@ -90,7 +89,7 @@ class NablaQueryEngine(BaseQueryEngine):
         def verified(completion: str) -> Any:
             return verifier(query.query_str, completion, nodes)
 
-        return llm.with_engine(judging_too(llm.load(), verified))
+        return llm.with_engine(llm.load_judging(verified))
 
     def _call(self, last: Recorded) -> dict[str, Any]:
         """The last call again, to be refined from what it answered."""

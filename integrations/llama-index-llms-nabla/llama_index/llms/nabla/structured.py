@@ -17,7 +17,6 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, ValidationError
 
-from llama_index.llms.nabla.judging import judging_by_class, takes_rewards
 from llama_index.llms.nabla.scopes import merged
 from nabla_agents import NablaError
 
@@ -106,10 +105,9 @@ class StructuredAnswer(Generic[ModelT]):
 
     def _judging(self) -> NablaLLM:
         """The model, judging by the class too; loads it."""
-        engine = self._llm.load()
-        if not takes_rewards(engine):
+        if (engine := self._llm.load_accepting(self._class)) is None:
             return self._llm
-        llm = self._llm.with_engine(judging_by_class(engine, self._class))
+        llm = self._llm.with_engine(engine)
         return llm if llm.refine_constrained is not None else llm.with_options(refine_constrained=True)
 
     @property
