@@ -13,6 +13,7 @@ from nabla_agents.bench.arms import Arm, default_arms, searches
 from nabla_agents.bench.mbpp_plus import mbpp_plus
 from nabla_agents.config import Settings
 from nabla_agents.errors import ConfigurationError, SandboxError
+from nabla_agents.final_answer import extract_answer
 from nabla_agents.json_text import read_json
 from nabla_agents.registry import STRATEGIES
 from nabla_agents.rewards import MathAnswer, PythonTests
@@ -114,6 +115,7 @@ class FileTask(Settings):
     question, answer, tests, entry: the fields' names. An answer may be a whole solution that ends in `#### 42` or
         `\boxed{42}`. Where `tests` is named, answers are functions: pairs `[arguments, expected]` for calls of
         `entry`'s function, or assertions as one text or a list of texts.
+    function: answers are programs: functions of this name without arguments, which return the number that `answer` is.
     prompt: what is asked, with `{question}` in it.
     symbolic: also compare formulas (extra `math`).
     """
@@ -125,6 +127,7 @@ class FileTask(Settings):
     answer: str = "answer"
     tests: str | None = None
     entry: str | None = None
+    function: str | None = None
     prompt: str = "{question}"
     symbolic: bool = True
 
@@ -188,6 +191,9 @@ def _question(settings: FileTask, number: int, row: Mapping[str, Any]) -> Questi
         raise ConfigurationError(f"{at} asks {text!r}; expected some text.")
     prompt = settings.prompt.replace("{question}", text)
     reference = get(settings.answer if settings.tests is None else settings.tests)
+    if settings.function is not None:
+        returns = PythonTests([((), _number(reference, at))], entry=settings.function)
+        return Question(prompt, lambda texts: _passed(returns, prompt, texts))
     entry = None if settings.tests is None or settings.entry is None else get(settings.entry)
     try:
         if settings.tests is None:
@@ -209,6 +215,14 @@ def _tests(tests: Any) -> Any:
     if all(isinstance(line, str) for line in tests):
         return "\n".join(tests)
     return [tuple(pair) if isinstance(pair, list) and len(pair) == 2 else pair for pair in tests]
+
+
+def _number(answer: Any, at: str) -> float:
+    """The number that an answer is, or that a solution ends in."""
+    try:
+        return float(extract_answer(str(answer)) or "")
+    except ValueError:
+        raise ConfigurationError(f"{at} has the answer {answer!r}; expected a number, which a function can return.") from None
 
 
 def _passed(tests: PythonTests, prompt: str, texts: Sequence[str]) -> list[bool | None]:

@@ -134,6 +134,14 @@ def test_functions_are_judged_by_tests(tmp_path: Path, tests: Any) -> None:
     assert question.right([right, wrong, "no code"]) == [True, False, False]
 
 
+def test_programs_answer_questions_whose_answer_is_a_number(tmp_path: Path) -> None:
+    path = lines(tmp_path, {"question": "How many?", "answer": "48 / 2 = 24 clips.\n#### 1,072"})
+    [question] = file_task(FileTask(path=path, kind="gsm8k", function="solution")).draw(1, 0)
+    values = ["1072", "2144 / 2", "24", "'1072'", "1 / 0"]
+    texts = [f"```python\ndef solution():\n    return {value}\n```" for value in values]
+    assert question.right([*texts, "#### 1072", "def other():\n    return 1072"]) == [True, True, *[False] * 5]
+
+
 def test_what_passes_beside_its_tests_only_claims_to_be_right(tmp_path: Path) -> None:
     loop = "for xs in ([], [1, 2]):\n    assert total(xs) == sum(xs)"
     [question] = file_task(FileTask(path=lines(tmp_path, {"question": "Sum.", "tests": loop}), tests="tests")).draw(
@@ -159,6 +167,7 @@ def test_the_first_lines_are_asked_whatever_the_seed(tmp_path: Path) -> None:
         ('{"question": "a", "answer": 1}\n{"question": "b"}', {}, r":2 has no field 'answer'; it has 'question'"),
         ('{"question": "", "answer": 1}', {}, "asks ''; expected some text"),
         ('{"question": "a", "answer": null}', {}, ":1: MathAnswer expected either an answer"),
+        ('{"question": "a", "answer": "x = y"}', {"function": "f"}, ":1 has the answer 'x = y'; expected a number"),
         ('{"question": "a", "t": []}', {"tests": "t"}, ":1: PythonTests got"),
         ('{"question": "a", "answer": 1}', {"prompt": "no place"}, "expected a text with {question} in it"),
         ('{"question": "a", "answer": 1}', {"anwser": "x"}, "did you mean 'answer'"),
