@@ -8,6 +8,7 @@ Nothing is downloaded: the sizes of the models are those of their published conf
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -61,14 +62,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="of the last column")
     arguments = parser.parse_args()
     dtype, lengths = getattr(torch, arguments.dtype), (arguments.prompt, arguments.tokens)
-    print(f"| language model | reward | weights, GB | 1 row | fits | checkpointed | {arguments.rows} rows | fits |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    print(
+        f"| language model | reward | weights, GB | 1 row | fits | checkpointed | {arguments.rows} rows | fits", end=""
+    )
+    print(" | in 4 bits: weights | 1 row | fits |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for policy, reward, family, headed in PAIRS:
         models = [footprint(policy, dtype, True), footprint(reward, dtype, headed, headless=family != "sibling")]
         weights = sum(model.weights for model in models)
         one = peak(models, 1, *lengths)
         least, many = (peak(models, rows, *lengths, checkpointed=True) for rows in (1, arguments.rows))
-        cells = [gb(weights), gb(one), fits(one), gb(least), gb(many), fits(many)]
+        packed = [replace(model, bits=4) for model in models]
+        few, fewest = sum(model.weights for model in packed), peak(packed, 1, *lengths)
+        cells = [gb(weights), gb(one), fits(one), gb(least), gb(many), fits(many), gb(few), gb(fewest), fits(fewest)]
         print(f"| {policy} | {family} ({reward}) | {' | '.join(cells)} |")
 
 

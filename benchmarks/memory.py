@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
     parser.add_argument("--tokens", type=int, default=128, help="of a completion")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--bits", type=int, choices=(4, 8), help="of weights, by bitsandbytes")
     parser.add_argument(
         "--heap", choices=tuple(_HEAP), default="mapped", help="glibc's own way, or none of it for 256 KB and more"
     )
@@ -43,8 +44,13 @@ def main() -> None:
     print("| model | pass | computed, MB | measured, MB | ratio | CPU s |\n|---|---|---:|---:|---:|---:|", flush=True)
     for model in arguments.models:
         for which in arguments.passes.split(","):
-            options = {"rows": arguments.rows, "prompt": arguments.prompt, "tokens": arguments.tokens}
-            flags = [f"--{name}={value}" for name, value in {**options, "dtype": arguments.dtype}.items()]
+            options: dict[str, object] = {
+                "rows": arguments.rows,
+                "prompt": arguments.prompt,
+                "tokens": arguments.tokens,
+            }
+            options |= {"dtype": arguments.dtype} | ({} if arguments.bits is None else {"bits": arguments.bits})
+            flags = [f"--{name}={value}" for name, value in options.items()]
             done = subprocess.run(
                 [sys.executable, __file__, model, f"--passes={which}", *flags, "--child"],
                 env={**os.environ, **_HEAP[arguments.heap]},
@@ -59,17 +65,25 @@ def main() -> None:
 def measured(arguments: argparse.Namespace) -> tuple[int, int, float]:
     """Bytes by the formula, bytes of resident memory, and processor seconds of a pass."""
     import torch
+    from transformers import BitsAndBytesConfig
 
     from nabla_agents import LanguageModel, Prompt, Rollout, Sampling, tiny
     from nabla_agents.models.footprint import Footprint
+    from nabla_agents.models.gguf_copy import gguf_copy
     from nabla_agents.models.loading import Loading
     from nabla_agents.models.rows import RolloutJob
 
     [name], [which], dtype = arguments.models, arguments.passes.split(","), arguments.dtype
     shape = arguments.rows, arguments.prompt, arguments.tokens
-    needs = Footprint.of(name, Loading(dtype=dtype), tiny_path=tiny.LM_PATH)
+    fewer: dict[str, object] = {}
+    if arguments.bits is not None:
+        name, _ = gguf_copy(Path(name), getattr(torch, dtype))
+        fewer["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=arguments.bits == 4, load_in_8bit=arguments.bits == 8, bnb_4bit_quant_type="nf4"
+        )
+    needs = Footprint.of(name, Loading(dtype=dtype, **fewer), tiny_path=tiny.LM_PATH)
     checkpointed = which == "checkpointed"
-    model = LanguageModel.from_pretrained(name, dtype=dtype, activation_checkpointing=checkpointed)
+    model = LanguageModel.from_pretrained(name, dtype=dtype, activation_checkpointing=checkpointed, **fewer)
     model.eos_ids = frozenset()  # completions are as long as they may be
 
     def ids(count: int) -> tuple[int, ...]:
@@ -98,7 +112,7 @@ def measured(arguments: argparse.Namespace) -> tuple[int, int, float]:
     seconds, resident = time.process_time() - begun, _resident("VmHWM") - before
     gradient = partial(needs.gradient, checkpointed=checkpointed)
     computed = {"decode": needs.decode, "score": needs.score}.get(which, gradient)(*shape)
-    return computed, resident, seconds
+    return computed + needs.unpacked, resident, seconds
 
 
 def _resident(which: str) -> int:

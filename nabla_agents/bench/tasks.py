@@ -222,7 +222,9 @@ def _number(answer: Any, at: str) -> float:
     try:
         return float(extract_answer(str(answer)) or "")
     except ValueError:
-        raise ConfigurationError(f"{at} has the answer {answer!r}; expected a number, which a function can return.") from None
+        raise ConfigurationError(
+            f"{at} has the answer {answer!r}; expected a number, which a function can return."
+        ) from None
 
 
 def _passed(tests: PythonTests, prompt: str, texts: Sequence[str]) -> list[bool | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from nabla_agents import tiny
 from nabla_agents.cli.app import NO_SANDBOX, app, command, spinner, terminal
 from nabla_agents.cli.options import Dtype, Revision, TrustRemoteCode, loading_of, terms_for
+from nabla_agents.errors import ConfigurationError
 from nabla_agents.registry import LEARNED_REWARDS, REWARDS
 
 if TYPE_CHECKING:
@@ -38,6 +40,10 @@ def doctor(
         str | None, typer.Option(help="Beside the model, as in `nabla solve`: `process:MODEL`.", show_default=False)
     ] = None,
     dtype: Dtype = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Of weights of linear layers, by bitsandbytes: 4 or 8. Default: those of the checkpoint."),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Completions that share a pass.")] = 8,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 256,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a completion.")] = 512,
@@ -47,10 +53,14 @@ def doctor(
     """Show which sandboxes contain untrusted Python on this machine (each runs its self-test) and how many threads
     compute; or, with --model, what a model needs in memory.
     """
+    if bits not in (None, 4, 8):
+        raise ConfigurationError(f"--bits is {bits}; expected 4 or 8.")
     if model is not None:
         loading = loading_of(dtype=dtype, trust_remote_code=trust_remote_code)
         with spinner(f"Reading the sizes of {model}"):
-            footprints = _footprints(model, reward, loading, revision)
+            footprints = [
+                (n, replace(f, bits=bits or f.bits)) for n, f in _footprints(model, reward, loading, revision)
+            ]
         return _show(footprints, rows, prompt, tokens)
     from nabla_agents import sandbox
 
@@ -108,13 +118,18 @@ def _footprints(
     return footprints
 
 
+def _column(name: str, needs: Footprint) -> str:
+    fewer = "" if needs.bits is None else f", layers in {needs.bits} bits"
+    return f"{name}, {str(needs.dtype).removeprefix('torch.')}{fewer}"
+
+
 def _show(footprints: list[tuple[str, Footprint]], rows: int, prompt: int, tokens: int) -> None:
     from rich.table import Table
 
     from nabla_agents.models.footprint import LIBRARIES, peak
 
     needs = [footprint for _, footprint in footprints]
-    table = Table("GB", *(f"{name}, {str(f.dtype).removeprefix('torch.')}" for name, f in footprints))
+    table = Table("GB", *(_column(*each) for each in footprints))
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"

@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM
 from nabla_agents.functional import HEAD_CHUNK, NARROW
 from nabla_agents.models.kv_cache import places
 from nabla_agents.models.loading import Loading, chosen_dtype, precision
-from nabla_agents.models.shape import Shape
+from nabla_agents.models.shape import Shape, bits_of
 
 LIBRARIES: Final = 400_000_000  # bytes of a process that has loaded torch and transformers
 _WIDE: Final = 4  # bytes of float32
+_BLOCK: Final = 64  # weights of 4 bits that share a scale in float32, as in bitsandbytes' NF4
 # Rows over the vocabulary [positions, vocab] in float32 that exist at a time, by what is done with them:
 _SCORED: Final = 2  # log π of a token each
 _DIFFERENTIATED: Final = 4  # the gradient of log π by the hidden states
@@ -31,7 +32,8 @@ _REFINED: Final = 10  # logits, gradient, refined rows and what is computed of t
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a model of this shape needs in this type; `headless` reward models make no logits.
+    """Bytes that a model of this shape needs in this type; `headless` reward models make no logits. With `bits`, 4 or
+    8, weights of its linear layers have so many, and one matrix at a time is unpacked.
 
     It is allocated memory: what the interpreter and libraries need comes on top (`LIBRARIES`), and so does what an
     allocator holds and has not given out. Matrices of attention scores are not held, as by PyTorch's fused attention.
@@ -40,6 +42,7 @@ class Footprint:
     shape: Shape
     dtype: torch.dtype = torch.float32
     headless: bool = False
+    bits: int | None = None
 
     @classmethod
     def of(
@@ -58,7 +61,7 @@ class Footprint:
         """
         shape = Shape.of(name, loading, tiny_path=tiny_path, auto_class=auto_class)
         dtype = precision(chosen_dtype(loading))
-        return cls(shape, dtype or shape.stored, headless)
+        return cls(shape, dtype or shape.stored, headless, bits_of(loading.quantization_config) or shape.bits)
 
     @property
     def size(self) -> int:
@@ -67,9 +70,20 @@ class Footprint:
 
     @property
     def weights(self) -> int:
-        """b · parameters; in half precision 4 · vocab · hidden more, for the output head in float32."""
-        head = 0 if self.headless or self.dtype not in NARROW else _WIDE * self.shape.vocab * self.shape.hidden
-        return self.size * self.shape.parameters + head
+        """b · parameters; in half precision 4 · vocab · hidden more, for the output head in float32. A weight of few
+        bits has these, and with 4 of them a 64th of a scale.
+        """
+        shape = self.shape
+        head = 0 if self.headless or self.dtype not in NARROW else _WIDE * shape.vocab * shape.hidden
+        if self.bits is None:
+            return self.size * shape.parameters + head
+        scales = _WIDE * shape.linear // _BLOCK if self.bits <= 4 else 0
+        return self.size * (shape.parameters - shape.linear) + self.bits * shape.linear // 8 + scales + head
+
+    @property
+    def unpacked(self) -> int:
+        """hidden · intermediate · b where weights have few bits: the largest matrix, as a pass multiplies by it."""
+        return 0 if self.bits is None else self.shape.hidden * self.shape.intermediate * self.size
 
     def keys_and_values(self, tokens: int, *, places: int = 0) -> int:
         """Of one row: 2 · kv_heads · head_dim · b for each token and layer, or for each place where a layer has room
@@ -155,4 +169,4 @@ def peak(footprints: Sequence[Footprint], rows: int, prompt: int, tokens: int, *
     passes = [f.gradient(rows, prompt, tokens, checkpointed=checkpointed) for f in footprints]
     passes += [f.score(rows, prompt, tokens) for f in footprints]
     passes += [policy.decode(rows, prompt, tokens), policy.vocabulary(tokens)]
-    return sum(f.weights for f in footprints) + max(passes) + LIBRARIES
+    return sum(f.weights for f in footprints) + max(f.unpacked for f in footprints) + max(passes) + LIBRARIES

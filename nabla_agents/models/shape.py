@@ -39,7 +39,8 @@ class Shape:
 
     `normed` are the numbers of a token that a layer's norms read; `intermediate` those of a row of one matrix of its
     MLP, for a mixture those of all experts that a token goes through; `windows` has for each layer how many tokens it
-    attends to, None where that is all.
+    attends to, None where that is all. `linear` are the parameters of linear layers within the decoder's, which
+    quantised weights have in fewer bits; `bits` is how many a quantised checkpoint says it has.
     """
 
     parameters: int
@@ -52,6 +53,8 @@ class Shape:
     normed: int
     windows: tuple[int | None, ...]
     stored: torch.dtype = torch.float32
+    linear: int = 0
+    bits: int | None = None
 
     @property
     def layers(self) -> int:
@@ -117,7 +120,20 @@ class Shape:
             normed=_normed(layers[0], {"q": heads * head_dim, "k": kv_heads * head_dim}),
             windows=tuple(getattr(cache, "sliding_window", None) for cache in caches),
             stored=getattr(config, "dtype", None) or torch.float32,
+            linear=sum(m.weight.numel() for layer in layers for m in layer.modules() if isinstance(m, torch.nn.Linear)),
+            bits=bits_of(getattr(config, "quantization_config", None)),
         )
+
+
+def bits_of(quantization: Any) -> int | None:
+    """The bits of a weight by transformers' `quantization_config`, an object or a mapping; None where it is none, or
+    does not say.
+    """
+    given = quantization if isinstance(quantization, Mapping) else getattr(quantization, "__dict__", {})
+    bits = given.get("bits") or given.get("w_bit")
+    named = 4 * bool(given.get("load_in_4bit", given.get("_load_in_4bit")))
+    named = named or 8 * bool(given.get("load_in_8bit", given.get("_load_in_8bit")))
+    return int(bits or named) or None
 
 
 def _normed(layer: torch.nn.Module, projected: Mapping[str, int]) -> int:

@@ -160,6 +160,20 @@ def test_doctor_shows_a_model_and_its_reward(tmp_path: Path) -> None:
     assert "gradient pass, 3 rows, checkpointed" in done.output
 
 
+def test_doctor_computes_weights_in_few_bits(tmp_path: Path) -> None:
+    """6.53e9 of its 7.62e9 parameters are in layers; a checkpoint in 4 bits says so itself."""
+    half = ["doctor", "--model", str(config_only(tmp_path / "a")), "--dtype", "bfloat16", "--bits"]
+    folder = config_only(tmp_path / "b", quantization_config={"quant_method": "gptq", "bits": 4})
+    told = ["doctor", "--model", str(folder), "--dtype", "bfloat16"]
+    runs = [CliRunner().invoke(app, arguments) for arguments in ([*half, "4"], told, [*half, "8"], [*half, "3"])]
+    linear = 28 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18_944)
+    for run, bytes_of_one in zip(runs, (0.5 + 4 / 64, 0.5 + 4 / 64, 1), strict=False):
+        expected = 2 * (7_615_616_512 - linear) + bytes_of_one * linear + 4 * 152_064 * 3584
+        assert f"{expected / 1e9:.3f}" in run.output
+    assert runs[3].exit_code == 2
+    assert "expected 4 or 8" in runs[3].stderr
+
+
 def test_doctor_refuses_a_folder_without_a_model(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["doctor", "--model", str(tmp_path)])
     assert done.exit_code == 2

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from nabla_agents import Engine, Greedy, LanguageModel, ModelLoadError, Sampling
+from nabla_agents.models.footprint import Footprint
 from nabla_agents.models.gguf_copy import gguf_copy
+from nabla_agents.models.loading import Loading
 from nabla_agents.models.quantised import check_gradient
 from nabla_agents.models.rows import RolloutJob
 from nabla_agents.testing import random_model
@@ -190,6 +192,11 @@ def test_weights_in_few_bits_have_the_gradient_of_their_values(
         packed = LanguageModel.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(**options))
         found = gradient(packed, "abcabc", 12)
     assert len(caplog.records) < 3  # its layers would say at each pass that they round
+    module, config = packed.transformer.module, BitsAndBytesConfig(**options)
+    scales = [p.quant_state.absmax for p in module.parameters() if getattr(p, "quant_state", None) is not None]
+    held = {t.data_ptr(): t.nbytes for t in [*module.parameters(), *scales]}
+    loading = Loading(dtype=module.dtype, quantization_config=config)
+    assert sum(held.values()) == Footprint.of(tmp_path, loading, tiny_path=tmp_path).weights
     expected = gradient(dequantised(packed), "abcabc", 12)
     assert cosine(found, expected) > alike
     assert 0.9 < float(found.norm() / expected.norm()) < 1.1
