@@ -5,8 +5,8 @@
 What it learns from are labelled solutions (`question`, `solution`, `is_correct`) and the model's own answers to
 `--count` questions (`question`, `answer` that ends in `#### 42`), judged by `MathAnswer`: an answer is read at its last
 token by the chat template, as `OutcomeReward` reads it, and a logistic regression separates right from wrong. A fifth
-of the questions, drawn by their hash, is held out for the AUC; how strongly weights are held back is chosen on the
-rest. The checkpoint is a plain sequence classification model, for `outcome:verifier` and
+of the questions, drawn by their hash, is held out for the AUC and for best-of-n; how strongly weights are held back is
+chosen on the rest. The checkpoint is a plain sequence classification model, for `outcome:verifier` and
 `OutcomeReward.from_pretrained("verifier")`; its score is the log-odds up to a constant. Answers and states are
 kept in the folder: the same command goes on where it stopped.
 """
@@ -18,6 +18,7 @@ import hashlib
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from nabla_agents import Budget, Engine, Greedy, LanguageModel, MathAnswer, OutcomeReward, Rollout, Sampling
+from nabla_agents.final_answer import extract_answer
 
 PROMPT = "{question}\nSolve it step by step with equations, and end with a line `Answer:` and the number."
 FOLDS = 5
@@ -191,8 +193,33 @@ def fitted(states: Tensor, labelled: Sequence[Labelled], penalties: Sequence[flo
                 "right": round(float(right[some].double().mean()), 4),
                 "auc": round(auc(values[some], right[some]), 4),
                 "interval": interval(values[some], right[some], questions),
+                **best_of_n([row for row, chosen in zip(labelled, some.tolist(), strict=True) if chosen], values[some]),
             }
     return weight, report
+
+
+def best_of_n(labelled: Sequence[Labelled], values: Tensor) -> dict[str, Any]:
+    """Of the questions with several answers, % right: any of them, the one of most votes, the one of the highest score;
+    and by how much the last is ahead, with 95 % bootstrap intervals over questions.
+    """
+    answers: dict[str, list[tuple[Labelled, float]]] = {}
+    for row, value in zip(labelled, values.tolist(), strict=True):
+        answers.setdefault(row.question, []).append((row, value))
+    found: list[tuple[float, float, float]] = []
+    for several in (each for each in answers.values() if len(each) > 1):
+        votes = Counter(extract_answer(row.solution) for row, _ in several)
+        voted = next(row for row, _ in several if extract_answer(row.solution) == votes.most_common(1)[0][0])
+        best = max(several, key=lambda pair: pair[1])[0]
+        found.append((sum(row.right for row, _ in several) / len(several), float(voted.right), float(best.right)))
+    if not found:
+        return {}
+    table = 100 * torch.tensor(found)
+    drawn = torch.randint(len(found), (2000, len(found)), generator=torch.Generator().manual_seed(0))
+    gains = (table[:, 2:] - table[:, :2])[drawn].mean(1).quantile(torch.tensor([0.025, 0.975]), dim=0)
+    names = ("any", "majority", "best by it")
+    means = {name: round(float(mean), 1) for name, mean in zip(names, table.mean(0), strict=True)}
+    ahead = {f"ahead of {name}": [round(x, 1) for x in gains[:, i].tolist()] for i, name in enumerate(names[:2])}
+    return {"questions": len(found), "answers": len(labelled), **means, **ahead}
 
 
 def logistic(states: Tensor, right: Tensor, penalty: float) -> Tensor:

@@ -124,12 +124,16 @@ class EngineSettings(BaseModel):
         """
         return judging_too(self.load(), reward)
 
-    def load_accepting(self, cls: type[BaseModel]) -> Engine | None:
+    def load_accepting(self, cls: type[BaseModel], *, verbatim: bool = False) -> Engine | None:
         """The engine whose searches look for an answer that the class accepts: told what it refuses, a model writes
         from there on, unless engine or settings have a strategy of their own. None where a server judges.
+
+        verbatim: prompts are no conversations, so that nothing can be told.
         """
         engine = self.load()
-        return judging_by_class(engine, cls) if takes_rewards(engine) else None
+        if not takes_rewards(engine):
+            return None
+        return judging_by_class(engine, cls, told=engine.model.tokenizer.has_template and not verbatim)
 
     @property
     def judges(self) -> bool | None:

@@ -20,7 +20,7 @@ _WEIGHT: Final = 3.0  # of a class: an answer that it refuses is of no use, what
 _MOST: Final = 32  # classes per engine that are remembered
 
 _lock = threading.Lock()
-_by_class: WeakKeyDictionary[Engine, OrderedDict[type[BaseModel], Engine]] = WeakKeyDictionary()
+_by_class: WeakKeyDictionary[Engine, OrderedDict[tuple[type[BaseModel], bool], Engine]] = WeakKeyDictionary()
 
 
 def takes_rewards(engine: Any) -> bool:
@@ -45,20 +45,22 @@ def judging_too(engine: Engine, reward: Reward, *, strategy: Strategy | None = N
     return engine.with_reward(reward if own is None else own.otherwise(0.0) + reward, strategy=strategy)
 
 
-def judging_by_class(engine: Engine, cls: type[BaseModel]) -> Engine:
-    """The engine whose searches look for an answer that the class accepts: one per class, so that calls join. Without a
-    strategy of its own, it tells the model what the class refuses and keeps what stands before that
-    (`Refine(keep=True)`): of the searches that were measured on a real model, the one that mends objects.
+def judging_by_class(engine: Engine, cls: type[BaseModel], *, told: bool) -> Engine:
+    """The engine whose searches look for an answer that the class accepts: one per class, so that calls join.
+
+    told: without a strategy of its own, it tells the model what the class refuses and keeps what stands before that
+        (`Refine(keep=True)`): of the searches that were measured on a real model, the one that mends objects. Prompts
+        have to be conversations then.
     """
     from nabla_agents.rewards import PydanticClass  # loads torch, as `Refine` does
     from nabla_agents.search import Refine
 
     with _lock:
         engines = _by_class.setdefault(engine, OrderedDict())
-        if cls not in engines:
+        if (key := (cls, told)) not in engines:
             reward = _WEIGHT * PydanticClass(cls, vouches=False)
-            engines[cls] = judging_too(engine, reward, strategy=Refine(keep=True))
-        engines.move_to_end(cls)
+            engines[key] = judging_too(engine, reward, strategy=Refine(keep=True) if told else None)
+        engines.move_to_end(key)
         while len(engines) > _MOST:
             engines.popitem(last=False)
-        return engines[cls]
+        return engines[key]

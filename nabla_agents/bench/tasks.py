@@ -140,6 +140,8 @@ def file_task(settings: FileTask) -> Task:
     """
     if "{question}" not in settings.prompt:
         raise ConfigurationError(f"prompt is {settings.prompt!r}; expected a text with {{question}} in it.")
+    if settings.function is not None and settings.tests is not None:
+        raise ConfigurationError("function and tests are both given; expected one of them, which says what is right.")
     rows = _rows(settings.path)[settings.skip :]
     questions = [_question(settings, number, row) for number, row in rows]
     return Task(

@@ -168,6 +168,7 @@ def test_the_first_lines_are_asked_whatever_the_seed(tmp_path: Path) -> None:
         ('{"question": "", "answer": 1}', {}, "asks ''; expected some text"),
         ('{"question": "a", "answer": null}', {}, ":1: MathAnswer expected either an answer"),
         ('{"question": "a", "answer": "x = y"}', {"function": "f"}, ":1 has the answer 'x = y'; expected a number"),
+        ('{"question": "a", "answer": 1}', {"function": "f", "tests": "t"}, "both given; expected one"),
         ('{"question": "a", "t": []}', {"tests": "t"}, ":1: PythonTests got"),
         ('{"question": "a", "answer": 1}', {"prompt": "no place"}, "expected a text with {question} in it"),
         ('{"question": "a", "answer": 1}', {"anwser": "x"}, "did you mean 'answer'"),

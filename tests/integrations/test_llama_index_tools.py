@@ -16,7 +16,7 @@ from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel, Field, field_validator
 
 from llama_index.llms.nabla import NablaLLM, StructuredAnswerError
-from nabla_agents import Budget, ConfigurationError, Engine, Nabla
+from nabla_agents import ArithmeticSteps, Budget, ConfigurationError, Engine, Nabla
 from nabla_agents.testing import scripted_model
 
 # Of LlamaIndex itself: its agents look at all their own attributes, and its memory leaves its data base open.
@@ -216,6 +216,14 @@ async def test_a_validator_steers_the_next_attempt(method: str) -> None:
     assert await structured(llm, method) == Person(name="Ann", age=7)
     with pytest.raises(StructuredAnswerError, match="Raise structured_retries"):
         await structured(llm.model_copy(update={"structured_retries": 0}), method)
+
+
+def test_a_prompt_that_is_no_conversation_is_searched_as_it_is() -> None:
+    engine = scripted(lambda p: '{"name": "ann", "age": 7}').engine
+    plain = Engine(model=engine.model, budget=Budget(rollouts=2), reward=ArithmeticSteps())
+    llm = NablaLLM(engine=plain, max_tokens=200, messages_to_prompt=lambda m: m[-1].content, structured_retries=0)
+    with pytest.raises(StructuredAnswerError, match="capital"):
+        llm.structured_predict(Person, PROMPT, who="she")
 
 
 class Share(BaseModel):

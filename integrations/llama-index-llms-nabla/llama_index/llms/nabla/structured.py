@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
 from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictEndEvent,
@@ -105,7 +106,8 @@ class StructuredAnswer(Generic[ModelT]):
 
     def _judging(self) -> NablaLLM:
         """The model, judging by the class too; loads it."""
-        if (engine := self._llm.load_accepting(self._class)) is None:
+        verbatim = self._llm.messages_to_prompt is not generic_messages_to_prompt
+        if (engine := self._llm.load_accepting(self._class, verbatim=verbatim)) is None:
             return self._llm
         llm = self._llm.with_engine(engine)
         return llm if llm.refine_constrained is not None else llm.with_options(refine_constrained=True)
