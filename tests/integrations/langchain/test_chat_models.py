@@ -193,7 +193,7 @@ def test_a_number_ends_by_its_bounds_and_a_broken_call_is_invalid(scripted: Any)
 
 
 def test_call_ids_differ_between_turns_and_not_between_paths(scripted: Any) -> None:
-    llm = ChatNabla(engine=scripted(lambda prompt: f"{FIRST}\n{FIRST}"))
+    llm = ChatNabla(engine=scripted(lambda prompt: f"{FIRST}\n{SECOND}"))
     bound = llm.bind_tools(TOOLS)
     ids = [c["id"] for c in bound.invoke("a").tool_calls]
     assert ids == [c["id"] for c in merged(list(bound.stream("a"))).tool_calls]
