@@ -82,8 +82,11 @@ class Constraint:
         mask = self.mask()
         if _free(mask) or self.whole:
             return not _free(mask)
-        ahead = self._copy()
-        return any(mask[token] and ahead.take([token]) == 1 and ahead.whole for token in self._brackets)
+        for token in (token for token in self._brackets if mask[token]):
+            ahead = self._copy()
+            if ahead.take([token]) == 1 and ahead.whole:
+                return True
+        return False
 
     @property
     def complete(self) -> bool:
