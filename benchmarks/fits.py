@@ -62,10 +62,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="of the last column")
     arguments = parser.parse_args()
     dtype, lengths = getattr(torch, arguments.dtype), (arguments.prompt, arguments.tokens)
-    print(
-        f"| language model | reward | weights, GB | 1 row | fits | checkpointed | {arguments.rows} rows | fits", end=""
-    )
-    print(" | in 4 bits: weights | 1 row | fits |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    heads = ["weights, GB", "1 row", "fits", "checkpointed", f"{arguments.rows} rows", "fits"]
+    heads += ["in 4 bits: weights", "1 row", "fits"]
+    print(f"| language model | reward | {' | '.join(heads)} |\n|---|---|{'---:|' * len(heads)}")
     for policy, reward, family, headed in PAIRS:
         models = [footprint(policy, dtype, True), footprint(reward, dtype, headed, headless=family != "sibling")]
         weights = sum(model.weights for model in models)

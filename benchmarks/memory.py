@@ -44,13 +44,8 @@ def main() -> None:
     print("| model | pass | computed, MB | measured, MB | ratio | CPU s |\n|---|---|---:|---:|---:|---:|", flush=True)
     for model in arguments.models:
         for which in arguments.passes.split(","):
-            options: dict[str, object] = {
-                "rows": arguments.rows,
-                "prompt": arguments.prompt,
-                "tokens": arguments.tokens,
-            }
-            options |= {"dtype": arguments.dtype} | ({} if arguments.bits is None else {"bits": arguments.bits})
-            flags = [f"--{name}={value}" for name, value in options.items()]
+            options = {name: getattr(arguments, name) for name in ("rows", "prompt", "tokens", "dtype", "bits")}
+            flags = [f"--{name}={value}" for name, value in options.items() if value is not None]
             done = subprocess.run(
                 [sys.executable, __file__, model, f"--passes={which}", *flags, "--child"],
                 env={**os.environ, **_HEAP[arguments.heap]},

@@ -79,7 +79,10 @@ class Constraint:
         """Whether what was written may end here, or by one bracket, and is no text that goes on as it likes: a call has
         been ended.
         """
-        mask = self.mask()
+        return self.settles(self.mask())
+
+    def settles(self, mask: Mask) -> bool:
+        """As `settled`, for who has its mask already."""
         if _free(mask) or self.whole:
             return not _free(mask)
         for token in (token for token in self._brackets if mask[token]):

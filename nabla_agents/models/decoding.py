@@ -170,16 +170,17 @@ def _take(
 ) -> list[int]:
     """Appends to each row its right guesses and the token after them; how many of the tokens read each row keeps."""
     places = [(i, j) for i, guess in enumerate(guesses) for j in range(len(guess) + 1)]
-    chosen = iter(_chosen(model, rows, hidden, places, _masks(rows, guesses)))
+    masks = _masks(rows, guesses)
+    chosen = iter(_chosen(model, rows, hidden, places, masks))
     kept: list[int] = []
-    for row, guess in zip(rows, guesses, strict=True):
+    for i, (row, guess) in enumerate(zip(rows, guesses, strict=True)):
         drawn = [next(chosen) for _ in range(len(guess) + 1)]
         row.computed_rows += len(drawn)
         before = len(row.ids)
         for j, (token, log_prob) in enumerate(drawn):
             row.ids.append(token)
             row.log_probs.append(log_prob)
-            row.follow(token)
+            row.follow(token, masks.get((i, j)))
             row.close_if_finished(model)
             if row.finish is not None or j == len(guess) or token != guess[j]:
                 break

@@ -12,7 +12,7 @@ from torch import Tensor
 from nabla_agents.config import Sampling
 from nabla_agents.errors import GrammarError
 from nabla_agents.models.causal_model import CausalModel
-from nabla_agents.models.constraint import Constraint
+from nabla_agents.models.constraint import Constraint, Mask
 from nabla_agents.types import FinishReason, Prompt, Rollout, Usage
 
 FIRST_WINDOW, LARGEST_WINDOW = 4, 64  # guesses read at a time; doubled as long as all of them are right
@@ -79,15 +79,16 @@ class Row:
         self.misses = 0 if accepted else self.misses + 1
         self.window = min(2 * self.window, LARGEST_WINDOW) if accepted == len(guess) else FIRST_WINDOW
 
-    def follow(self, token: int) -> None:
+    def follow(self, token: int, mask: Mask | None = None) -> None:
         """Has its grammar follow the newest token. What it cannot follow ends the row, and no other. So does the
         beginning of a further call that has no room to end, or that comes behind one made twice; it is not begun.
+        `mask` is what the grammar had at the token's place, where that is known.
         """
         if self.constraint is None:
             return
         room, grammar = self.job.max_tokens - len(self.ids), self.job.sampling.grammar
         several = grammar is not None and grammar.calls and grammar.parallel
-        settled = several and self.constraint.settled
+        settled = several and (self.constraint.settled if mask is None else self.constraint.settles(mask))
         try:
             self.constraint.take([token])
             if not settled or self.constraint.whole:

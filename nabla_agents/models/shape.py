@@ -130,10 +130,9 @@ def bits_of(quantization: Any) -> int | None:
     does not say.
     """
     given = quantization if isinstance(quantization, Mapping) else getattr(quantization, "__dict__", {})
-    bits = given.get("bits") or given.get("w_bit")
     named = 4 * bool(given.get("load_in_4bit", given.get("_load_in_4bit")))
     named = named or 8 * bool(given.get("load_in_8bit", given.get("_load_in_8bit")))
-    return int(bits or named) or None
+    return int(given.get("bits") or named) or None
 
 
 def _normed(layer: torch.nn.Module, projected: Mapping[str, int]) -> int:
