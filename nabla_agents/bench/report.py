@@ -105,11 +105,14 @@ def follow(records: Iterator[Record], console: Console, *, bench: Bench, out: Pa
             f"Interrupted: {len(measured)} of {total} done and kept in {out}; the same command goes on.",
             style="yellow",
             soft_wrap=True,
+            markup=False,
         )
     elif measured:
-        console.print(f"Written to {out}: records.jsonl, {', '.join(written)}", style="dim", soft_wrap=True)
+        console.print(
+            f"Written to {out}: records.jsonl, {', '.join(written)}", style="dim", soft_wrap=True, markup=False
+        )
         if report.hint:
-            console.print(report.hint, style="dim", soft_wrap=True)
+            console.print(report.hint, style="dim", soft_wrap=True, markup=False)
     return complete
 
 

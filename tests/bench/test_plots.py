@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from matplotlib.figure import Figure
+from typer.testing import CliRunner
 
 from nabla_agents.bench import plots
+from nabla_agents.cli import app
 
 COSTS = ("generated_tokens", "flops")
 
@@ -75,3 +78,11 @@ def labels(figure: Figure) -> list[str]:
     """Of all legends."""
     legends = [axes.get_legend() for axes in figure.axes]
     return [text.get_text() for legend in legends if legend is not None for text in legend.get_texts()]
+
+
+def test_what_brings_pictures_is_said_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nabla_agents.bench.report.find_spec", lambda name: None)
+    folder = tmp_path / "a[bold]b"
+    done = CliRunner().invoke(app, ["bench", "--problems", "1", "--arms", "greedy", "--out", str(folder)])
+    assert "nabla-agents[plots]" in done.output + done.stderr
+    assert str(folder) in done.output + done.stderr
